@@ -1,0 +1,242 @@
+"""Reads JSON records from the original files of a data set, and says where a broken one stands.
+
+Knows nothing of streams or questions, nor of any one format: a builder names the fields by which it knows its own.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import dataclasses
+import gzip
+import json
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+# A longer line is no record of text but a mistake (a whole data set on one line); parsing takes ten times its size.
+MAX_LINE_BYTES = 64 * 2**20
+_MOVE = "or move the file out of data.source_dir if it is no data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One JSON object.
+
+    Attributes:
+        fields: The object.
+        where: File and line (or number of the record), for messages.
+        path: Where in the record a nested object stands, e.g. "paragraphs[2]."; "" for the record itself.
+    """
+
+    fields: dict[str, Any]
+    where: str
+    path: str = ""
+
+    def text(self, key: str, may_be_empty: bool = False) -> str:
+        """Returns a field that must be a text, stripped.
+
+        Raises:
+            ValueError: it is missing, no text, or blank (unless `may_be_empty`).
+        """
+        value = self._get(key, str, "a text")
+        if not value.strip() and not may_be_empty:
+            raise self.error(key, "a text that is not blank")
+        return value.strip()
+
+    def items(self, key: str) -> list[Any]:
+        """Returns a field that must be a list; raises ValueError if it is missing or no list."""
+        return self._get(key, list, "a list")
+
+    def record(self, key: str) -> Record:
+        """Returns a field that must be an object; raises ValueError if it is missing or no object."""
+        return Record(self._get(key, dict, "an object"), self.where, f"{self.path}{key}.")
+
+    def records(self, key: str) -> list[Record]:
+        """Returns a field that must be a list of objects; raises ValueError if it is missing or anything else."""
+        values = self.items(key)
+        for i, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise self.error(f"{key}[{i}]", "an object", value)
+        return [Record(value, self.where, f"{self.path}{key}[{i}].") for i, value in enumerate(values)]
+
+    def error(self, key: str, expected: str, value: Any = ...) -> ValueError:
+        """Returns the error to raise for field `key`; `value` is what stands there, if it is not a plain field."""
+        value = self.fields.get(key, ...) if value is ... else value
+        got = "the field is missing" if value is ... else f"got {type(value).__name__} {_short(value)}"
+        return ValueError(f"{self.where}, field {self.path}{key}: expected {expected}, {got}. Correct it, {_MOVE}.")
+
+    def _get(self, key: str, kind: type, expected: str) -> Any:
+        value = self.fields.get(key, ...)
+        if not isinstance(value, kind):
+            raise self.error(key, expected)
+        return value
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def read(source_dir: str, keys: Sequence[str], name: str) -> Iterator[Record]:
+    """Yields every record of one format below a folder, file by file in the order of their relative paths.
+
+    A file belongs to the format when its first record has all `keys`. The others are left alone: several data sets
+    may share a folder. Hidden files and folders are not looked at; linked ones are.
+
+    A file holds one record a line, or one JSON document: a list of records, an object whose "data" lists them, or a
+    single record.
+
+    Args:
+        source_dir: `StreamSpec.source_dir`.
+        keys: The fields that tell the format from others.
+        name: What the format is called, for messages.
+
+    Raises:
+        ValueError: there is no such folder or no such file in it; or a file is damaged, with file and line. A file
+            that does not parse at all raises as well: to pass over it could lose data without a word.
+    """
+    formats = f"files of {name} ({', '.join(SUFFIXES)}; records with the fields {', '.join(keys)})"
+    if not source_dir:
+        raise ValueError(f"data.source_dir must be the folder that holds {formats}, got ''. Set data.source_dir.")
+    root = pathlib.Path(source_dir)
+    if not root.exists():
+        raise ValueError(f"data.source_dir must exist and hold {formats}; {source_dir!r} does not exist. Correct it.")
+    if not root.is_dir():
+        raise ValueError(f"data.source_dir must be a folder, got the file {source_dir!r}. Name the folder it is in.")
+
+    paths = _paths(root)
+    any_found = False
+    for path in paths:
+        with contextlib.closing(_values(path, keys)) as values:
+            found = False
+            for value, where in values:
+                is_object = isinstance(value, dict)
+                if not found and not (is_object and all(key in value for key in keys)):
+                    break  # the first record: another format
+                found = any_found = True
+                if not is_object:
+                    raise ValueError(f"{where}: expected an object, got {_short(value)}. Correct the line, {_MOVE}.")
+                yield Record(value, where)
+    if not any_found:
+        raise ValueError(
+            f"data.source_dir {source_dir!r} holds no {formats}; {len(paths)} files with these endings are of other "
+            "formats. Put the original files there, or point data.source_dir to the folder that has them."
+        )
+
+
+def _paths(root: pathlib.Path) -> list[pathlib.Path]:
+    found, seen = [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
+        for file in files:
+            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
+                found.append(pathlib.Path(folder, file))
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _values(path: pathlib.Path, keys: Sequence[str]) -> Iterator[tuple[Any, str]]:
+    """Yields the records of one file, of whatever format, and where each stands."""
+    is_gzip = path.name.lower().endswith(".gz")
+    with gzip.open(path) if is_gzip else path.open("rb") as stream:
+        lines = _lines(stream, path)
+        is_first = True
+        for line, offset, raw in lines:
+            with _located(path, line, offset):
+                try:
+                    value = _parse(raw)
+                except json.JSONDecodeError:
+                    # A document may run over many lines; in a file of lines the first one is simply broken.
+                    if not is_first or path.name.lower().removesuffix(".gz").endswith(".jsonl"):
+                        raise
+                    value = _parse(_document(path, line, raw, lines))
+            is_first = False
+            if isinstance(value, dict) and isinstance(value.get("data"), list) and not all(k in value for k in keys):
+                value = value["data"]
+            if isinstance(value, list):
+                for i, item in enumerate(value, start=1):
+                    yield item, f"{path}:{line}, record {i}"
+            else:
+                yield value, f"{path}:{line}"
+
+
+def _lines(stream: BinaryIO, path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yields the number (from 1), the offset in bytes and the bytes of each line that is not blank."""
+    line, offset = 0, 0
+    while True:
+        line += 1
+        try:
+            raw = stream.readline(MAX_LINE_BYTES + 1)
+            size = len(raw)
+            if size > MAX_LINE_BYTES:
+                while not raw.endswith(b"\n") and (raw := stream.readline(MAX_LINE_BYTES)):
+                    size += len(raw)
+                raise ValueError(_too_long(f"{path}:{line}", size))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path}:{line}: the gzip file is truncated or damaged ({error}). Fetch or compress it anew, {_MOVE}."
+            ) from error
+        if not raw:
+            return
+        start = offset
+        offset += size
+        if line == 1 and raw.startswith(codecs.BOM_UTF8):
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+            start += len(codecs.BOM_UTF8)
+        if raw.strip():
+            yield line, start, raw
+
+
+def _document(path: pathlib.Path, first_line: int, first: bytes, rest: Iterator[tuple[int, int, bytes]]) -> bytes:
+    """Returns a file's first line and the rest in one; blank lines are kept, so that messages count lines right."""
+    parts, size, previous = [first], len(first), first_line
+    for line, _, raw in rest:
+        size += len(raw)
+        if size <= MAX_LINE_BYTES:
+            parts.append(b"\n" * (line - previous - 1) + raw)
+        previous = line
+    if size > MAX_LINE_BYTES:
+        raise ValueError(_too_long(f"{path} (one document)", size))
+    return b"".join(parts)
+
+
+def _too_long(where: str, size: int) -> str:
+    return (
+        f"{where}: {size:,} bytes in one piece, more than the {MAX_LINE_BYTES:,} that are read. "
+        f"Write one record a line, {_MOVE}."
+    )
+
+
+def _parse(raw: bytes) -> Any:
+    text = raw.decode("utf-8").rstrip()  # else the parser finds a torn line torn in the line after
+    value = json.loads(text)
+    # "\ud83d" without its second half parses, but no tokenizer or file takes it; that should not surface in training.
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+@contextlib.contextmanager
+def _located(path: pathlib.Path, line: int, offset: int) -> Iterator[None]:
+    """Turns what parsing raises into a ValueError with file and line (of the parsed text's start) and remedy."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        place = f"byte {offset + error.start}"  # of the unpacked text, for .gz
+        raise ValueError(f"{path}:{line}, {place}: not UTF-8. Convert the file to UTF-8, {_MOVE}.") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}:{line}: holds half a surrogate pair ({error}). Correct the text, {_MOVE}.") from error
+    except json.JSONDecodeError as error:
+        place = f"{path}:{line + error.lineno - 1}, column {error.colno}"
+        raise ValueError(f"{place}: broken JSON ({error.msg}). Correct the file, {_MOVE}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}:{line}: JSON nested too deeply. Correct the file, {_MOVE}.") from error

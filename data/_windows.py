@@ -1,0 +1,165 @@
+"""From long texts cut into chunks to streams: the split, the windows, and the draw of the questions.
+
+A text is an article, a conversation, a book. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import logging
+import math
+import random
+from collections.abc import Collection, Mapping, Sequence
+
+from finemem_jax.episode import Chunk, Question, Stream, StreamSpec
+
+_TEST_FRACTION = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A whole text: its chunks in order and the questions about it.
+
+    Attributes:
+        name: Unique within the source.
+        chunks: The texts of the chunks.
+        questions: `gold_steps` holds indices into `chunks`, ascending, at least one.
+        left_out: How many questions could not be used, by reason.
+    """
+
+    name: str
+    chunks: tuple[str, ...]
+    questions: tuple[Question, ...]
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def check(spec: StreamSpec) -> None:
+    """Raises ValueError for a spec that no source could serve."""
+    if spec.split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {spec.split!r}; use one of these.")
+    least = {
+        "num_streams": 0,
+        "chunks_per_stream": 1,
+        "chunk_words": 1,
+        "questions_per_chunk": 0,
+        "questions_per_stream": 0,
+    }
+    for field, smallest in least.items():
+        if getattr(spec, field) < smallest:
+            raise ValueError(
+                f"data.{field} must be at least {smallest}, got {getattr(spec, field)}; raise it to {smallest} or more."
+            )
+
+
+def names_of_split(names: Collection[str], split: str, source: str) -> list[str]:
+    """Returns the names of the texts that belong to a split, sorted.
+
+    The names are ordered by their SHA-256, and the first fifth (rounded up) is the test split: the same texts
+    on every machine, for every seed, and one on either side as soon as there are two. Other texts in the folder
+    shift the border, so a held-out set is better kept in a folder of its own.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    num_test = math.ceil(_TEST_FRACTION * len(by_hash))
+    chosen = by_hash[:num_test] if split == "test" else by_hash[num_test:]
+    if not chosen:
+        other = "train" if split == "test" else "test"
+        raise ValueError(
+            f"Split {split!r} of source {source!r} is empty: data.source_dir holds {len(by_hash)} text(s), and a text "
+            f"is never shared by two splits. Add texts to data.source_dir, or use split {other!r}."
+        )
+    return sorted(chosen)
+
+
+class Windows:
+    """Streams as windows of consecutive chunks of one text; a `StreamSource`.
+
+    Windows do not overlap; the last one of a text may be shorter. One without any question is skipped. The
+    order is seeded and takes one window of each text in turn, so that few streams still cover many texts.
+    Questions are drawn when a stream is asked for, from a seed that depends on the stream alone.
+
+    Attributes:
+        left_out: How many questions of these texts can never be asked, by reason.
+    """
+
+    def __init__(self, source: str, texts: Sequence[Text], spec: StreamSpec, competency: str):
+        self._source, self._spec, self._competency = source, spec, competency
+        self.left_out = collections.Counter()
+        rng = random.Random(f"{spec.seed}/order")
+        turns = []
+        for text in texts:
+            self.left_out.update(text.left_out)
+            windows = self._windows_of(text)
+            rng.shuffle(windows)
+            turns.append(windows)
+        rng.shuffle(turns)
+        windows = [window for turn in itertools.zip_longest(*turns) for window in turn if window is not None]
+        if not windows:
+            raise ValueError(
+                f"Source {source!r}, split {spec.split!r}: no stream has a question. Add texts with answered questions "
+                "to data.source_dir, or raise data.chunk_words and data.chunks_per_stream."
+            )
+        self._windows = windows[: spec.num_streams or None]
+        logging.getLogger(__name__).info(
+            "Source %s, split %s: %d texts, %d streams; questions left out: %s.",
+            source,
+            spec.split,
+            len(texts),
+            len(self._windows),
+            dict(self.left_out) or "none",
+        )
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> Stream:
+        text, start, questions = self._windows[index]
+        spec = self._spec
+        chunks = text.chunks[start : start + spec.chunks_per_stream]
+        stream_id = f"{text.name}/{start:04d}"
+        rng = random.Random(f"{spec.seed}/{stream_id}")
+
+        numbers = range(len(questions))
+        of_chunk = [
+            _draw(rng, [[n for n in numbers if questions[n].gold_steps == (step,)]], spec.questions_per_chunk)
+            for step in range(len(chunks))
+        ]
+        asked = set(itertools.chain(*of_chunk))
+        over_chunks = [n for n in numbers if len(questions[n].gold_steps) > 1]
+        fresh = [n for n in numbers if len(questions[n].gold_steps) == 1 and n not in asked]
+        of_stream = _draw(rng, [over_chunks, fresh, sorted(asked)], spec.questions_per_stream)
+        return Stream(
+            stream_id=stream_id,
+            source=self._source,
+            chunks=tuple(
+                Chunk(chunk, tuple(questions[n] for n in drawn)) for chunk, drawn in zip(chunks, of_chunk, strict=True)
+            ),
+            questions=tuple(questions[n] for n in of_stream),
+            competency=self._competency,
+        )
+
+    def _windows_of(self, text: Text) -> list[tuple[Text, int, tuple[Question, ...]]]:
+        """Returns (text, first chunk, the questions that this window can answer) for each window with a question."""
+        length = self._spec.chunks_per_stream
+        questions_of = collections.defaultdict(list)
+        for question in text.questions:
+            start = question.gold_steps[0] // length * length
+            if question.gold_steps[-1] < start + length:
+                steps = tuple(step - start for step in question.gold_steps)
+                questions_of[start].append(dataclasses.replace(question, gold_steps=steps))
+            else:
+                self.left_out["evidence in two streams"] += 1
+        return [(text, start, tuple(questions_of[start])) for start in sorted(questions_of)]
+
+
+def _draw(rng: random.Random, preferences: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """Draws at most `limit` numbers, from a later list only when the earlier ones are used up; returns them sorted."""
+    drawn = []
+    for numbers in preferences:
+        drawn += rng.sample(numbers, min(len(numbers), limit - len(drawn)))
+    return sorted(drawn)

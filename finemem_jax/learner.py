@@ -1,0 +1,152 @@
+"""The learner: train state, gradients of one micro-batch, one optimizer update. Pure and jitted.
+
+Knows nothing of text, rollouts or rewards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from finemem_jax import grpo
+from finemem_jax.batching import Batch
+from finemem_jax.models import decoder, log_probs
+from finemem_jax.models.decoder import Params
+from finemem_jax.models.presets import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerOptions:
+    """Static settings of an update; part of the compilation key."""
+
+    model: DecoderConfig
+    remat: str
+    clip_low: float
+    clip_high: float
+    aggregation: str
+
+
+class TrainState(NamedTuple):
+    """What training changes."""
+
+    params: Params
+    opt_state: Any
+    updates: jax.Array
+
+
+class Sums(NamedTuple):
+    """What micro-batches add up to."""
+
+    gradients: Params
+    objective: grpo.Objective
+    diagnostics: grpo.Diagnostics
+
+
+def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+
+
+def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array):
+    """log π_θ and entropy of every response token, [R, A] each; meaningless where the mask is 0."""
+    hidden = decoder.hidden_states(
+        options.model,
+        params,
+        [batch.trunk, batch.branch, batch.leaf],
+        [batch.trunk_length, batch.branch_length, batch.leaf_length],
+        options.remat,
+    )[-1]
+    # The state at one position predicts the token at the next; only predicted positions meet the output head.
+    rows, width = batch.response.shape
+    positions = jnp.minimum((batch.response_start - 1)[:, None] + jnp.arange(width), hidden.shape[1] - 1)
+    states = jnp.take_along_axis(hidden, positions[:, :, None], axis=1).reshape(rows * width, -1)
+    head = decoder.output_head(options.model, params)
+    chosen, entropy = log_probs.token_log_probs(states, head, batch.response.reshape(-1), temperature)
+    return chosen.reshape(rows, width), entropy.reshape(rows, width)
+
+
+@jax.jit
+def zero_sums(params: Params) -> Sums:
+    """What no micro-batch adds up to."""
+    zero = jnp.zeros(())
+    diagnostics = grpo.Diagnostics(*(zero for _ in grpo.Diagnostics._fields))
+    return Sums(jax.tree.map(jnp.zeros_like, params), grpo.Objective(zero, zero), diagnostics)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def accumulate(
+    options: LearnerOptions, params: Params, sums: Sums, batch: Batch, temperature: jax.Array
+) -> Sums:
+    """Adds one micro-batch to `sums`."""
+
+    def loss(params):
+        chosen, entropy = response_log_probs(options, params, batch, temperature)
+        objective, diagnostics = grpo.clipped_objective(
+            chosen,
+            batch.old_log_probs,
+            batch.advantages,
+            batch.token_mask,
+            entropy,
+            clip_low=options.clip_low,
+            clip_high=options.clip_high,
+            aggregation=options.aggregation,
+        )
+        return -objective.numerator, (objective, diagnostics)
+
+    gradients, (objective, diagnostics) = jax.grad(loss, has_aux=True)(params)
+    new = Sums(gradients, objective, diagnostics)
+    largest = jnp.maximum(sums.diagnostics.largest_log_ratio, diagnostics.largest_log_ratio)
+    total = jax.tree.map(jnp.add, sums, new)
+    return total._replace(diagnostics=total.diagnostics._replace(largest_log_ratio=largest))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums) -> tuple[TrainState, jax.Array]:
+    """One optimizer update with the mean gradient; returns the new state and the gradient's norm.
+
+    The division by the objective's denominator happens here, after all micro-batches, so that how rows were split
+    changes nothing.
+    """
+    gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.objective.denominator, 1), sums.gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.updates + 1), optax.global_norm(gradients)
+
+
+def update(
+    options: LearnerOptions,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batches: Iterable[Batch],
+    temperature: float,
+) -> tuple[TrainState, dict[str, float]]:
+    """One optimizer update over several micro-batches; no batch leaves the state as it is.
+
+    Returns:
+        The new state, and metrics.
+    """
+    sums = None
+    for batch in batches:
+        sums = zero_sums(state.params) if sums is None else sums
+        sums = accumulate(options, state.params, sums, batch, jnp.float32(temperature))
+    if sums is None:
+        return state, {}
+    objective, diagnostics = jax.tree.map(jnp.copy, (sums.objective, sums.diagnostics))
+    state, norm = apply(optimizer, state, sums)
+    tokens = max(float(diagnostics.tokens), 1.0)
+    return state, {
+        "loss/objective": float(objective.numerator) / max(float(objective.denominator), 1.0),
+        "loss/gradient_norm": float(norm),
+        "loss/clipped_fraction": float(diagnostics.clipped) / tokens,
+        "loss/entropy": float(diagnostics.entropy) / tokens,
+        "policy/log_ratio": float(diagnostics.log_ratio) / tokens,
+        "policy/absolute_log_ratio": float(diagnostics.absolute_log_ratio) / tokens,
+        "policy/largest_log_ratio": float(diagnostics.largest_log_ratio),
+        "policy/trained_tokens": float(diagnostics.tokens),
+    }

@@ -1,0 +1,83 @@
+"""The command line: flags and dispatch.
+
+    python -m finemem_jax.main --config=experiments/NAME.py[:arg] --workdir=DIR [--mode=MODE] [--config.a.b=value …]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
+
+
+def main(_) -> None:
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = _CONFIG.value
+    if _MODE.value == "report":
+        from finemem_jax import report
+
+        _stop_on_bad_input(lambda: print(f"report         {report.write(workdir)}"))
+        return
+    # Imported late: whoever only misspelt a flag should not wait for JAX.
+    import jax
+
+    from finemem_jax import assembly, checkpoint, evaluate, train, writer
+    from finemem_jax import config as config_lib
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/finemem_jax/compiled"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    logging.set_verbosity(logging.WARNING)
+
+    def prepare():
+        config_lib.validate(config)
+        # The workdir is claimed before the minutes of loading, and written to only if it is ours.
+        checkpoint.check(workdir, config)
+        parts = assembly.build(config)
+        train_streams = assembly.streams(config, "train", parts.environment)
+        test_streams = assembly.streams(config, "test", parts.environment)
+        assembly.check(config, parts, train_streams, test_streams)
+        checkpoint.claim(workdir, config)
+        return parts, train_streams, test_streams
+
+    parts, train_streams, test_streams = _stop_on_bad_input(prepare)
+    print(
+        f"{config.experiment}: {parts.model.num_parameters / 1e6:.0f}M parameters on {jax.device_count()} "
+        f"{jax.devices()[0].platform} device(s) · {config.data.name}: {len(train_streams)} training and "
+        f"{len(test_streams)} held-out streams · workdir {workdir}",
+        flush=True,
+    )
+    try:
+        if _MODE.value == "train":
+            train.train(config, workdir, parts, train_streams, test_streams)
+        else:
+            train.evaluate_only(config, workdir, parts, test_streams)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    summaries = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
+    names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
+    writer.print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))
+    print("± is one standard error over streams; the difference is paired, stream by stream.")
+    for line in train.closing_lines(workdir):
+        print(line)
+
+
+def _stop_on_bad_input(action):
+    """Runs what can fail on a wrong setting or file only, and says what to mend instead of a traceback."""
+    try:
+        return action()
+    except ValueError as error:
+        sys.exit(f"finemem_jax: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

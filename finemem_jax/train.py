@@ -1,0 +1,289 @@
+"""Training: one loop, six calls per step, in the order of the paper."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import random
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from finemem_jax import (
+    assembly,
+    batching,
+    checkpoint,
+    evaluate,
+    input_pipeline,
+    learner,
+    optimizer,
+    records,
+    rewards,
+    rollout,
+    writer,
+)
+from finemem_jax.assembly import FittedSource, Parts
+from finemem_jax.batching import Batch
+from finemem_jax.credit import RewardInputs, Rewards, Weights
+from finemem_jax.episode import Action, Operation, Trajectory
+from finemem_jax.grpo import Group
+from finemem_jax.learner import LearnerOptions
+from finemem_jax.models import sharding
+from finemem_jax.optimizer import OptimizerOptions
+
+
+def train(
+    config: ConfigDict, workdir: pathlib.Path, parts: Parts, train_streams: FittedSource, test_streams: FittedSource
+) -> None:
+    """Trains the manager, from the workdir's newest checkpoint if it has one.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
+    """
+    began = time.monotonic()
+    options = LearnerOptions(
+        model=parts.model,
+        remat=config.model.remat,
+        clip_low=config.objective.clip_low,
+        clip_high=config.objective.clip_high,
+        aggregation=config.objective.aggregation,
+    )
+    tx = optimizer.make(OptimizerOptions(**config.optimizer))
+    weights = Weights(
+        beta=config.credit.beta,
+        chunk=config.credit.chunk_weight,
+        compression=config.credit.compression_weight,
+        format=config.credit.format_weight,
+    )
+    rollout_options = assembly.rollout_options(config, evaluation=False)
+    batches = input_pipeline.training_order(train_streams, config.seed, config.rollout.streams_per_step)
+    # The reader keeps the starting weights, so the learner, which gives its arrays away, needs its own.
+    state = learner.init(jax.tree.map(lambda x: x.copy(), parts.params), tx)
+    shielded = _Shield()
+
+    with (
+        checkpoint.Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
+        writer.MetricWriter(workdir) as metric_writer,
+        writer.Display(config.train.num_steps) as display,
+    ):
+        step, saved_position = 0, batches.get_state()
+        if checkpoints.latest is not None:
+            state, step, saved_position = checkpoints.restore(state)
+            batches.set_state(saved_position)
+            display.say(f"continuing {workdir} after step {step}")
+        metric_writer.rewind(step)
+        parts.manager.update(state.params, step)
+        try:
+            if step == 0 and config.train.evaluate_first:
+                display.phase("evaluating before training")
+                _evaluate(config, workdir, parts, test_streams, "before", display)
+            while step < config.train.num_steps:
+                step_began = time.monotonic()
+                saved_position = batches.get_state()
+                streams = next(batches)
+
+                display.phase(f"step {step + 1}: rollouts and reader")
+                trajectories = rollout.run(
+                    streams, rollout_options, parts.environment, parts.manager.generate, parts.answer,
+                    key=(config.seed, "train", step),
+                )  # fmt: skip
+                inputs = rewards.collect(trajectories, parts.environment.count_tokens)
+                earned, group = rewards.judge(inputs, weights, config.objective.advantage_epsilon)
+                groups = batching.groups(trajectories, group.advantages, group.alive, config.objective.drop_dead_groups)
+
+                display.phase(f"step {step + 1}: update")
+                update_began = time.monotonic()
+                with shielded:
+                    for minibatch in _minibatches(config, parts, groups, step):
+                        state, loss_metrics = learner.update(options, tx, state, minibatch, config.rollout.temperature)
+                    step, saved_position = step + 1, batches.get_state()
+                    parts.manager.update(state.params, step)
+
+                now = time.monotonic()
+                metrics = _reward_metrics(inputs, earned, group) | _operation_metrics(trajectories)
+                metrics |= loss_metrics | _sampler_metrics(parts)
+                metrics["time/update_seconds"] = now - update_began
+                metrics["time/step_seconds"] = now - step_began
+                metrics["memory/peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                _write_trajectories(workdir, step, trajectories, inputs, earned, group, parts)
+                metric_writer.write(step - 1, metrics)
+                display.step(step - 1, metrics)
+
+                last = step == config.train.num_steps
+                limit = config.train.stop_after_seconds
+                if limit and now - began > limit and not last:
+                    display.say(f"stopping after step {step}: train.stop_after_seconds={limit} have passed")
+                    last = True
+                if last or step % config.train.checkpoint_every == 0:
+                    checkpoints.save(step, state, saved_position)
+                every = config.train.evaluate_every
+                if last or (every and step % every == 0):
+                    display.phase("evaluating on held-out streams")
+                    _evaluate(config, workdir, parts, test_streams, "after" if last else f"step {step}", display)
+                if last:
+                    break
+        except KeyboardInterrupt:
+            checkpoints.save(step, state, saved_position)
+            display.say(f"interrupted: step {step} is saved; the same command continues from there")
+            raise
+
+
+def evaluate_only(config: ConfigDict, workdir: pathlib.Path, parts: Parts, test_streams: FittedSource) -> None:
+    """Evaluates the workdir's newest checkpoint, or the starting weights if it has none."""
+    with (
+        checkpoint.Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
+        writer.Display(config.train.num_steps) as display,
+    ):
+        step = 0
+        if checkpoints.latest is not None:
+            state = learner.init(parts.params, optimizer.make(OptimizerOptions(**config.optimizer)))
+            state, step, _ = checkpoints.restore(state)
+            parts.manager.update(state.params, step)
+        display.phase("evaluating on held-out streams")
+        _evaluate(config, workdir, parts, test_streams, f"evaluated at step {step}", display)
+
+
+class _Shield:
+    """A context in which Ctrl-C waits: the update gives its arrays away, and must not be left half done."""
+
+    def __enter__(self):
+        self._interrupted = False
+        self._handler = None
+        # Signals can only be handled by the main thread; elsewhere there is nothing to shield from.
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._remember)
+
+    def _remember(self, *_):
+        self._interrupted = True
+
+    def __exit__(self, *_):
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+
+def _minibatches(
+    config: ConfigDict, parts: Parts, groups: Sequence[batching.Group], step: int
+) -> Iterator[list[Batch]]:
+    """The optimizer updates of one training step, each as a list of micro-batches. At least one, maybe empty."""
+    for epoch in range(config.train.epochs):
+        shuffled = list(groups)
+        random.Random(f"{config.seed}/{step}/{epoch}").shuffle(shuffled)
+        size = max(1, math.ceil(len(shuffled) / config.train.minibatches))
+        for start in range(0, max(len(shuffled), 1), size):
+            packed = batching.microbatches(
+                shuffled[start : start + size],
+                config.train.groups_per_microbatch,
+                config.train.length_multiple,
+                config.rollout.max_new_tokens,
+                parts.tokenizer.end_ids[0],
+            )
+            yield [_place(parts, batch) for batch in packed]
+
+
+def _place(parts, batch):
+    return Batch(*(jax.device_put(array, sharding.rows(parts.mesh, len(array))) for array in batch))
+
+
+def _evaluate(config, workdir, parts, test_streams, name, display):
+    """Evaluates greedily on all held-out streams, adds to `evaluation.json` and shows the table."""
+    options = assembly.rollout_options(config, evaluation=True)
+    streams = [test_streams[i] for i in range(len(test_streams))]
+    trajectories = evaluate.run(
+        streams, options, parts.environment, parts.manager.generate, parts.answer, (config.seed, "evaluate")
+    )
+    # What evaluation sampled must not count among the next step's tokens.
+    parts.manager.take_stats(), parts.reader_sampler.take_stats()
+    path = workdir / "evaluation.json"
+    summaries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summaries[name] = evaluate.summary(trajectories, parts.environment)
+    writer.replace_text(path, json.dumps(summaries, indent=1) + "\n")
+    lines = (records.evaluated(trajectory, parts.tokenizer.decode) for trajectory in trajectories)
+    writer.write_records(workdir / "evaluations" / f"{name.replace(' ', '_')}.jsonl.gz", lines)
+    means = summaries[name]["estimates"]
+    shown = " · ".join(f"{title} {means[metric]['mean']:.3f}" for metric, title in evaluate.METRICS.items())
+    display.say(f"held-out, {name}: {shown}")
+
+
+def _write_trajectories(workdir, step, trajectories, inputs, earned, group, parts):
+    lines = (
+        records.trajectory(one, (s, i), inputs, earned, group, parts.tokenizer.decode)
+        for s, rollouts in enumerate(trajectories)
+        for i, one in enumerate(rollouts)
+    )
+    writer.write_records(workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
+
+
+def _reward_metrics(inputs: RewardInputs, earned: Rewards, group: Group) -> dict[str, float]:
+    mask = inputs.step_mask
+    count = mask.sum()
+    with_questions = inputs.chunk_mask.any(-1)
+    asked = inputs.question_mask.any(-1)
+    groups = mask[:, 0].sum()
+    return {
+        "reward/total": float(earned.total.sum() / count),
+        "reward/evidence": float(earned.evidence.sum() / count),
+        "reward/format": float(earned.format.sum() / count),
+        "reward/compression": float(earned.compression.sum() / count),
+        # Means over what was asked: chunks without questions, and streams without them, say nothing here.
+        "reward/chunk": float(earned.chunk[with_questions].mean()) if with_questions.any() else 0.0,
+        "reward/outcome": float(earned.outcome[asked].mean()) if asked.any() else 0.0,
+        "reward/alive_groups": float(group.alive.sum() / groups),
+        "memory/tokens": float(inputs.memory_tokens.mean()),
+        "operations/valid_fraction": float(inputs.valid_operations.sum() / max(inputs.written_operations.sum(), 1)),
+        "operations/per_step": float(inputs.written_operations.sum() / count),
+    }
+
+
+def _operation_metrics(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+    steps = [step for rollouts in trajectories for one in rollouts for step in one.steps]
+    outcomes = [outcome for step in steps for outcome in step.outcomes]
+    total = max(len(outcomes), 1)
+    metrics = {
+        f"operations/{action.value}_fraction": sum(
+            isinstance(o.operation, Operation) and o.operation.action is action and o.valid for o in outcomes
+        )
+        / total
+        for action in Action
+    }
+    statuses = {"malformed": 0, "duplicate": 0, "unknown_id": 0}
+    for outcome in outcomes:
+        if outcome.status.value in statuses:
+            statuses[outcome.status.value] += 1
+    metrics |= {f"operations/{name}_fraction": number / total for name, number in statuses.items()}
+    metrics["rollout/truncated_fraction"] = float(np.mean([s.completion.finish_reason == "length" for s in steps]))
+    metrics["rollout/response_tokens"] = float(np.mean([len(s.completion.ids) for s in steps]))
+    return metrics
+
+
+def _sampler_metrics(parts: Parts) -> dict[str, float]:
+    manager, reader = parts.manager.take_stats(), parts.reader_sampler.take_stats()
+    metrics: dict[str, Any] = {
+        "time/new_tokens_per_second": manager.new_tokens / max(manager.seconds, 1e-9),
+        "time/manager_seconds": manager.seconds,
+        "time/reader_seconds": reader.seconds,
+        "sampler/prefilled_fraction": manager.prefilled_tokens / max(manager.prompt_tokens, 1),
+        "sampler/slot_occupancy": manager.new_tokens / max(manager.slot_steps, 1),
+        "reader/questions_asked": float(reader.requests),
+    }
+    return metrics
+
+
+def closing_lines(workdir: pathlib.Path) -> list[str]:
+    """Where to look next."""
+    return [
+        f"metrics        {workdir}/metrics.jsonl   (tensorboard --logdir {workdir})",
+        f"trajectories   {workdir}/trajectories/   every prompt, operation, reward and advantage",
+        f"evaluation     {workdir}/evaluation.json, {workdir}/evaluations/",
+        f"checkpoints    {workdir}/checkpoints/   the same command with a larger --config.train.num_steps goes on",
+    ]
+

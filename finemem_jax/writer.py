@@ -1,0 +1,161 @@
+"""What a run leaves behind as it goes: metrics.jsonl, TensorBoard events, trajectories, and lines on the terminal."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import rich.console
+import rich.live
+import rich.table
+import tensorboardX
+
+
+class MetricWriter:
+    """Appends metrics to `metrics.jsonl` and TensorBoard events in a workdir. A context manager."""
+
+    def __init__(self, workdir: pathlib.Path):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / "metrics.jsonl"
+        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._events.close()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of one step, whole or not at all."""
+        line = json.dumps({"step": step, **metrics})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Drops lines from `step` on: a resumed run writes them again."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] < step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue  # A run that was killed in the middle of a line; that step is written again.
+        replace_text(self._path, "".join(line + "\n" for line in kept))
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a workdir's metrics.jsonl, oldest first; empty if there is none."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader sees the old text or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records as compressed JSON lines, whole or not at all. The same records give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
+    os.replace(temporary, path)
+
+
+class Display:
+    """Shows the progress of a run: a table that refreshes in place on a terminal, one line per step elsewhere."""
+
+    # What is shown of the metrics: column title, metric, format.
+    COLUMNS = (
+        ("reward", "reward/total", "{:.3f}"),
+        ("global", "reward/outcome", "{:.3f}"),
+        ("chunk", "reward/chunk", "{:.3f}"),
+        ("valid ops", "operations/valid_fraction", "{:.3f}"),
+        ("memory tok", "memory/tokens", "{:.0f}"),
+        ("entropy", "loss/entropy", "{:.2f}"),
+        ("tok/s", "time/new_tokens_per_second", "{:.0f}"),
+        ("s/step", "time/step_seconds", "{:.1f}"),
+    )
+
+    def __init__(self, num_steps: int):
+        self._console = rich.console.Console()
+        self._num_steps = num_steps
+        self._rows: list[tuple[str, ...]] = []
+        self._durations: list[float] = []
+        self._phase, self._phase_began = "", time.monotonic()
+        self._live: rich.live.Live | None = None
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._live = rich.live.Live(
+                get_renderable=self._table, console=self._console, refresh_per_second=2, vertical_overflow="visible"
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._phase = ""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def phase(self, name: str) -> None:
+        """Says what is going on now."""
+        self._phase, self._phase_began = name, time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Prints one line above the table."""
+        if self._live:
+            self._console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows the metrics of a finished step."""
+        self._durations.append(metrics["time/step_seconds"])
+        cells = tuple(form.format(metrics[name]) if name in metrics else "-" for _, name, form in self.COLUMNS)
+        self._rows.append((f"{step + 1}/{self._num_steps}", *cells, self._time_left(step)))
+        if not self._live:
+            shown = " · ".join(f"{title} {cell}" for (title, *_), cell in zip(self.COLUMNS, cells, strict=True))
+            print(f"step {step + 1}/{self._num_steps} · {shown} · left {self._time_left(step)}", flush=True)
+
+    def _time_left(self, step):
+        # The first step compiles; the median of the last few says more than the mean.
+        recent = sorted(self._durations[-5:])
+        seconds = recent[len(recent) // 2] * (self._num_steps - step - 1)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+    def _table(self):
+        table = rich.table.Table(box=None, pad_edge=False)
+        for title in ("step", *(title for title, *_ in self.COLUMNS), "left"):
+            table.add_column(title, justify="right")
+        for row in self._rows[-12:]:
+            table.add_row(*row)
+        if self._phase:
+            table.caption = f"{self._phase} · {time.monotonic() - self._phase_began:.0f} s"
+        return table
+
+
+def print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Prints a table, plain where the output is no terminal."""
+    table = rich.table.Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 110
+    rich.console.Console(width=width).print(table)
