@@ -9,15 +9,33 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from finemem_jax import input_pipeline, reader, tokenizer
+from finemem_jax import input_pipeline, operations, reader, tokenizer
 from finemem_jax.environment import Environment
-from finemem_jax.episode import Chunk, Memory, Request, Stream, StreamSource, StreamSpec, random_key
+from finemem_jax.episode import (
+    Action,
+    Chunk,
+    Memory,
+    Operation,
+    Request,
+    Stream,
+    StreamSource,
+    StreamSpec,
+    random_key,
+)
 from finemem_jax.models import decoder, presets, sharding, weights
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.rollout import RolloutOptions
 from finemem_jax.sampler import Sampler
 from finemem_jax.tokenizer import Tokenizer
+
+# Words that questions are made of, so that retrieval finds such items; together with the bytes, 384 tokens.
+_TEST_OPERATIONS = (
+    *(Operation(Action.INSERT, f"what is the label of place {i}") for i in range(80)),
+    *(Operation(Action.UPDATE, f"which day does it start {i}", 1 + i % 4) for i in range(24)),
+    *(Operation(Action.DELETE, item_id=1 + i % 4) for i in range(12)),
+    *(Operation(Action.SKIP) for _ in range(10)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +110,8 @@ def build(config: ConfigDict) -> Parts:
 def _tokenizer(config, model, path):
     if config.model.tokenizer == "bytes":
         tokens: Tokenizer = tokenizer.ByteTokenizer()
+    elif config.model.tokenizer == "bytes_and_operations":
+        tokens = tokenizer.ByteTokenizer([f"{operations.render(operation)}\n" for operation in _TEST_OPERATIONS])
     elif path is None:
         raise ValueError("model.tokenizer is 'gguf', but model.weights is 'random'; set model.tokenizer='bytes'.")
     else:

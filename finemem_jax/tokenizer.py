@@ -166,13 +166,20 @@ def from_gguf(path: pathlib.Path) -> BpeTokenizer:
 
 
 class ByteTokenizer:
-    """UTF-8 bytes and three control tokens: a complete tokenizer for tests, with nothing to download."""
+    """UTF-8 bytes and two control tokens: a complete tokenizer for tests, with nothing to download."""
 
     _START, _END = "<|start|>", "<|end|>"
 
+    def __init__(self, phrases: Sequence[str] = ()):
+        """Args:
+        phrases: Texts that one more token each stands for when a model writes it; encoding only makes bytes.
+        """
+        self._names = [bytes([i]) for i in range(256)]
+        self._names += [text.encode() for text in (self._START, self._END, *phrases)]
+
     @property
     def vocab_size(self) -> int:
-        return 256 + 2
+        return len(self._names)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -193,8 +200,7 @@ class ByteTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        names = {256: self._START.encode(), 257: self._END.encode()}
-        return b"".join(names.get(i) or bytes([i]) for i in ids).decode("utf-8", "replace")
+        return b"".join(self._names[i] for i in ids).decode("utf-8", "replace")
 
     def frame(self, roles: tuple[str, ...]) -> tuple[str, ...]:
         heads = [f"{self._START}{role[0]}:" for role in roles]

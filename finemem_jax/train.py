@@ -82,9 +82,9 @@ def train(
         metric_writer.rewind(step)
         parts.manager.update(state.params, step)
         try:
-            if step == 0 and config.train.evaluate_first:
+            if step == 0 and config.train.evaluate_first and not _evaluated(workdir, "before", step):
                 display.phase("evaluating before training")
-                _evaluate(config, workdir, parts, test_streams, "before", display)
+                _evaluate(config, workdir, parts, test_streams, "before", display, step)
             while step < config.train.num_steps:
                 step_began = time.monotonic()
                 saved_position = batches.get_state()
@@ -117,19 +117,20 @@ def train(
                 metric_writer.write(step - 1, metrics)
                 display.step(step - 1, metrics)
 
-                last = step == config.train.num_steps
                 limit = config.train.stop_after_seconds
-                if limit and now - began > limit and not last:
-                    display.say(f"stopping after step {step}: train.stop_after_seconds={limit} have passed")
-                    last = True
-                if last or step % config.train.checkpoint_every == 0:
+                done = step == config.train.num_steps or (limit > 0 and now - began > limit)
+                if done or step % config.train.checkpoint_every == 0:
                     checkpoints.save(step, state, saved_position)
-                every = config.train.evaluate_every
-                if last or (every and step % every == 0):
+                if config.train.evaluate_every and step % config.train.evaluate_every == 0 and not done:
                     display.phase("evaluating on held-out streams")
-                    _evaluate(config, workdir, parts, test_streams, "after" if last else f"step {step}", display)
-                if last:
+                    _evaluate(config, workdir, parts, test_streams, f"step {step}", display, step)
+                if done:
+                    if step < config.train.num_steps:
+                        display.say(f"stopping after step {step}: train.stop_after_seconds={limit} have passed")
                     break
+            if not _evaluated(workdir, "after", step):
+                display.phase("evaluating after training")
+                _evaluate(config, workdir, parts, test_streams, "after", display, step)
         except KeyboardInterrupt:
             checkpoints.save(step, state, saved_position)
             display.say(f"interrupted: step {step} is saved; the same command continues from there")
@@ -148,7 +149,7 @@ def evaluate_only(config: ConfigDict, workdir: pathlib.Path, parts: Parts, test_
             state, step, _ = checkpoints.restore(state)
             parts.manager.update(state.params, step)
         display.phase("evaluating on held-out streams")
-        _evaluate(config, workdir, parts, test_streams, f"evaluated at step {step}", display)
+        _evaluate(config, workdir, parts, test_streams, f"evaluated at step {step}", display, step)
 
 
 class _Shield:
@@ -194,8 +195,19 @@ def _place(parts, batch):
     return Batch(*(jax.device_put(array, sharding.rows(parts.mesh, len(array))) for array in batch))
 
 
-def _evaluate(config, workdir, parts, test_streams, name, display):
-    """Evaluates greedily on all held-out streams, adds to `evaluation.json` and shows the table."""
+def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
+    """The workdir's `evaluation.json`; empty if there is none."""
+    path = workdir / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _evaluated(workdir, name, step):
+    """Whether the evaluation called `name` was made after `step` steps."""
+    return read_evaluations(workdir).get(name, {}).get("step") == step
+
+
+def _evaluate(config, workdir, parts, test_streams, name, display, step):
+    """Evaluates greedily on all held-out streams, and adds the result to `evaluation.json`."""
     options = assembly.rollout_options(config, evaluation=True)
     streams = [test_streams[i] for i in range(len(test_streams))]
     trajectories = evaluate.run(
@@ -203,13 +215,11 @@ def _evaluate(config, workdir, parts, test_streams, name, display):
     )
     # What evaluation sampled must not count among the next step's tokens.
     parts.manager.take_stats(), parts.reader_sampler.take_stats()
-    path = workdir / "evaluation.json"
-    summaries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    summaries[name] = evaluate.summary(trajectories, parts.environment)
-    writer.replace_text(path, json.dumps(summaries, indent=1) + "\n")
     lines = (records.evaluated(trajectory, parts.tokenizer.decode) for trajectory in trajectories)
     writer.write_records(workdir / "evaluations" / f"{name.replace(' ', '_')}.jsonl.gz", lines)
-    means = summaries[name]["estimates"]
+    found = read_evaluations(workdir) | {name: {"step": step, **evaluate.summary(trajectories, parts.environment)}}
+    writer.replace_text(workdir / "evaluation.json", json.dumps(found, indent=1) + "\n")
+    means = found[name]["estimates"]
     shown = " · ".join(f"{title} {means[metric]['mean']:.3f}" for metric, title in evaluate.METRICS.items())
     display.say(f"held-out, {name}: {shown}")
 

@@ -46,9 +46,7 @@ def random_group(rng, group_size, most_steps=5, most_questions=4, most_evidence=
         return Rollout(
             chunk_scores=[[rng.random() for _ in range(n)] for n in per_chunk],
             scores=[rng.choice([0.0, 1.0, rng.random()]) for _ in range(questions)],
-            evidence=[
-                [rng.randrange(steps) for _ in range(rng.randint(0, most_evidence))] for _ in range(questions)
-            ],
+            evidence=[[rng.randrange(steps) for _ in range(rng.randint(0, most_evidence))] for _ in range(questions)],
             valid=[rng.randint(0, n) for n in written],
             written=written,
             memory_tokens=rng.randint(0, 500),
@@ -168,7 +166,7 @@ def test_contribution_of_a_question_without_evidence_by_hand():
 
 
 @pytest.mark.parametrize(
-    "beta, expected",
+    ("beta", "expected"),
     [
         (0.0, [1 / 4, 1 / 4, 1 / 4]),  # outcome only: r_global / T
         (1.0, [1 / 3, 1 / 8, 7 / 24]),  # N_t itself
@@ -188,7 +186,7 @@ def test_format_reward_by_hand():
 
 
 @pytest.mark.parametrize(
-    "memory_tokens, expected", [(0, 1), (50, 0.75), (200, 0), (300, -0.5)], ids=["empty", "short", "even", "longer"]
+    ("memory_tokens", "expected"), [(0, 1), (50, 0.75), (200, 0), (300, -0.5)], ids=["empty", "short", "even", "longer"]
 )
 def test_compression_reward_by_hand(memory_tokens, expected):
     got = credit.compression_reward(np.asarray(memory_tokens), np.asarray(200), np.float32)
@@ -217,7 +215,7 @@ def test_step_rewards_by_hand():
 
 
 @pytest.mark.parametrize(
-    "mask, expected", [([True, True, False], 2), ([False, False, True], 8), ([False, False, False], 0)]
+    ("mask", "expected"), [([True, True, False], 2), ([False, False, True], 8), ([False, False, False], 0)]
 )
 def test_masked_mean(mask, expected):
     assert credit.masked_mean(np.array([1.0, 3.0, 8.0]), np.array(mask)) == expected
@@ -293,7 +291,9 @@ def test_order_of_questions_and_evidence_does_not_matter(ragged_groups):
 def test_a_stream_without_questions_earns_no_evidence_reward():
     rollout = Rollout([[1.0], [0.0]], [], [], [1, 1], [1, 1], 10, 20)
     got = credit.step_rewards(padded([[rollout]]), PAPER)
-    assert not got.outcome.any() and not got.contribution.any() and not got.evidence.any()
+    assert not got.outcome.any()
+    assert not got.contribution.any()
+    assert not got.evidence.any()
     # What is left: 1 + 1/2 * r_chunk + 1/20 * 1/2.
     np.testing.assert_allclose(got.total[0, 0, :2], [1 + 0.5 + 0.025, 1 + 0.025], rtol=1e-6)
 

@@ -35,7 +35,7 @@ def rewards():
 # --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("epsilon, expected", [(0.0, [-1, 0, 1]), (1.0, [-0.5, 0, 0.5])])
+@pytest.mark.parametrize(("epsilon", "expected"), [(0.0, [-1, 0, 1]), (1.0, [-0.5, 0, 0.5])])
 def test_advantage_by_hand(epsilon, expected):
     # Rewards 1, 2, 3: mean 2, std sqrt((1 + 0 + 1) / (3 - 1)) = 1; divided by 1 + ε. (ddof 0 would give 0.816.)
     got = grpo.group_advantage(np.array([[[1.0], [2.0], [3.0]]]), np.array([[True]]), epsilon)
@@ -77,7 +77,7 @@ def test_permuting_a_group_permutes_its_advantages(rewards):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("dtype, ulp", [(np.float32, 2**-23), (np.float64, 2**-52)])
+@pytest.mark.parametrize(("dtype", "ulp"), [(np.float32, 2**-23), (np.float64, 2**-52)])
 @pytest.mark.parametrize("level", [0.0, 0.1, -0.7, 2.5, 1000.0])
 def test_equal_rewards_give_exactly_zero(dtype, ulp, level):
     # Sums of the same parts in another order differ in their last digits; without care their advantages are ±1.
@@ -109,7 +109,8 @@ def test_masked_steps_get_zero(rewards, garbage):
 
 def test_a_group_of_one_teaches_nothing():
     got = grpo.group_advantage(np.array([[[1.0, 2.0]]]), np.array([[True, True]]))
-    assert not got.advantages.any() and not got.alive.any()
+    assert not got.advantages.any()
+    assert not got.alive.any()
 
 
 # --------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def value(log_probs, *rest, **settings):
 
 
 @pytest.mark.parametrize(
-    "ratio, advantage, expected, gradient",
+    ("ratio", "advantage", "expected", "gradient"),
     [
         # Gradients are with respect to log π_θ: ρ A where the ratio counts, 0 where the clip does.
         (1.5, 2.0, 2.56, 0.0),  # min(3, 1.28 * 2): a good token, already likelier: cut
@@ -162,7 +163,7 @@ def test_clip_by_hand(ratio, advantage, expected, gradient):
     assert diagnostics.clipped == (gradient == 0 and advantage != 0)
 
 
-@pytest.mark.parametrize("aggregation, expected", [("token", 5 / 4), ("row", 2.0)])
+@pytest.mark.parametrize(("aggregation", "expected"), [("token", 5 / 4), ("row", 2.0)])
 def test_aggregation_by_hand(aggregation, expected):
     # Ratio 1 throughout. Row 0: three tokens of advantage 1/2; row 1: one of 7/2; row 2: padding.
     # Tokens: (3 * 1/2 + 7/2) / 4 = 5/4. Rows: (1/2 + 7/2) / 2 = 2.

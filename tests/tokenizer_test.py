@@ -1,6 +1,7 @@
 """Tests of finemem_jax/tokenizer.py: SmolLM2's tokenizer against a second implementation, and the chat around it."""
 
 import functools
+import itertools
 import random
 
 import gguf
@@ -43,10 +44,11 @@ ALPHABETS = [
     " \u00a0\u2003\u3000\u2028\x0b\x0c\x85",
     "\x00\x01\x1b\x7f\u200b\ufeff\ufffd\ue000",
 ]
-WORDS = (
+WORDS = regex.findall(
+    r"\S+",
     "the of and memory chunk update don't I'll it's they've we're he'd I'm DON'T 'tis Oslo Bergen Zürich naïve "
-    "international tokenisation 1984 3.14 2,000,000 v0.1.2 e.g. http://example.org/a?b=c foo_bar fooBar CONSTANT"
-).split()
+    "international tokenisation 1984 3.14 2,000,000 v0.1.2 e.g. http://example.org/a?b=c foo_bar fooBar CONSTANT",
+)
 SNIPPETS = [
     'def f(x):\n    return x ** 2  # "squared"\n',
     "for (int i = 0; i < n; ++i) { sum += a[i]; }\n",
@@ -141,7 +143,7 @@ class SlowBpe:
     def _merge(self, piece):
         parts = [self.letters[byte] for byte in piece.encode()]
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
+            pairs = list(itertools.pairwise(parts))
             best = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
                 break
@@ -200,8 +202,8 @@ def test_template_text_has_special_tokens(smollm, fields):
 
 
 @pytest.mark.parametrize(
-    "text, expected",
-    [("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"), ("x\udc80\udc81", "x\ufffd\ufffd"), ("ok \U0001f600", "ok \U0001f600")],
+    ("text", "expected"),
+    [("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"), ("x\udc80\udc81", "x\ufffd\ufffd"), ("\U0001f600", "\U0001f600")],
     ids=["high", "low", "two", "none"],
 )
 def test_lone_surrogates_are_replaced(smollm, text, expected):
@@ -216,7 +218,7 @@ def test_lone_surrogates_are_replaced(smollm, text, expected):
 
 CHATS = {
     "one part": [Message("user", ("Where does Ann live?",))],
-    "three parts": [Message("user", ("Read this.\n\n", "Chunk:\nAnn lives in Oslo.\n", "\nMemory:\n(empty)"))],
+    "three parts": [Message("user", ("Read this.\n", "Chunk:\nAnn lives in Oslo.", "\nMemory:\n(empty)"))],
     "system": [Message("system", ("You manage a memory.",)), Message("user", ("Chunk one.", " Memory two."))],
     "worked example": [
         Message("system", ("Be brief.",)),
@@ -248,7 +250,8 @@ def test_cuts_stand_between_parts(request, kind, messages):
     frame = tokens.frame(tuple(message.role for message in messages))
     pieces = [chat.ids[start:end] for start, end in zip((0, *chat.cuts), chat.cuts, strict=False)]
     assert sum(pieces, ()) == chat.ids
-    assert list(chat.cuts) == sorted(chat.cuts) and len(chat.cuts) == len(messages[-1].parts) + 1
+    assert list(chat.cuts) == sorted(chat.cuts)
+    assert len(chat.cuts) == len(messages[-1].parts) + 1
     assert [list(piece) for piece in pieces[1:-1]] == [tokens.encode(part) for part in parts]
     assert list(pieces[-1]) == tokens.encode(last) + tokens.encode_template(frame[-1])
     # All before the first cut is shared by chats that differ in the last message alone.
@@ -286,17 +289,18 @@ def tiny_backend():
 )
 def test_a_template_that_loses_contents_is_refused(template):
     tokens = tokenizer.BpeTokenizer(tiny_backend(), template, ["b"])
-    with pytest.raises(ValueError, match="drops or reorders.*use another template"):
+    with pytest.raises(ValueError, match=r"drops or reorders.*use another template"):
         tokens.frame(("system", "user"))
 
 
-@pytest.mark.parametrize("ids, expected", [([5, 257], [5]), ([5, 6], [5, 6]), ([257], []), ([257, 5], [257, 5]), ([], [])])
+@pytest.mark.parametrize(("ids", "expected"), [([5, 257], [5]), ([5, 6], [5, 6]), ([257], []), ([257, 5], [257, 5])])
 def test_strip_end(ids, expected):
     assert tokenizer.strip_end(ByteTokenizer(), ids) == expected
 
 
 def test_strip_end_drops_one_token_only():
     assert tokenizer.strip_end(ByteTokenizer(), (5, 257, 257)) == [5, 257]
+    assert tokenizer.strip_end(ByteTokenizer(), ()) == []
 
 
 # --------------------------------------------------------------------------------------
@@ -327,7 +331,8 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path):
 def test_bytes_round_trip(text):
     tokens = ByteTokenizer()
     ids = tokens.encode(text)
-    assert ids == list(text.encode()) and tokens.decode(ids) == text
+    assert ids == list(text.encode())
+    assert tokens.decode(ids) == text
 
 
 @few_examples
@@ -337,12 +342,13 @@ def test_bytes_template_round_trip(pieces):
     text = "".join(pieces)
     ids = tokens.encode_template(text)
     assert tokens.decode(ids) == text
-    assert ids.count(256) == text.count("<|start|>") and ids.count(257) == text.count("<|end|>")
+    assert ids.count(256) == text.count("<|start|>")
+    assert ids.count(257) == text.count("<|end|>")
     assert max(tokens.encode(text), default=0) < 256
 
 
 @few_examples
-@hypothesis.given(st.text(max_size=20), st.text(max_size=20))
+@hypothesis.given(st.text(st.characters(), max_size=20), st.text(st.characters(), max_size=20))
 def test_bytes_of_a_whole_are_bytes_of_its_parts(a, b):
     tokens = ByteTokenizer()
     # A high surrogate at the end of one part and a low one at the start of the next are lone in both readings.

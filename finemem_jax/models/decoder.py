@@ -133,8 +133,8 @@ def hidden_states(
     Args:
         tokens: One array per level, from the root to the leaves.
         lengths: True length of each row, per level.
-        remat: What the backward pass recomputes: "none", "attention" (the weights, which are large and cheap),
-            or "full" (all but each layer's input).
+        remat: What the backward pass recomputes: "none", "attention" (attention and all that is element-wise:
+            large to keep and cheap to redo), or "full" (all but each layer's input).
 
     Returns:
         One array per level. States at padding are finite and meaningless.
@@ -159,14 +159,13 @@ def hidden_states(
             mixed.append(attention.attend(q[i], segments).reshape(-1, *queries.shape[1:]))
         return jnp.concatenate(mixed), None
 
-    if remat == "attention":
-        attend = jax.checkpoint(attend)
-
     def body(x, layer_params):
         return _bind(Layer, config, layer_params)(x, rotation, attend)[0], None
 
-    if remat == "full":
-        body = jax.checkpoint(body)
+    if remat != "none":
+        # Projections have no batch dimensions, attention's products have: "attention" keeps the former.
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "attention" else None
+        body = jax.checkpoint(body, policy=keep)
     x = model.embedding[...][jnp.concatenate([level.reshape(-1) for level in tokens])]
     x, _ = jax.lax.scan(body, x, params["layers"])
     return _split(rms_norm(x, model.final_norm[...], config.norm_epsilon), shapes)

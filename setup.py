@@ -1,0 +1,41 @@
+"""finemem_jax: reinforcement learning of memory managers for language models, in JAX."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="finemem_jax",
+    version="0.1.0",
+    description="Trains language models to manage external memory, with fine-grained credit (Fine-Mem), in JAX.",
+    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["finemem_jax", "finemem_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py",
+        "flax>=0.12",
+        "gguf>=0.17",
+        "grain>=0.2.12",
+        "jax>=0.10",
+        "jaxtyping",
+        "jinja2",
+        "json-repair",
+        "matplotlib",
+        "ml-collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "rich",
+        "tensorboardX",
+        "tokenizers>=0.21",
+        "transformers>=5",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        # bm25s checks our BM25; beartype checks the shapes in signatures.
+        "dev": ["beartype", "bm25s", "hypothesis", "pyright", "pytest", "pytest-xdist", "regex", "ruff"],
+    },
+)

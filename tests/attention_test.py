@@ -1,0 +1,155 @@
+"""Tests of finemem_jax/models/attention.py: by hand, and against softmax attention over one row of keys."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finemem_jax.models import attention
+from finemem_jax.models.attention import Segment
+
+N, L, H, K, C = 4, 3, 6, 2, 5
+
+attend = jax.jit(attention.attend)
+
+
+def slow_attention(queries, segments):
+    """One query at a time, over the keys of all segments in one list; float64."""
+    out = np.zeros(queries.shape)
+    for n, i, h in np.ndindex(queries.shape[:3]):
+        logits, values = [], []
+        for keys, vals, mask in segments:
+            m, k = n // (len(queries) // len(keys)), h // (queries.shape[2] // keys.shape[1])
+            seen = np.broadcast_to(mask, (len(queries), queries.shape[1], keys.shape[2]))[n, i]
+            logits += list(keys[m, k, seen].astype(np.float64) @ queries[n, i, h] / np.sqrt(queries.shape[3]))
+            values += list(vals[m, k, seen])
+        weights = np.exp(np.array(logits) - max(logits))
+        out[n, i, h] = weights @ np.array(values) / weights.sum()
+    return out
+
+
+def random_segment(rng, rows, num_keys, mask_shape, density=0.6):
+    keys, values = rng.normal(size=(2, rows, K, num_keys, C)).astype(np.float32)
+    return Segment(keys, values, rng.random((*mask_shape, num_keys)) < density)
+
+
+def own_segment(rng, num_keys=L):
+    """Each row's own keys, causal, so that every query sees something."""
+    keys, values = rng.normal(size=(2, N, K, num_keys, C)).astype(np.float32)
+    return Segment(keys, values, np.tril(np.ones((1, L, num_keys), bool)))
+
+
+def random_queries(rng):
+    return rng.normal(size=(N, L, H, C)).astype(np.float32)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["one segment", "two segments"])
+def test_attention_by_hand(split):
+    # C=4. One query (2, 0, 0, 0), keys (0, 1, 0, 0) and (ln 3, 0, 0, 0): logits 0 and 2 ln 3 / sqrt(4) = ln 3, so
+    # weights 1/4 and 3/4 of the values 8 and 4: 2 + 3 = 5.
+    queries = jnp.array([2.0, 0, 0, 0]).reshape(1, 1, 1, 4)
+    keys = jnp.array([[0.0, 1, 0, 0], [np.log(3), 0, 0, 0]]).reshape(1, 1, 2, 4)
+    values = jnp.array([[8.0] * 4, [4.0] * 4]).reshape(1, 1, 2, 4)
+    mask = jnp.ones((1, 1, 2), bool)
+    segments = [Segment(keys, values, mask)]
+    if split:
+        segments = [Segment(keys[:, :, i : i + 1], values[:, :, i : i + 1], mask[..., :1]) for i in range(2)]
+    np.testing.assert_allclose(attend(queries, segments), np.full((1, 1, 1, 4), 5.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask_shape", [(1, 1), (1, L), (N, 1), (N, L)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, N])
+def test_agrees_with_a_slow_loop(rows, mask_shape):
+    rng = np.random.default_rng(rows)
+    queries = random_queries(rng)
+    segments = [own_segment(rng), random_segment(rng, rows, 7, mask_shape)]
+    np.testing.assert_allclose(attend(queries, segments), slow_attention(queries, segments), rtol=0, atol=1e-5)
+
+
+def test_order_and_number_of_segments_do_not_matter():
+    rng = np.random.default_rng(0)
+    queries = random_queries(rng)
+    own, prefix = own_segment(rng), random_segment(rng, 1, 8, (1, L))
+    expected = attend(queries, [own, prefix])
+    np.testing.assert_allclose(attend(queries, [prefix, own]), expected, rtol=0, atol=1e-6)
+    halves = [
+        Segment(prefix.keys[:, :, half], prefix.values[:, :, half], prefix.mask[..., half])
+        for half in (slice(0, 3), slice(3, 8))
+    ]
+    np.testing.assert_allclose(attend(queries, [*halves, own]), expected, rtol=0, atol=1e-6)
+
+
+def test_sharing_keys_is_copying_them():
+    rng = np.random.default_rng(0)
+    queries = random_queries(rng)
+    own, shared = own_segment(rng), random_segment(rng, 2, 7, (N, L))
+    copied = Segment(np.repeat(shared.keys, 2, axis=0), np.repeat(shared.values, 2, axis=0), shared.mask)
+    np.testing.assert_allclose(attend(queries, [own, shared]), attend(queries, [own, copied]), rtol=0, atol=1e-6)
+
+
+def test_what_is_masked_does_not_count():
+    rng = np.random.default_rng(0)
+    queries = random_queries(rng)
+    own, prefix = own_segment(rng), random_segment(rng, 1, 7, (1, 1))
+    hidden = ~prefix.mask[0, 0]
+    # Large, since a mask that only lowered the logits would show.
+    spoilt = prefix._replace(
+        keys=np.where(hidden[:, None], np.float32(1e6), prefix.keys),
+        values=np.where(hidden[:, None], np.float32(1e6), prefix.values),
+    )
+    np.testing.assert_array_equal(attend(queries, [own, spoilt]), attend(queries, [own, prefix]))
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_a_segment_masked_whole_weighs_nothing(own_first):
+    rng = np.random.default_rng(0)
+    queries = random_queries(rng)
+    own, empty = own_segment(rng), random_segment(rng, 1, 7, (1, 1), density=0.0)
+    assert not empty.mask.any()
+
+    def loss(queries, keys):
+        segments = [own, empty._replace(keys=keys)]
+        return attend(queries, segments if own_first else segments[::-1]).sum()
+
+    assert_same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+    assert_same(attend(queries, [own, empty]), attend(queries, [own]))
+    slopes = jax.grad(loss, argnums=(0, 1))(queries, empty.keys)
+    assert_same(slopes[0], jax.grad(lambda q: attend(q, [own]).sum())(queries))
+    assert_same(slopes[1], 0)
+
+
+def test_large_logits_do_not_overflow():
+    rng = np.random.default_rng(0)
+    queries = random_queries(rng) * 1e3
+    segments = [own_segment(rng), random_segment(rng, 1, 7, (1, 1))]
+    np.testing.assert_allclose(attend(queries, segments), slow_attention(queries, segments), rtol=0, atol=1e-3)
+
+
+def test_gradient_is_that_of_plain_softmax():
+    rng = np.random.default_rng(0)
+    queries = random_queries(rng)
+    own, prefix = own_segment(rng), random_segment(rng, 2, 7, (N, L))
+    weights = rng.normal(size=(N, L, H, C)).astype(np.float32)
+
+    def plain(queries, keys, values):
+        # All keys of a row next to each other, one copy a query head.
+        keys, values = (
+            jnp.concatenate([jnp.repeat(x, N // len(x), axis=0) for x in parts], axis=2).repeat(H // K, axis=1)
+            for parts in (keys, values)
+        )
+        mask = jnp.concatenate([jnp.broadcast_to(s.mask, (N, L, s.keys.shape[2])) for s in (own, prefix)], axis=-1)
+        logits = jnp.einsum("nlhc,nhpc->nhlp", queries, keys) / np.sqrt(C)
+        attention_weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -1e9))
+        return (jnp.einsum("nhlp,nhpc->nlhc", attention_weights, values) * weights).sum()
+
+    def segmented(queries, keys, values):
+        segments = [Segment(k, v, s.mask) for k, v, s in zip(keys, values, (own, prefix), strict=True)]
+        return (attend(queries, segments) * weights).sum()
+
+    arguments = (queries, (own.keys, prefix.keys), (own.values, prefix.values))
+    got = jax.jit(jax.value_and_grad(segmented, argnums=(0, 1, 2)))(*arguments)
+    expected = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2)))(*arguments)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)

@@ -1,0 +1,335 @@
+"""Tests of finemem_jax/sampler.py: the same request, the same completion, whoever else is served; shared work."""
+
+import dataclasses
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from finemem_jax.episode import Completion, Request, random_key
+from finemem_jax.models import decoder, presets
+from finemem_jax.sampler import Sampler, SamplerStats
+
+TINY = presets.preset("tiny")
+# Compiling is nearly all the time that these tests take: the lengths below fall into few buckets.
+MULTIPLE = 16
+# Never drawn, since the model has no such token.
+NO_END = (TINY.vocab_size,)
+
+TRUNK = (11, 12, 13, 14, 15, 16)
+BRANCHES = ((), (21, 22, 23, 24, 25), (31, 32, 33, 34, 35, 36, 37, 38, 39))
+
+
+def random_params(seed):
+    # Wider than `init`'s embedding, so that some tokens are likelier than others, and greedy ones clearly so.
+    params = decoder.init(TINY, seed)
+    return params | {"embedding": params["embedding"] * 15}
+
+
+def random_requests(num_requests, seed=0, temperature=1.0):
+    """Requests over one trunk and three branches, of ragged lengths."""
+    rng = random.Random(seed)
+    requests = []
+    for i in range(num_requests):
+        branch = rng.choice(BRANCHES)
+        leaf = tuple(rng.randrange(100, 256) for _ in range(rng.randint(1, 8)))
+        cuts = (len(TRUNK), len(TRUNK + branch), len(TRUNK + branch + leaf))
+        key = random_key("request", seed, i)
+        requests.append(Request(TRUNK + branch + leaf, cuts, rng.randint(1, 12), temperature, key))
+    return requests
+
+
+def make_sampler(params, num_slots=4, steps_per_call=5, end_ids=NO_END, **settings):
+    return Sampler(
+        TINY, params, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, length_multiple=MULTIPLE, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(0)
+
+
+@jax.jit
+def _logits(params, tokens, length):
+    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], [length[None]])
+    return states[0] @ params["embedding"].T
+
+
+def logits_of(params, ids):
+    """Logits at each place of a row, without a cache."""
+    return np.asarray(_logits(params, np.pad(ids, (0, 48 - len(ids))), np.asarray(len(ids))))[: len(ids)]
+
+
+@pytest.fixture(scope="module")
+def requests():
+    return random_requests(11)
+
+
+@pytest.fixture(scope="module")
+def completions(params, requests):
+    return make_sampler(params).generate(requests)
+
+
+def assert_same(got: list[Completion], expected: list[Completion]):
+    assert [c.ids for c in got] == [c.ids for c in expected]
+    assert [c.finish_reason for c in got] == [c.finish_reason for c in expected]
+    for a, b in zip(got, expected, strict=True):
+        # Rows computed together with others are summed in another order.
+        np.testing.assert_allclose(a.log_probs, b.log_probs, rtol=0, atol=1e-4)
+
+
+def assert_teacher_forced(params, request, completion):
+    """The log-probabilities are those of a forward pass over prompt and completion together."""
+    logits = logits_of(params, [*request.prompt_ids, *completion.ids])[len(request.prompt_ids) - 1 : -1]
+    normalised = jax.nn.log_softmax(logits / (request.temperature or 1.0))
+    expected = normalised[np.arange(len(completion.ids)), np.array(completion.ids)]
+    np.testing.assert_allclose(completion.log_probs, expected, rtol=0, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------
+# What is sampled
+# --------------------------------------------------------------------------------------
+
+
+def test_greedy_is_an_uncached_argmax_loop(params):
+    requests = random_requests(6, seed=1, temperature=0.0)
+    for request, completion in zip(requests, make_sampler(params).generate(requests), strict=True):
+        ids = list(request.prompt_ids)
+        for _ in range(request.max_new_tokens):
+            ids.append(int(logits_of(params, ids)[-1].argmax()))
+        assert list(completion.ids) == ids[len(request.prompt_ids) :]
+        assert_teacher_forced(params, request, completion)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_log_probs_are_teacher_forced_ones(params, temperature):
+    requests = random_requests(6, seed=2, temperature=temperature)
+    for request, completion in zip(requests, make_sampler(params).generate(requests), strict=True):
+        assert len(completion.ids) == len(completion.log_probs) == request.max_new_tokens
+        assert_teacher_forced(params, request, completion)
+
+
+def test_greedy_ignores_the_key(params, requests):
+    sampler = make_sampler(params)
+    greedy = [dataclasses.replace(request, temperature=0.0) for request in requests[:4]]
+    other = [dataclasses.replace(request, key=(7, i)) for i, request in enumerate(greedy)]
+    assert_same(sampler.generate(other), sampler.generate(greedy))
+
+
+def test_another_key_draws_other_tokens(params, requests):
+    long = dataclasses.replace(requests[0], max_new_tokens=12)
+    sampled = make_sampler(params).generate([dataclasses.replace(long, key=(3, i)) for i in range(4)])
+    assert len({completion.ids for completion in sampled}) == 4
+
+
+def test_first_two_tokens_follow_the_models_distribution(params):
+    # The first is drawn after the prefill, the second while decoding: by other code, and another draw of the key.
+    n = 4000
+    prompt = (*TRUNK, 100, 101)
+    requests = [Request(prompt, (6, 8), 2, 1.0, random_key("chi-square", i)) for i in range(n)]
+    sampled = np.array([c.ids for c in make_sampler(params, num_slots=512).generate(requests)])
+
+    vocab = TINY.vocab_size
+    rows = np.concatenate([np.tile(prompt, (vocab, 1)), np.arange(vocab)[:, None]], axis=1)
+    (states,) = jax.jit(decoder.hidden_states, static_argnums=0)(TINY, params, [rows], [np.full(vocab, 9)])
+    first, second = (np.asarray(jax.nn.softmax(states[:, i] @ params["embedding"].T), np.float64) for i in (-2, -1))
+    # P(second) = Σ over first of P(first) P(second | first); each of the rows continues one first token.
+    for tokens, probabilities in [(sampled[:, 0], first[0]), (sampled[:, 1], first[0] @ second)]:
+        counts, expected = np.bincount(tokens, minlength=vocab), n * probabilities
+        # Pearson's statistic wants five expected draws a cell; the rare tokens share one.
+        common = expected >= 5
+        cells = [np.append(x[common], x[~common].sum()) for x in (counts, expected)]
+        statistic, df = ((cells[0] - cells[1]) ** 2 / cells[1]).sum(), common.sum()
+        assert df >= 20
+        # Mean df, standard deviation sqrt(2 df); the keys are fixed, so this holds always or never.
+        assert statistic < df + 5 * np.sqrt(2 * df)
+
+
+# --------------------------------------------------------------------------------------
+# The same request, the same completion
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_number_of_slots_does_not_matter(params, requests, completions, num_slots):
+    assert_same(make_sampler(params, num_slots=num_slots).generate(requests), completions)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 64])
+def test_steps_per_call_do_not_matter(params, requests, completions, steps_per_call):
+    assert_same(make_sampler(params, steps_per_call=steps_per_call).generate(requests), completions)
+
+
+def test_alone_or_in_company(params, requests, completions):
+    sampler = make_sampler(params)
+    assert_same([sampler.generate([request])[0] for request in requests[:5]], completions[:5])
+
+
+def test_order_of_requests_does_not_matter(params, requests, completions):
+    order = list(range(len(requests)))
+    random.Random(0).shuffle(order)
+    assert_same(make_sampler(params).generate([requests[i] for i in order]), [completions[i] for i in order])
+
+
+def test_a_sampler_can_be_used_again(params, requests, completions):
+    # Caches are donated to the device; a second call must not find its trunk or branches gone.
+    sampler = make_sampler(params)
+    for _ in range(2):
+        assert_same(sampler.generate(requests), completions)
+
+
+def test_the_same_request_twice(params, requests, completions):
+    got = make_sampler(params).generate([requests[0], requests[1], requests[0]])
+    assert_same(got, [*completions[:2], completions[0]])
+
+
+@pytest.mark.parametrize("cuts", [(6, 11, 15), (6, 15), (6, 6, 15), (6, 14, 15), (6, 8, 11, 15)], ids=str)
+def test_cuts_between_branch_and_leaf_do_not_matter(params, cuts):
+    prompt = (*TRUNK, *BRANCHES[1], 101, 102, 103, 104)
+    request = Request(prompt, (6, 11, 15), 8, 1.0, (1, 2))
+    sampler = make_sampler(params)
+    assert_same(sampler.generate([dataclasses.replace(request, cuts=cuts)]), sampler.generate([request]))
+
+
+@pytest.mark.parametrize("cuts", [(0, 15), (4, 11, 15)], ids=str)
+def test_the_end_of_the_trunk_does_not_matter(params, cuts):
+    # "The completion depends on the prompt and on the key alone" (Request.key).
+    prompt = (*TRUNK, *BRANCHES[1], 101, 102, 103, 104)
+    request = Request(prompt, (6, 11, 15), 8, 1.0, (1, 2))
+    sampler = make_sampler(params)
+    assert_same(sampler.generate([dataclasses.replace(request, cuts=cuts)]), sampler.generate([request]))
+
+
+def test_several_trunks_in_one_call(params, requests, completions):
+    other = Request((*TRUNK[::-1], *BRANCHES[1], 104), (6, 11, 12), 6, 1.0, (1, 2))
+    alone = make_sampler(params).generate([other])
+    got = make_sampler(params).generate([requests[0], other, *requests[1:3]])
+    assert_same(got, [completions[0], *alone, *completions[1:3]])
+
+
+# --------------------------------------------------------------------------------------
+# Ends
+# --------------------------------------------------------------------------------------
+
+
+def test_stop_tokens_end_a_completion(params, requests, completions):
+    # Every token of some completion ends it in turn: what was drawn before is unchanged, and nothing follows.
+    index = max(range(len(requests)), key=lambda i: len(set(completions[i].ids)))
+    free = completions[index]
+    for end in sorted(set(free.ids))[:4]:
+        place = free.ids.index(end)
+        (got,) = make_sampler(params, end_ids=(end,)).generate([requests[index]])
+        assert got.ids == free.ids[: place + 1]
+        np.testing.assert_allclose(got.log_probs, free.log_probs[: place + 1], rtol=0, atol=1e-4)
+        assert got.finish_reason == "stop"
+
+
+def test_stopped_slots_are_given_on(params, requests, completions):
+    # Half of all tokens end a completion, so that slots free up at different times.
+    ends = tuple(range(0, TINY.vocab_size, 2))
+    got = make_sampler(params, num_slots=2, end_ids=ends).generate(requests)
+    for completion, free in zip(got, completions, strict=True):
+        stops = [i for i, token in enumerate(free.ids) if token in ends]
+        assert completion.ids == (free.ids[: stops[0] + 1] if stops else free.ids)
+        assert completion.finish_reason == ("stop" if stops else "length")
+    assert {completion.finish_reason for completion in got} == {"stop", "length"}
+
+
+def test_without_a_stop_token_the_length_ends_it(requests, completions):
+    assert [len(completion.ids) for completion in completions] == [request.max_new_tokens for request in requests]
+    assert {completion.finish_reason for completion in completions} == {"length"}
+
+
+def test_one_new_token(params, requests, completions):
+    short = [dataclasses.replace(request, max_new_tokens=1) for request in requests]
+    got = make_sampler(params).generate(short)
+    assert [completion.ids for completion in got] == [completion.ids[:1] for completion in completions]
+    (stopped,) = make_sampler(params, end_ids=got[0].ids).generate(short[:1])
+    assert stopped.ids == got[0].ids
+    assert stopped.finish_reason == "stop"
+
+
+def test_no_requests(params):
+    sampler = make_sampler(params)
+    assert sampler.generate([]) == []
+    assert sampler.stats.requests == 0
+
+
+# --------------------------------------------------------------------------------------
+# Shared work
+# --------------------------------------------------------------------------------------
+
+
+def test_shared_prefixes_are_computed_once(params):
+    # Three prompts on three branches, one of them empty; the first prompt twice, with different keys.
+    prompts = [(BRANCHES[1], (101, 102)), (BRANCHES[1], (101, 102)), (BRANCHES[2], (101, 102)), ((), (103, 104, 105))]
+    requests = [
+        Request(TRUNK + branch + leaf, (6, 6 + len(branch), 6 + len(branch + leaf)), 3, 1.0, (0, i))
+        for i, (branch, leaf) in enumerate(prompts)
+    ]
+    sampler = make_sampler(params)
+    sampler.generate(requests)
+    # Trunk 6, branches 5 + 9, leaves 2 + 2 + 3; apart they would be 4 * 6 + (5 + 5 + 9) + (2 + 2 + 2 + 3).
+    assert sampler.stats.prefilled_tokens == 6 + (5 + 9) + (2 + 2 + 3)
+    assert sampler.stats.prompt_tokens == 4 * 6 + (5 + 5 + 9) + (2 + 2 + 2 + 3)
+    # Another call: the trunk is kept, branches and leaves are not.
+    sampler.take_stats()
+    sampler.generate(requests)
+    assert sampler.stats.prefilled_tokens == (5 + 9) + (2 + 2 + 3)
+
+
+def test_stats_count(params, requests, completions):
+    sampler = make_sampler(params, num_slots=2)
+    sampler.generate(requests)
+    stats = sampler.take_stats()
+    new_tokens = sum(len(completion.ids) for completion in completions)
+    assert (stats.requests, stats.new_tokens) == (len(requests), new_tokens)
+    # First tokens come from prefills; the others need a step of a slot each.
+    assert stats.slot_steps >= new_tokens - len(requests)
+    assert stats.seconds > 0
+    assert sampler.stats == SamplerStats()
+
+
+def test_update_forgets_the_old_weights(params, requests):
+    sampler = make_sampler(params, policy_version=3)
+    assert {c.policy_version for c in sampler.generate(requests[:3])} == {3}
+    sampler.take_stats()
+    newer = random_params(1)
+    sampler.update(newer, 4)
+    got = sampler.generate(requests[:3])
+    assert {c.policy_version for c in got} == {4}
+    fresh = make_sampler(newer)
+    assert_same(got, fresh.generate(requests[:3]))
+    assert sampler.stats.prefilled_tokens == fresh.stats.prefilled_tokens
+    for request, completion in zip(requests, got, strict=False):
+        assert_teacher_forced(newer, request, completion)
+
+
+# --------------------------------------------------------------------------------------
+# Refusals
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_new_tokens"), [(4096, 1), (10, 4087), (5000, 5)], ids=["prompt", "response", "both"]
+)
+def test_a_request_that_is_too_long_is_refused(params, requests, completions, prompt_tokens, max_new_tokens):
+    sampler = make_sampler(params)
+    long = Request((1,) * prompt_tokens, (5, prompt_tokens), max_new_tokens, 1.0, (0, 0))
+    with pytest.raises(ValueError, match=rf"{prompt_tokens} prompt tokens.*4096 tokens.*lower rollout\.max_new_tokens"):
+        sampler.generate([requests[0], long])
+    # Refused at the door: nothing was computed, and the sampler still works.
+    assert sampler.stats == SamplerStats()
+    assert_same(sampler.generate(requests[:1]), completions[:1])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cuts", "max_new_tokens"),
+    [((1, 2, 3), (3, 3), 5), ((1, 2, 3), (1, 3, 3), 5), ((), (0, 0), 5), ((1, 2, 3), (1, 3), 0)],
+    ids=["all trunk", "all branch", "empty prompt", "nothing to draw"],
+)
+def test_an_empty_leaf_or_response_is_refused(params, prompt, cuts, max_new_tokens):
+    with pytest.raises(ValueError, match=r"does not fit tiny .*at least one of each"):
+        make_sampler(params).generate([Request(prompt, cuts, max_new_tokens, 1.0, (0, 0))])
