@@ -43,7 +43,7 @@ class Parts:
     """What training and evaluation have in common.
 
     Attributes:
-        params: The starting weights, on the mesh; the reader keeps them.
+        params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies.
     """
 
     model: DecoderConfig

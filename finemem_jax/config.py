@@ -213,4 +213,6 @@ def differences(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
     """Lines "name: saved → now" for every setting that differs from a saved `flatten`ed config."""
     now = json.loads(json.dumps(flatten(config)))
     names = sorted(now.keys() | saved.keys())
-    return [f"{n}: {saved.get(n, '(absent)')!r} → {now.get(n, '(absent)')!r}" for n in names if now.get(n) != saved.get(n)]
+    return [
+        f"{n}: {saved.get(n, '(absent)')!r} → {now.get(n, '(absent)')!r}" for n in names if now.get(n) != saved.get(n)
+    ]

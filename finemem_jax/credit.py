@@ -75,7 +75,7 @@ class Rewards(NamedTuple):
     outcome: Float[Array, "*SG"]
 
 
-def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, "..."]:
+def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, ...]:
     """Mean over the last axis of what the mask holds; 0 where it holds nothing."""
     count = mask.sum(-1)
     return jnp.where(mask, values, 0).sum(-1) / jnp.maximum(count, 1)
@@ -109,7 +109,7 @@ def evidence_contribution(
     num_evidence = is_evidence.sum(-1)
     share = jnp.where(is_evidence, 1, 0) / jnp.maximum(num_evidence, 1)[:, None].astype(scores.dtype)
     # A comparison instead of a scatter: T and K are small, and a scatter would serialise on GPU and TPU.
-    wrote = source_step[..., None] == jnp.arange(num_steps)
+    wrote = source_step[..., None] == jnp.arange(num_steps)[None, None]
     attributed = jnp.einsum("q,qk,qkt->t", value, share.astype(value.dtype), wrote.astype(value.dtype))
     unattributed = jnp.where(num_evidence == 0, value, 0).sum()
     evenly = step_mask / jnp.maximum(step_mask.sum(), 1).astype(value.dtype)

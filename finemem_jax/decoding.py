@@ -80,10 +80,10 @@ def insert_rows(
 
 @functools.partial(jax.jit, static_argnums=0)
 def draw_first(
-    config: DecoderConfig, unstacked, hidden: Float[Array, "N D"], state: SlotState
+    config: DecoderConfig, unstacked, hidden: Float[Array, "N D"], state: SlotState, trunk_length: Int[Array, ""]
 ) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
     """Draws the first token of each row from its last prompt position."""
-    return _draw(_logits(config, unstacked, hidden), state)
+    return _draw(_logits(config, unstacked, hidden), state, trunk_length)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
@@ -115,10 +115,10 @@ def decode(
         )
         active: Bool[Array, " N"] = state.remaining > 0
         state = state._replace(filled=state.filled + active)
-        token, log_prob = _draw(_logits(config, unstacked, hidden[:, 0]), state)
+        token, log_prob = _draw(_logits(config, unstacked, hidden[:, 0]), state, trunk_length)
         tokens = tokens.at[:, step].set(jnp.where(active, token, -1))
         log_probs = log_probs.at[:, step].set(jnp.where(active, log_prob, 0.0))
-        ended = (token[:, None] == end_ids).any(1)
+        ended = (token[:, None] == end_ids[None]).any(1)
         remaining = jnp.where(active & ~ended, state.remaining - 1, 0)
         return step + 1, cache, state._replace(token=token, remaining=remaining), tokens, log_probs
 
@@ -132,16 +132,18 @@ def _logits(config, unstacked, hidden):
     return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def _draw(logits: Float[Array, "N V"], state: SlotState) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+def _draw(
+    logits: Float[Array, "N V"], state: SlotState, trunk_length: Int[Array, ""]
+) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
     """Draws a token per row at its temperature; the log-probability is that of the distribution drawn from.
 
     Greedy rows (temperature 0) report the log-probability at temperature 1.
     """
     greedy = state.temperature == 0.0
     log_probs = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, state.temperature)[:, None])
-    uniform = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position)))(
-        state.key, state.filled
-    )
+    uniform = jax.vmap(
+        lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
+    )(state.key, trunk_length + state.filled)
     token = jnp.where(greedy, logits.argmax(-1), _inverse_cdf(log_probs, uniform)).astype(jnp.int32)
     return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
 

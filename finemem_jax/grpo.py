@@ -98,7 +98,8 @@ def clipped_objective(
         aggregation: "token": mean over all tokens. "row": mean over rows of the mean over their tokens.
     """
     log_ratio = jnp.where(token_mask, log_probs - old_log_probs, 0)
-    ratio = jnp.exp(log_ratio)
+    # exp(20) is far outside any clip; beyond 88 it would be inf, and its gradient NaN even where it is clipped.
+    ratio = jnp.exp(jnp.clip(log_ratio, -20, 20))
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
     surrogate = jnp.where(token_mask, jnp.minimum(ratio * advantages, clipped * advantages), 0)
     row_tokens = token_mask.sum(1)

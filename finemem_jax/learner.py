@@ -80,9 +80,7 @@ def zero_sums(params: Params) -> Sums:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def accumulate(
-    options: LearnerOptions, params: Params, sums: Sums, batch: Batch, temperature: jax.Array
-) -> Sums:
+def accumulate(options: LearnerOptions, params: Params, sums: Sums, batch: Batch, temperature: jax.Array) -> Sums:
     """Adds one micro-batch to `sums`."""
 
     def loss(params):
@@ -106,7 +104,7 @@ def accumulate(
     return total._replace(diagnostics=total.diagnostics._replace(largest_log_ratio=largest))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums) -> tuple[TrainState, jax.Array]:
     """One optimizer update with the mean gradient; returns the new state and the gradient's norm.
 
@@ -137,7 +135,7 @@ def update(
         sums = accumulate(options, state.params, sums, batch, jnp.float32(temperature))
     if sums is None:
         return state, {}
-    objective, diagnostics = jax.tree.map(jnp.copy, (sums.objective, sums.diagnostics))
+    objective, diagnostics = sums.objective, sums.diagnostics
     state, norm = apply(optimizer, state, sums)
     tokens = max(float(diagnostics.tokens), 1.0)
     return state, {

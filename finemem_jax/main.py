@@ -1,6 +1,6 @@
 """The command line: flags and dispatch.
 
-    python -m finemem_jax.main --config=experiments/NAME.py[:arg] --workdir=DIR [--mode=MODE] [--config.a.b=value …]
+python -m finemem_jax.main --config=experiments/NAME.py[:arg] --workdir=DIR [--mode=MODE] [--config.a.b=value …]
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
 

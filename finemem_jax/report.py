@@ -348,7 +348,8 @@ def _best_and_worst(records, config, file_name):
         heading = f"{which.capitalize()}: rollout {record['rollout'] + 1} of {len(group)}"
         facts = (
             f"outcome {_number(record['outcome'])} · reward {_number(_total_reward(record))} "
-            f"over {len(record['steps'])} chunks · memory {record['memory_tokens']} tokens, text {record['stream_tokens']}"
+            f"over {len(record['steps'])} chunks · memory {record['memory_tokens']} tokens, "
+            f"text {record['stream_tokens']}"
         )
         steps = "".join(_step(step, len(record["steps"]), config) for step in record["steps"])
         asked = _answers(record["answers"], "The stream has no global questions, or none was drawn.")

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,7 +78,7 @@ class Sampler:
         """Completes every request; results stand in the order of the requests.
 
         Raises:
-            ValueError: a request whose prompt and response exceed the model's length.
+            ValueError: a request whose prompt and response exceed the model's length, or that leaves nothing to do.
         """
         began = time.perf_counter()
         results: list[Completion | None] = [None] * len(requests)
@@ -98,10 +97,15 @@ class Sampler:
 
     def _check(self, request):
         total = len(request.prompt_ids) + request.max_new_tokens
-        if not request.leaf or request.max_new_tokens < 1 or total > self.config.max_length:
+        if not request.leaf or request.max_new_tokens < 1:
             raise ValueError(
-                f"A request of {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} new ones does not fit "
-                f"{self.config.name} ({self.config.max_length} tokens, at least one of each); lower "
+                "A request needs at least one new token and one prompt token after its last cut but one; "
+                f"got max_new_tokens={request.max_new_tokens} and cuts {request.cuts}."
+            )
+        if total > self.config.max_length:
+            raise ValueError(
+                f"A request of {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} new ones "
+                f"does not fit {self.config.name} ({self.config.max_length} tokens); lower "
                 "rollout.max_new_tokens, data.chunk_words or memory.view_tokens."
             )
 
@@ -217,7 +221,7 @@ class Sampler:
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         first_state = state._replace(filled=state.filled - 1)
         token, log_prob = (np.asarray(x) for x in decoding.draw_first(
-            self.config, self._weights, hidden[source_of_slot], first_state))  # fmt: skip
+            self.config, self._weights, hidden[source_of_slot], first_state, trunk[1]))  # fmt: skip
         ends = set(np.asarray(self._end_ids).tolist())
         for slot, index, request in admitted:
             occupant[slot] = (index, [int(token[slot])], [float(log_prob[slot])])
@@ -234,10 +238,10 @@ class Sampler:
         return -(-length // self._multiple) * self._multiple
 
 
-
-
 def _unstack(config, params):
-    return decoder.unstack(config, params)
+    # Copies, never views: the learner gives its arrays away at the next update.
+    rest, layers = decoder.unstack(config, params)
+    return jax.tree.map(jnp.copy, rest), layers
 
 
 def _power_of_two(n):

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 import gguf
 import tokenizers
+
+# transformers warns that it found no PyTorch; we use its chat templates only.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from finemem_jax.episode import Message
+from finemem_jax.models import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +132,19 @@ class BpeTokenizer:
         for mark in marks:
             before, found, rest = rest.partition(mark)
             if not found:
-                raise ValueError(f"The chat template drops or reorders messages with roles {roles}; use another template.")
+                raise ValueError(
+                    f"The chat template drops or reorders messages with roles {roles}; use another template."
+                )
             pieces.append(before)
         return (*pieces, rest)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _well_formed(text: str) -> str:
     """Replaces lone surrogates, which have no UTF-8 form, by U+FFFD."""
-    return text.encode("utf-8", "replace").decode("utf-8") if any("\ud800" <= c <= "\udfff" for c in text) else text
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def from_gguf(path: pathlib.Path) -> BpeTokenizer:
@@ -144,8 +155,10 @@ def from_gguf(path: pathlib.Path) -> BpeTokenizer:
     Raises:
         ValueError: the file carries another kind of tokenizer.
     """
-    fields = gguf.GGUFReader(path).fields
-    kind = (fields["tokenizer.ggml.model"].contents(), fields["tokenizer.ggml.pre"].contents())
+    fields = weights.open_gguf(path).fields
+    kind = tuple(
+        fields[name].contents() if name in fields else None for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+    )
     if kind != ("gpt2", "smollm"):
         raise ValueError(
             f"{path}: tokenizer kind {kind} is not supported; use a GGUF with a gpt2/smollm one (SmolLM2's have it)."

@@ -65,8 +65,8 @@ def train(
     )
     rollout_options = assembly.rollout_options(config, evaluation=False)
     batches = input_pipeline.training_order(train_streams, config.seed, config.rollout.streams_per_step)
-    # The reader keeps the starting weights, so the learner, which gives its arrays away, needs its own.
-    state = learner.init(jax.tree.map(lambda x: x.copy(), parts.params), tx)
+    # The learner takes these arrays over; the samplers hold their own copies.
+    state = learner.init(parts.params, tx)
     shielded = _Shield()
 
     with (
@@ -101,9 +101,11 @@ def train(
 
                 display.phase(f"step {step + 1}: update")
                 update_began = time.monotonic()
+                loss_metrics: dict[str, float] = {}
                 with shielded:
                     for minibatch in _minibatches(config, parts, groups, step):
-                        state, loss_metrics = learner.update(options, tx, state, minibatch, config.rollout.temperature)
+                        state, measured = learner.update(options, tx, state, minibatch, config.rollout.temperature)
+                        loss_metrics = _sampler_difference(measured) | loss_metrics | measured
                     step, saved_position = step + 1, batches.get_state()
                     parts.manager.update(state.params, step)
 
@@ -275,6 +277,12 @@ def _operation_metrics(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str
     return metrics
 
 
+def _sampler_difference(measured: dict[str, float]) -> dict[str, float]:
+    """|log π_trainer - log π_sampler|. Only the first update's counts: its policy is still the one that sampled."""
+    names = {"mean": "policy/absolute_log_ratio", "largest": "policy/largest_log_ratio"}
+    return {f"policy/sampler_difference_{name}": measured[source] for name, source in names.items() if measured}
+
+
 def _sampler_metrics(parts: Parts) -> dict[str, float]:
     manager, reader = parts.manager.take_stats(), parts.reader_sampler.take_stats()
     metrics: dict[str, Any] = {
@@ -296,4 +304,3 @@ def closing_lines(workdir: pathlib.Path) -> list[str]:
         f"evaluation     {workdir}/evaluation.json, {workdir}/evaluations/",
         f"checkpoints    {workdir}/checkpoints/   the same command with a larger --config.train.num_steps goes on",
     ]
-

@@ -82,11 +82,10 @@ def as_checkpoint(params):
     }
 
 
-def read_checkpoint(path):
+def read_checkpoint(reader):
     """A GGUF file's own tensors, in llama.cpp's order of channels."""
     names = dict(query="attn_q", key="attn_k", value="attn_v", out="attn_output", gate="ffn_gate", up="ffn_up")
     names |= dict(down="ffn_down", attention_norm="attn_norm", mlp_norm="ffn_norm")
-    reader = gguf.GGUFReader(path)
     tensors = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
     return {
         "tokens": reader.fields["tokenizer.ggml.tokens"].contents(),
@@ -206,7 +205,7 @@ def test_tree_agrees_with_numpy(tiny_params, tiny_paths, tiny_rows):
     assert_tree_agrees(hidden_states(TINY, tiny_params, tokens, TREE_LENGTHS), tiny_rows, atol=1e-4)
 
 
-@pytest.mark.parametrize(("trunk_tokens", "num_prefilled"), [(0, 4), (0, 1), (7, 4)])
+@pytest.mark.parametrize(("trunk_tokens", "num_prefilled"), [(0, 4), (7, 4)])
 def test_extend_agrees_with_numpy(tiny_params, tiny_paths, tiny_rows, trunk_tokens, num_prefilled):
     got = cached_rows(TINY, tiny_params, tiny_paths[1], num_prefilled, trunk_tokens)
     np.testing.assert_allclose(got, tiny_rows[1], rtol=0, atol=1e-4)
@@ -242,7 +241,7 @@ def plain_gradient(tiny_params, tiny_paths):
     return jax.jit(jax.value_and_grad(loss), compiler_options=UNOPTIMISED)(tiny_params)
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+@pytest.mark.parametrize("remat", ["attention", "full"])
 def test_tree_has_the_gradient_of_plain_rows(tiny_params, tiny_paths, plain_gradient, remat):
     tokens = tree(tiny_paths, lambda shape: np.zeros(shape, int))
 
@@ -346,21 +345,24 @@ TEXT_IDS = [int(i) for i in TEXT_IDS.split()]
 
 
 @pytest.fixture(scope="module")
-def smollm_path():
+def smollm_reader():
     try:
-        return weights.locate("embedded")
+        return gguf.GGUFReader(weights.locate("embedded"))
     except ValueError as error:
         pytest.skip(f"needs SmolLM2's weights: {error}")
 
 
 @pytest.fixture(scope="module")
-def smollm_params(smollm_path):
-    return weights.load_gguf(SMOLLM, smollm_path)
+def smollm_params(smollm_reader):
+    with pytest.MonkeyPatch.context() as patch:
+        # Opening the file takes three seconds: once is enough.
+        patch.setattr(gguf, "GGUFReader", lambda path: smollm_reader)
+        return weights.load_gguf(SMOLLM, weights.locate("embedded"))
 
 
 @pytest.fixture(scope="module")
-def smollm_checkpoint(smollm_path):
-    return read_checkpoint(smollm_path)
+def smollm_checkpoint(smollm_reader):
+    return read_checkpoint(smollm_reader)
 
 
 def assert_log_probs_agree(embedding, got, expected):

@@ -85,24 +85,26 @@ def texts():
 
 
 @pytest.fixture(scope="module")
-def gguf_path():
+def reader():
     try:
-        return weights.locate("embedded")
+        return gguf.GGUFReader(weights.locate("embedded"))
     except ValueError as error:
         pytest.skip(f"needs SmolLM2's tokenizer: {error}")
 
 
 @pytest.fixture(scope="module")
-def smollm(gguf_path):
-    return tokenizer.from_gguf(gguf_path)
+def smollm(reader):
+    with pytest.MonkeyPatch.context() as patch:
+        # Opening the file takes three seconds: once is enough.
+        patch.setattr(gguf, "GGUFReader", lambda path: reader)
+        return tokenizer.from_gguf(weights.locate("embedded"))
 
 
 @pytest.fixture(scope="module")
-def fields(gguf_path):
+def fields(reader):
     names = ["tokens", "merges", "token_type"]
-    found = gguf.GGUFReader(gguf_path).fields
-    contents = {name: found[f"tokenizer.ggml.{name}"].contents() for name in names}
-    return contents | {"chat_template": found["tokenizer.chat_template"].contents()}
+    contents = {name: reader.fields[f"tokenizer.ggml.{name}"].contents() for name in names}
+    return contents | {"chat_template": reader.fields["tokenizer.chat_template"].contents()}
 
 
 @pytest.fixture(scope="module")
@@ -360,6 +362,14 @@ def test_bytes_decode_takes_any_ids():
     assert tokens.decode([0xFF, 65, 257]) == "\ufffdA<|end|>"
     assert tokens.decode(range(tokens.vocab_size)).endswith("<|start|><|end|>")
     assert tokens.decode([]) == ""
+
+
+def test_phrases_are_written_and_never_read():
+    tokens = ByteTokenizer(["skip", "<|end|>memory"])
+    assert tokens.vocab_size == 260
+    assert tokens.decode([97, 258, 259]) == "askip<|end|>memory"
+    assert tokens.encode("skip") == list(b"skip")
+    assert tokens.end_ids == ByteTokenizer().end_ids
 
 
 def test_bytes_chat_by_hand():

@@ -32,7 +32,7 @@ class Segment(NamedTuple):
 
     keys: Float[Array, "M K P C"]
     values: Float[Array, "M K P C"]
-    mask: Bool[Array, "..."]
+    mask: Bool[Array, ...]
 
 
 def attend(queries: Float[Array, "N L H C"], segments: Sequence[Segment]) -> Float[Array, "N L H C"]:

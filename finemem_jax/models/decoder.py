@@ -7,6 +7,7 @@ Knows nothing of tokens' meaning, sampling or losses.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,7 +142,7 @@ def hidden_states(
     """
     model = _bind(Decoder, config, params)
     starts = _starts(lengths)
-    positions = [start[:, None] + jnp.arange(level.shape[1]) for start, level in zip(starts, tokens, strict=True)]
+    positions = [start[:, None] + jnp.arange(level.shape[1])[None] for start, level in zip(starts, tokens, strict=True)]
     rotation = rotary(config, jnp.concatenate([p.reshape(-1) for p in positions]))
     shapes = [level.shape for level in tokens]
     own_masks = [jnp.tril(jnp.ones((1, length, length), bool)) for _, length in shapes]
@@ -174,7 +175,7 @@ def hidden_states(
 def _starts(lengths):
     """Position of each row's first token: the total length of its ancestors."""
     starts = [jnp.zeros_like(lengths[0])]
-    for parent, child in zip(lengths, lengths[1:], strict=False):
+    for parent, child in itertools.pairwise(lengths):
         starts.append(jnp.repeat(starts[-1] + parent, len(child) // len(parent)))
     return starts
 
@@ -230,9 +231,9 @@ def extend(
     n, length = tokens.shape
     slots = cache[0][0].shape[2]
     trunk_slots = trunk[0][0].shape[2]
-    offsets = starts[:, None] + jnp.arange(length)
+    offsets = starts[:, None] + jnp.arange(length)[None]
     rotation = rotary(config, (trunk_length + offsets).reshape(-1))
-    own_mask: Bool[Array, "N L S"] = jnp.arange(slots) <= offsets[:, :, None]
+    own_mask: Bool[Array, "N L S"] = jnp.arange(slots)[None, None] <= offsets[:, :, None]
     trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
     x = rest["embedding"][tokens.reshape(-1)]
     new_cache = []
@@ -266,14 +267,15 @@ def _write(cache: Float[Array, "N K S C"], new: Float[Array, "N L K C"], starts:
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], epsilon: float) -> Float[Array, "... D"]:
     """x / sqrt(mean(x²) + ε) · scale, computed in float32."""
     wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)).astype(x.dtype) * scale
+    normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)).astype(x.dtype)
+    return normed * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
 def rotary(config: DecoderConfig, positions: Int[Array, " N"]) -> tuple[Float[Array, "N c"], Float[Array, "N c"]]:
     """Cosines and sines of the rotary embedding, one per pair of channels: angle = position · θ^(-2i/C)."""
     half = config.head_dim // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, None].astype(jnp.float32) * frequencies
+    angles = positions[:, None].astype(jnp.float32) * frequencies[None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -41,7 +41,9 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     count = jax.device_count()
     known = math.prod(size for size in sizes if size > 0)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes) or count % known:
-        raise ValueError(f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) does not fit {count} devices; one size may be -1.")
+        raise ValueError(
+            f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) does not fit {count} devices; one size may be -1."
+        )
     sizes = [count // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != count:
         raise ValueError(

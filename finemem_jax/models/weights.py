@@ -9,9 +9,8 @@ import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from finemem_jax.models import decoder, presets
+from finemem_jax.models import presets
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
@@ -41,7 +40,9 @@ def locate(weights: str) -> pathlib.Path:
         return files[0]
     path = pathlib.Path(weights).expanduser()
     if not path.is_file():
-        raise ValueError(f"model.weights is {weights!r}, but there is no such file; give the path of a .gguf file or 'embedded'.")
+        raise ValueError(
+            f"model.weights is {weights!r}, but there is no such file; give the path of a .gguf file or 'embedded'."
+        )
     return path
 
 
@@ -51,43 +52,59 @@ def load_gguf(config: DecoderConfig, path: pathlib.Path) -> Params:
     Raises:
         ValueError: not a GGUF file, another architecture, or tensors of other shapes than `config`'s.
     """
-    reader = _open(path)
+    reader = open_gguf(path)
     _check_architecture(config, reader, path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
-    def read(name):
+    def read(name, *shape):
         if name not in tensors:
             raise ValueError(f"{path}: tensor {name!r} is missing; the file is not a whole {config.name} model.")
-        tensor = tensors[name]
-        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        array = gguf.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+        if array.shape != shape:
+            raise ValueError(
+                f"{path}: tensor {name!r} has shape {array.shape}, but {config.name} needs {shape}; "
+                f"set model.name to the preset of this file (known: {', '.join(presets.PRESETS)})."
+            )
+        return array
 
-    def stack(name, convert):
-        return np.stack([convert(read(f"blk.{i}.{name}.weight")) for i in range(config.num_layers)])
+    def stack(name, *shape):
+        return np.stack([read(f"blk.{i}.{name}.weight", *shape) for i in range(config.num_layers)])
 
-    def rows(num_heads):
-        return lambda w: _half_rotation(w, num_heads).T
+    def kernel(name, out_dim, in_dim):
+        # Files hold [out, in]; we multiply from the left.
+        return stack(name, out_dim, in_dim).swapaxes(1, 2)
 
+    def rotated_kernel(name, num_heads):
+        weight = stack(name, num_heads * config.head_dim, d)
+        return np.stack([_half_rotation(layer, num_heads) for layer in weight]).swapaxes(1, 2)
+
+    d, f, c = config.embed_dim, config.mlp_dim, config.head_dim
     loaded = {
-        "embedding": read("token_embd.weight"),
-        "final_norm": read("output_norm.weight"),
+        "embedding": read("token_embd.weight", config.vocab_size, d),
+        "final_norm": read("output_norm.weight", d),
         "layers": {
-            "query": stack("attn_q", rows(config.num_heads)),
-            "key": stack("attn_k", rows(config.num_kv_heads)),
-            "value": stack("attn_v", np.transpose),
-            "out": stack("attn_output", np.transpose),
-            "gate": stack("ffn_gate", np.transpose),
-            "up": stack("ffn_up", np.transpose),
-            "down": stack("ffn_down", np.transpose),
-            "attention_norm": stack("attn_norm", np.asarray),
-            "mlp_norm": stack("ffn_norm", np.asarray),
+            "query": rotated_kernel("attn_q", config.num_heads),
+            "key": rotated_kernel("attn_k", config.num_kv_heads),
+            "value": kernel("attn_v", config.num_kv_heads * c, d),
+            "out": kernel("attn_output", d, config.num_heads * c),
+            "gate": kernel("ffn_gate", f, d),
+            "up": kernel("ffn_up", f, d),
+            "down": kernel("ffn_down", d, f),
+            "attention_norm": stack("attn_norm", d),
+            "mlp_norm": stack("ffn_norm", d),
         },
     }
     if not config.tie_embeddings:
-        loaded["head"] = read("output.weight")
-    return _fill(config, loaded, path)
+        loaded["head"] = read("output.weight", config.vocab_size, d)
+    return jax.tree.map(jnp.asarray, loaded)
 
 
-def _open(path):
+def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
+    """Opens a GGUF file.
+
+    Raises:
+        ValueError: it is none, or cut short.
+    """
     try:
         return gguf.GGUFReader(path)
     except (ValueError, IndexError, OSError, UnicodeDecodeError, KeyError) as error:
@@ -104,7 +121,9 @@ def _check_architecture(config, reader, path):
 
     architecture = field("general.architecture")
     if architecture != "llama":
-        raise ValueError(f"{path} holds architecture {architecture!r}; model.weights must be a Llama-family GGUF ('llama').")
+        raise ValueError(
+            f"{path} holds architecture {architecture!r}; model.weights must be a Llama-family GGUF ('llama')."
+        )
     expected = {
         "llama.block_count": config.num_layers,
         "llama.embedding_length": config.embed_dim,
@@ -113,10 +132,11 @@ def _check_architecture(config, reader, path):
         "llama.attention.head_count_kv": config.num_kv_heads,
         "llama.vocab_size": config.vocab_size,
         "llama.rope.freq_base": config.rope_theta,
+        "llama.attention.layer_norm_rms_epsilon": config.norm_epsilon,
     }
     for key, value in expected.items():
         found = field(key)
-        if found is not None and not np.isclose(found, value):
+        if found is not None and not np.isclose(found, value, rtol=1e-6, atol=0):
             raise ValueError(
                 f"{path}: {key} is {found}, but model.name={config.name!r} has {value}; "
                 f"set model.name to the preset of this file (known: {', '.join(presets.PRESETS)})."
@@ -128,15 +148,3 @@ def _half_rotation(weight, num_heads):
     out_dim, in_dim = weight.shape
     pairs = weight.reshape(num_heads, out_dim // num_heads // 2, 2, in_dim)
     return pairs.swapaxes(1, 2).reshape(out_dim, in_dim)
-
-
-def _fill(config, loaded, path):
-    shapes = nnx.to_pure_dict(nnx.state(decoder.abstract(decoder.Decoder, config), nnx.Param))
-
-    def place(key_path, shape, array):
-        if array.shape != shape.shape:
-            name = jax.tree_util.keystr(key_path, simple=True, separator=".")
-            raise ValueError(f"{path}: {name} has shape {array.shape}, but {config.name} needs {shape.shape}.")
-        return jnp.asarray(array)
-
-    return jax.tree_util.tree_map_with_path(place, shapes, loaded)

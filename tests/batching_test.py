@@ -1,0 +1,174 @@
+"""Tests of finemem_jax/batching.py: every token can be found again, and padding is never trained on."""
+
+import random
+
+import numpy as np
+import pytest
+
+from finemem_jax import batching
+from finemem_jax.batching import Group
+from finemem_jax.episode import Chunk, Completion, Memory, Step, Stream, Trajectory
+
+PAD, LONGEST = 999, 12
+TRUNK = tuple(range(1, 8))
+
+
+def a_step(draw, branch, leaf=None, response=None):
+    leaf = draw.randint(1, 9) if leaf is None else leaf
+    response = draw.randint(0, LONGEST) if response is None else response
+
+    def ids(n):
+        return tuple(draw.randrange(10, 500) for _ in range(n))
+
+    prompt = TRUNK + branch + ids(leaf)
+    completion = Completion(ids(response), tuple(-draw.random() for _ in range(response)), "stop", 0)
+    return Step(prompt, (len(TRUNK), len(TRUNK) + len(branch), len(prompt)), completion, (), Memory())
+
+
+def some_groups(seed, count, size):
+    draw = random.Random(seed)
+    found = []
+    for _ in range(count):
+        branch = tuple(draw.randrange(10, 500) for _ in range(draw.randint(1, 20)))
+        steps = tuple(a_step(draw, branch) for _ in range(size))
+        found.append(Group(steps, tuple(draw.gauss(0, 1) for _ in range(size))))
+    return found
+
+
+def pack(groups, per_batch=2, multiple=8):
+    return list(batching.microbatches(groups, per_batch, multiple, LONGEST, PAD))
+
+
+def rows_of(batch):
+    """(prompt and response, response, log-probs, advantage) of every row that is trained on or has a branch."""
+    rows = len(batch.leaf)
+    per_group = rows // len(batch.branch)
+    for r in range(rows):
+        b = r // per_group
+        if batch.branch_length[b] == 0:
+            continue
+        held, n = batch.token_mask[r], batch.token_mask[r].sum()
+        np.testing.assert_array_equal(held, np.arange(LONGEST) < n)
+        whole = (
+            *batch.trunk[0, : batch.trunk_length[0]],
+            *batch.branch[b, : batch.branch_length[b]],
+            *batch.leaf[r, : batch.leaf_length[r]],
+        )
+        in_leaf = batch.leaf[r, batch.response_start[r] : batch.leaf_length[r]]
+        np.testing.assert_array_equal(in_leaf, batch.response[r, :n])
+        yield whole, tuple(in_leaf), tuple(batch.old_log_probs[r, :n]), tuple(batch.advantages[r, :n])
+
+
+@pytest.mark.parametrize(("count", "size", "per_batch"), [(1, 2, 1), (4, 3, 2), (5, 2, 2), (7, 4, 3), (2, 2, 5)])
+def test_every_token_is_found_again(count, size, per_batch):
+    groups = some_groups(count, count, size)
+    got = sorted(row for batch in pack(groups, per_batch) for row in rows_of(batch))
+    wanted = sorted(
+        (
+            step.prompt_ids + step.completion.ids,
+            step.completion.ids,
+            tuple(np.float32(step.completion.log_probs)),
+            (np.float32(advantage),) * len(step.completion.ids),
+        )
+        for group in groups
+        for step, advantage in zip(group.steps, group.advantages, strict=True)
+    )
+    assert got == wanted
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+def test_lengths_are_multiples(multiple):
+    for batch in pack(some_groups(0, 6, 3), multiple=multiple):
+        assert batch.branch.shape[1] % multiple == 0
+        assert batch.leaf.shape[1] % multiple == 0
+        # And no longer than they must be.
+        assert batch.branch.shape[1] - batch.branch_length.max() < multiple
+        assert batch.leaf.shape[1] - batch.leaf_length.max() < multiple
+        assert batch.response.shape[1] == LONGEST
+
+
+def test_a_missing_group_is_padding():
+    *_, last = pack(some_groups(1, 3, 2), per_batch=2)
+    assert last.branch_length[1] == 0
+    assert not last.token_mask[2:].any()
+    assert (last.advantages[2:] == 0).all()
+    assert (last.leaf[2:] == PAD).all()
+    # One token, not none: attention over nothing is nan, and nan times zero is nan.
+    assert (last.leaf_length[2:] == 1).all()
+    assert (last.response_start[2:] == 1).all()
+
+
+def test_outside_of_masks_there_is_only_padding():
+    for batch in pack(some_groups(2, 5, 3), per_batch=2):
+        assert (batch.response[~batch.token_mask] == PAD).all()
+        assert (batch.old_log_probs[~batch.token_mask] == 0).all()
+        assert (batch.advantages[~batch.token_mask] == 0).all()
+        assert (batch.leaf[np.arange(batch.leaf.shape[1]) >= batch.leaf_length[:, None]] == PAD).all()
+        assert (batch.branch[np.arange(batch.branch.shape[1]) >= batch.branch_length[:, None]] == PAD).all()
+
+
+def test_response_starts_after_something():
+    # The first response token is predicted from the leaf's token before it.
+    assert all((batch.response_start >= 1).all() for batch in pack(some_groups(3, 6, 2)))
+
+
+def test_the_order_of_groups_is_of_no_matter():
+    draw = random.Random(4)
+    groups = [Group((a_step(draw, (9,) * n, 2, 3),) * 2, (n, -n)) for n in (5, 1, 30, 12, 7, 3)]
+    for one, other in zip(pack(groups), pack(groups[::-1]), strict=True):
+        for array, again in zip(one, other, strict=True):
+            np.testing.assert_array_equal(array, again)
+
+
+def test_groups_of_like_length_share_a_batch():
+    draw = random.Random(0)
+    short, long = ((9,) * n for n in (3, 60))
+    groups = [Group((a_step(draw, branch),) * 2, (1.0, -1.0)) for branch in (long, short, long, short)]
+    assert [batch.branch.shape[1] for batch in pack(groups)] == [8, 64]
+
+
+def test_nothing_to_train_on():
+    assert pack([]) == []
+
+
+@pytest.mark.parametrize("part", ["trunk", "branch"])
+def test_rows_that_share_too_little_are_noticed(part):
+    draw = random.Random(0)
+    one, other = a_step(draw, (20, 21)), a_step(draw, (20, 21))
+    ids = list(other.prompt_ids)
+    ids[0 if part == "trunk" else len(TRUNK)] = 5
+    other = Step(tuple(ids), other.prompt_cuts, other.completion, (), Memory())
+    with pytest.raises(AssertionError, match="share a trunk"):
+        pack([Group((one, other), (1.0, -1.0))])
+
+
+def trajectories():
+    """Two streams of 2 and 1 steps with two rollouts each."""
+    draw = random.Random(1)
+    found = []
+    for name, length in (("a", 2), ("b", 1)):
+        stream = Stream(name, "made up", (Chunk("c"),) * length)
+        steps = [[a_step(draw, (40 + t,)) for t in range(length)] for _ in range(2)]
+        found.append([Trajectory(stream, i, tuple(steps[i])) for i in range(2)])
+    return found
+
+
+ADVANTAGES = np.array([[[0.7, 0.0], [-0.7, 0.0]], [[0.5, 0.0], [-0.5, 0.0]]])  # [S, G, T]
+ALIVE = np.array([[True, False], [True, False]])  # Step 1 of stream 1 does not exist.
+
+
+def test_groups_pair_steps_with_their_advantages():
+    given = trajectories()
+    got = batching.groups(given, ADVANTAGES, ALIVE, drop_dead=True)
+    assert [group.advantages for group in got] == [(0.7, -0.7), (0.5, -0.5)]
+    assert got[0].steps == (given[0][0].steps[0], given[0][1].steps[0])
+    assert got[1].steps == (given[1][0].steps[0], given[1][1].steps[0])
+
+
+def test_dead_groups_stay_if_asked_for_but_missing_steps_never_do():
+    got = batching.groups(trajectories(), ADVANTAGES, ALIVE, drop_dead=False)
+    assert [group.advantages for group in got] == [(0.7, -0.7), (0.0, 0.0), (0.5, -0.5)]
+
+
+def test_all_groups_dead():
+    assert batching.groups(trajectories(), ADVANTAGES, np.zeros((2, 2), bool), drop_dead=True) == []

@@ -1,0 +1,168 @@
+"""Tests of finemem_jax/learner.py: what an update may depend on, and what it must not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from finemem_jax import batching, learner
+from finemem_jax.models import decoder, presets, sharding
+
+MODEL = presets.preset("tiny")
+OPTIONS = learner.LearnerOptions(MODEL, "attention", 0.2, 0.2, "row")
+ONE = jnp.float32(1.0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.init(MODEL, 0)
+
+
+def make_batch(params, seed=0, groups=2, size=4, trunk=5, branch=6, leaf=12, response=6) -> batching.Batch:
+    """Random rows whose old log-probabilities are the model's own."""
+    rng = np.random.default_rng(seed)
+    rows = groups * size
+
+    def tokens(*shape):
+        return rng.integers(0, MODEL.vocab_size, shape).astype(np.int32)
+
+    start = rng.integers(1, 5, rows).astype(np.int32)
+    length = rng.integers(1, response + 1, rows).astype(np.int32)
+    leaves, responses = tokens(rows, leaf), tokens(rows, response)
+    for r in range(rows):
+        leaves[r, start[r] : start[r] + length[r]] = responses[r, : length[r]]
+    batch = batching.Batch(
+        trunk=tokens(1, trunk),
+        trunk_length=np.array([trunk], np.int32),
+        branch=tokens(groups, branch),
+        branch_length=rng.integers(2, branch + 1, groups).astype(np.int32),
+        leaf=leaves,
+        leaf_length=start + length,
+        response_start=start,
+        response=responses,
+        token_mask=np.arange(response) < length[:, None],
+        old_log_probs=np.zeros((rows, response), np.float32),
+        advantages=np.repeat(rng.normal(size=(rows, 1)), response, axis=1).astype(np.float32),
+    )
+    old, _ = learner.response_log_probs(OPTIONS, params, batch, ONE)
+    return batch._replace(old_log_probs=np.asarray(old))
+
+
+def accumulated(params, batches, options=OPTIONS):
+    sums = learner.zero_sums(params)
+    for batch in batches:
+        sums = learner.accumulate(options, params, sums, batch, ONE)
+    return sums
+
+
+def test_policy_against_itself_has_ratio_one(params):
+    sums = accumulated(params, [make_batch(params)])
+    assert float(sums.diagnostics.largest_log_ratio) < 1e-5
+    assert float(sums.diagnostics.clipped) == 0
+
+
+def test_log_probs_equal_those_of_plain_rows(params):
+    """Shared prefixes change nothing: each row alone, written out in full, gives the same numbers."""
+    batch = make_batch(params, seed=3)
+    got, _ = learner.response_log_probs(OPTIONS, params, batch, ONE)
+    for r in range(len(batch.leaf)):
+        b = r // (len(batch.leaf) // len(batch.branch))
+        row = np.concatenate(
+            [batch.trunk[0], batch.branch[b, : batch.branch_length[b]], batch.leaf[r, : batch.leaf_length[r]]]
+        )
+        hidden = decoder.hidden_states(MODEL, params, [row[None]], [np.array([len(row)])])[0][0]
+        log_probs = jax.nn.log_softmax(hidden @ params["embedding"].T)
+        count = int(batch.token_mask[r].sum())
+        want = np.take_along_axis(np.asarray(log_probs)[-count - 1 : -1], row[-count:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(got[r, :count], want, atol=1e-5)
+
+
+def test_gradient_equals_that_of_plain_rows(params):
+    batch = make_batch(params, seed=4)
+    tree = accumulated(params, [batch])
+    size = len(batch.leaf) // len(batch.branch)
+    total = None
+    for r in range(len(batch.leaf)):
+        b = r // size
+        plain = batch._replace(
+            branch=batch.branch[b : b + 1],
+            branch_length=batch.branch_length[b : b + 1],
+            **{name: getattr(batch, name)[r : r + 1] for name in batching.Batch._fields[4:]},
+        )
+        one = accumulated(params, [plain])
+        total = one if total is None else jax.tree.map(jnp.add, total, one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tree.gradients, total.gradients)
+
+
+def test_split_into_microbatches_changes_nothing(params):
+    first, second = make_batch(params, seed=1), make_batch(params, seed=2)
+    second = second._replace(trunk=first.trunk)
+    both = batching.Batch(
+        *(
+            getattr(first, name)
+            if name.startswith("trunk")
+            else np.concatenate([getattr(first, name), getattr(second, name)])
+            for name in batching.Batch._fields
+        )
+    )
+    apart, together = accumulated(params, [first, second]), accumulated(params, [both])
+    assert float(apart.objective.denominator) == float(together.objective.denominator)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(together.gradients))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * max(scale, 1)), apart.gradients, together.gradients
+    )
+
+
+def test_padding_groups_change_nothing(params):
+    batch = make_batch(params)
+    padded = batching.Batch(
+        *(
+            value if name.startswith("trunk") else np.concatenate([value, np.ones_like(value) * (name != "token_mask")])
+            for name, value in batch._asdict().items()
+        )
+    )
+    padded = padded._replace(token_mask=padded.token_mask.astype(bool))
+    a, b = accumulated(params, [batch]), accumulated(params, [padded])
+    assert float(a.objective.denominator) == float(b.objective.denominator)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a.gradients, b.gradients)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_remat_changes_nothing(params, remat):
+    batch = make_batch(params)
+    other = learner.LearnerOptions(MODEL, remat, 0.2, 0.2, "row")
+    a, b = accumulated(params, [batch]), accumulated(params, [batch], other)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a.gradients, b.gradients)
+
+
+def test_update_raises_what_was_better(params):
+    """After a few updates, log-probabilities of rows with positive advantage rose against the others'."""
+    batch = make_batch(params, groups=1)
+    state = learner.init(jax.tree.map(jnp.copy, params), optax.adam(1e-3))
+    tx = optax.adam(1e-3)
+    for _ in range(5):
+        state, metrics = learner.update(OPTIONS, tx, state, [batch], 1.0)
+    new, _ = learner.response_log_probs(OPTIONS, state.params, batch, ONE)
+    change = np.where(batch.token_mask, np.asarray(new) - batch.old_log_probs, 0).sum(1)
+    assert np.corrcoef(change, batch.advantages[:, 0])[0, 1] > 0.5
+    assert metrics["loss/gradient_norm"] > 0
+
+
+def test_no_batch_leaves_the_state_alone(params):
+    tx = optax.adam(1e-3)
+    state = learner.init(params, tx)
+    after, metrics = learner.update(OPTIONS, tx, state, [], 1.0)
+    assert after is state
+    assert metrics == {}
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 1, 1), (1, 1, 2)])
+def test_sharded_equals_single_device(params, sizes):
+    batch = make_batch(params)
+    want = accumulated(params, [batch])
+    mesh = sharding.make_mesh(*sizes)
+    placed = sharding.place(MODEL, params, mesh)
+    rows = batching.Batch(*(jax.device_put(x, sharding.rows(mesh, len(x))) for x in batch))
+    got = accumulated(placed, [rows])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.gradients, want.gradients)

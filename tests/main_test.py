@@ -1,0 +1,100 @@
+"""Tests of the command line: bad input gets a sentence that names the field or file and the remedy, and nothing else."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(*arguments, config="experiments/smoke.py"):
+    line = [sys.executable, "-m", "finemem_jax.main", f"--config={config}", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def squad_file(folder, *, broken=False):
+    paragraph = {
+        "context": "Ada lives in Bern.",
+        "qas": [{"id": "1", "question": "Where does Ada live?", "answers": ["Bern"]}],
+    }
+    lines = [json.dumps({"title": f"T{i}", "paragraphs": [paragraph]}) for i in range(3)]
+    (folder / "some.jsonl").write_text("\n".join([*lines, '{"title": "T9", "paragra'] if broken else lines))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.rollout.group_size=1"], "rollout.group_size must be at least 2"),
+        (["--config.data.name=nonsense"], "data.name must be a builder in"),
+        (["--config.data.name=squad"], "data.source_dir"),
+        (["--config.data.name=squad", "--config.data.source_dir=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--config.model.weights=/nowhere/model.gguf"], "there is no such file"),
+        (["--config.rollout.max_new_tokens=100000"], "lower one of them"),
+        (["--config.rollout.streams_per_step=17"], "raise data.num_train"),
+        (["--config.manager.chunk_tokens=20", "--config.manager.long_chunk=refuse"], "manager.long_chunk='split'"),
+        (["--config.mesh.tensor=3"], "does not fit 1 devices"),
+    ],
+)
+def test_bad_settings(tmp_path, arguments, message):
+    result = command(f"--workdir={tmp_path / 'run'}", *arguments)
+    assert result.returncode == 1, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    # Refused before it became a run.
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_misspelt_setting(tmp_path):
+    result = command(f"--workdir={tmp_path}", "--config.rollout.grupp_size=4")
+    assert result.returncode != 0
+    assert "grupp_size" in result.stderr
+
+
+def test_broken_line_is_named(tmp_path):
+    squad_file(tmp_path, broken=True)
+    result = command(
+        f"--workdir={tmp_path / 'run'}", "--config.data.name=squad", f"--config.data.source_dir={tmp_path}"
+    )
+    assert result.returncode == 1
+    assert "some.jsonl:4" in result.stderr
+
+
+def test_other_architecture_is_refused(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    result = command(
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.model.weights={tmp_path / 'other.gguf'}",
+        "--config.model.tokenizer=bytes",
+    )
+    assert result.returncode == 1
+    assert "'mamba'" in result.stderr
+
+
+def test_runs_evaluates_and_reports(tmp_path):
+    workdir = tmp_path / "run"
+    result = command(f"--workdir={workdir}", "--config.train.num_steps=1")
+    assert result.returncode == 0, result.stderr
+    assert "held-out score" in result.stdout
+    assert "± is one standard error" in result.stdout
+    result = command(f"--workdir={workdir}", "--mode=evaluate")
+    assert result.returncode == 0, result.stderr
+    assert "evaluated at step 1" in json.loads((workdir / "evaluation.json").read_text())
+    result = command(f"--workdir={workdir}", "--mode=report")
+    assert result.returncode == 0, result.stderr
+    assert (workdir / "report.html").stat().st_size > 1000
+
+
+def test_real_text_from_a_folder(tmp_path):
+    squad_file(tmp_path)
+    arguments = ["--config.data.name=squad", f"--config.data.source_dir={tmp_path}", "--config.train.num_steps=1"]
+    # Two training articles of one paragraph each.
+    result = command(f"--workdir={tmp_path / 'run'}", *arguments, "--config.rollout.streams_per_step=1")
+    assert result.returncode == 0, result.stderr + result.stdout

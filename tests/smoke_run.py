@@ -1,0 +1,32 @@
+"""Runs the smoke experiment in this process; shared by tests of programs."""
+
+import pathlib
+
+from finemem_jax import assembly, checkpoint, train
+from finemem_jax import config as config_lib
+
+from experiments import smoke  # isort: skip
+
+
+def config(**changes):
+    """The smoke config with dotted settings changed: config(**{"train.num_steps": 2})."""
+    settings = smoke.get_config()
+    for name, value in changes.items():
+        settings.update_from_flattened_dict({name: value})
+    return settings
+
+
+def prepare(settings):
+    """What `main` prepares before it calls `train`."""
+    config_lib.validate(settings)
+    parts = assembly.build(settings)
+    splits = [assembly.streams(settings, split, parts.environment) for split in ("train", "test")]
+    return parts, *splits
+
+
+def run(workdir: pathlib.Path, settings) -> None:
+    """Trains in `workdir`."""
+    checkpoint.check(workdir, settings)
+    prepared = prepare(settings)
+    checkpoint.claim(workdir, settings)
+    train.train(settings, workdir, *prepared)

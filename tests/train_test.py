@@ -1,0 +1,102 @@
+"""End to end: the smoke experiment trains, resumes exactly, survives Ctrl-C, and learns."""
+
+import gzip
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import smoke_run
+
+from finemem_jax import checkpoint, learner, optimizer, train, writer
+from finemem_jax.optimizer import OptimizerOptions
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def final_state(workdir, settings):
+    parts, *_ = smoke_run.prepare(settings)
+    state = learner.init(parts.params, optimizer.make(OptimizerOptions(**settings.optimizer)))
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+        return checkpoints.restore(state)
+
+
+def test_stopped_and_resumed_run_equals_an_undisturbed_one(tmp_path):
+    settings = smoke_run.config(**{"train.num_steps": 4, "train.evaluate_first": False})
+    smoke_run.run(tmp_path / "whole", settings)
+    first_half = smoke_run.config(**{"train.num_steps": 2, "train.evaluate_first": False})
+    smoke_run.run(tmp_path / "halves", first_half)
+    smoke_run.run(tmp_path / "halves", settings)
+
+    whole, step, position = final_state(tmp_path / "whole", settings)
+    halves, other_step, other_position = final_state(tmp_path / "halves", settings)
+    assert (step, position) == (other_step, other_position)
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, whole, halves)
+    for name in ("step_000003.jsonl.gz", "step_000004.jsonl.gz"):
+        pair = [(tmp_path / run / "trajectories" / name).read_bytes() for run in ("whole", "halves")]
+        assert pair[0] == pair[1]
+    assert [line["step"] for line in writer.read_metrics(tmp_path / "halves")] == [0, 1, 2, 3]
+
+
+def test_first_update_is_on_policy(tmp_path):
+    """What the sampler says of its tokens is what the trainer says of them: the ratio is 1 before any update."""
+    smoke_run.run(tmp_path, smoke_run.config(**{"train.num_steps": 2, "train.evaluate_first": False}))
+    for line in writer.read_metrics(tmp_path):
+        if "policy/sampler_difference_largest" in line:
+            assert line["policy/sampler_difference_largest"] < 1e-3
+    assert any("policy/sampler_difference_largest" in line for line in writer.read_metrics(tmp_path))
+
+
+@pytest.mark.slow
+def test_learning_raises_valid_operations(tmp_path):
+    """Thirty steps of format reward on random weights: the share of valid operations must rise."""
+    smoke_run.run(tmp_path, smoke_run.config(**{"train.num_steps": 30, "train.evaluate_first": False}))
+    valid = [line["operations/valid_fraction"] for line in writer.read_metrics(tmp_path)]
+    assert np.mean(valid[-5:]) > np.mean(valid[:5]) + 0.2
+
+
+def test_workdir_of_another_experiment_is_refused_unless_told(tmp_path):
+    smoke_run.run(tmp_path, smoke_run.config(**{"train.num_steps": 1, "train.evaluate_first": False}))
+    changed = smoke_run.config(**{"train.num_steps": 2, "credit.beta": 0.0, "train.evaluate_first": False})
+    with pytest.raises(ValueError, match=r"credit\.beta: 0\.5 → 0\.0"):
+        checkpoint.check(tmp_path, changed)
+    changed.train.continue_workdir = True
+    smoke_run.run(tmp_path, changed)
+    assert len(writer.read_metrics(tmp_path)) == 2
+
+
+def test_streams_without_questions_train_on_the_other_rewards(tmp_path):
+    changes = {"data.questions_per_stream": 0, "data.questions_per_chunk": 0, "train.num_steps": 1}
+    smoke_run.run(tmp_path, smoke_run.config(**changes))
+    with gzip.open(next((tmp_path / "trajectories").glob("*.gz")), "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    assert all(step["rewards"]["evidence"] == 0 for record in records for step in record["steps"])
+    assert train.read_evaluations(tmp_path)["after"]["estimates"]["score"]["n"] == 0
+
+
+def test_interrupt_saves_a_checkpoint_and_the_same_command_continues(tmp_path):
+    command = [sys.executable, "-m", "finemem_jax.main", "--config=experiments/smoke.py", f"--workdir={tmp_path}"]
+    command += ["--config.train.num_steps=200", "--config.train.checkpoint_every=1000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for _ in range(1200):
+            if len(writer.read_metrics(tmp_path)) >= 2:
+                break
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "the same command continues" in output
+    done = len(writer.read_metrics(tmp_path))
+    settings = smoke_run.config(**{"train.num_steps": done + 1, "train.evaluate_first": False})
+    smoke_run.run(tmp_path, settings)
+    assert [line["step"] for line in writer.read_metrics(tmp_path)] == list(range(done + 1))
