@@ -115,7 +115,7 @@ def _tokenizer(config, model, path):
     elif path is None:
         raise ValueError("model.tokenizer is 'gguf', but model.weights is 'random'; set model.tokenizer='bytes'.")
     else:
-        tokens = tokenizer.from_gguf(path)
+        tokens = tokenizer.from_gguf(weights.open_gguf(path))
     if tokens.vocab_size > model.vocab_size:
         raise ValueError(
             f"The tokenizer ({config.model.tokenizer!r}) has {tokens.vocab_size} tokens, but model.name={model.name!r} "

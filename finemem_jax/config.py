@@ -82,9 +82,9 @@ def default() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-6  # Peak, after warm-up (Mem-alpha: 1e-6).
     config.optimizer.warmup_steps = 4  # Updates of linear warm-up.
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.01  # AdamW's, on every parameter.
+    config.optimizer.b1 = 0.9  # Decay of AdamW's first moment.
+    config.optimizer.b2 = 0.999  # Decay of its second moment.
     config.optimizer.clip_norm = 1.0  # Largest global norm of the gradient.
 
     config.train = ConfigDict()
@@ -95,7 +95,7 @@ def default() -> ConfigDict:
     config.train.length_multiple = 128  # Lengths of training rows are rounded up to multiples of this.
     config.train.stop_after_seconds = 0  # Stop after the step in which so much wall time has passed; 0 = never.
     config.train.checkpoint_every = 10  # Steps between checkpoints; the last step is always saved.
-    config.train.keep_checkpoints = 2
+    config.train.keep_checkpoints = 2  # The newest so many are kept.
     config.train.evaluate_every = 0  # Steps between evaluations; 0 = before the first and after the last only.
     config.train.evaluate_first = True  # Evaluate before the first step, to have something to compare with.
     config.train.continue_workdir = False  # Allow a workdir that holds another experiment's config.
@@ -165,6 +165,11 @@ def validate(config: ConfigDict) -> None:
         "optimizer.learning_rate": (0, ""),
         "optimizer.clip_norm": (0, ""),
         "reader.temperature": (0, ""),
+        "objective.clip_low": (0, ""),
+        "objective.clip_high": (0, ""),
+        "objective.advantage_epsilon": (0, ""),
+        "optimizer.weight_decay": (0, ""),
+        "rollout.global_question_threshold": (0, ""),
     }
     for name, (low, why) in at_least.items():
         if not value_of(config, name) >= low:
@@ -173,7 +178,10 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"rollout.temperature must be above 0, or all rollouts of a group are the same; got {config.rollout.temperature}."
         )
-    for name in ("credit.beta", "rollout.global_question_fraction"):
+    for name in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= value_of(config, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value_of(config, name)}.")
+    for name in ("credit.beta", "rollout.global_question_fraction", "objective.clip_low"):
         if not 0 <= value_of(config, name) <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value_of(config, name)}.")
     choices = {

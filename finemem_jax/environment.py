@@ -91,22 +91,34 @@ class Environment:
 
     def _split(self, chunk):
         """Cuts between words so that every piece fits; a single word longer than the budget is cut inside."""
-        texts, current = [], ""
-        for word in _words_with_space(chunk.text):
-            if current and self.count_tokens(current + word) > self.chunk_tokens:
-                texts.append(current)
-                current = ""
-            while self.count_tokens(word) > self.chunk_tokens and len(word) > 1:
-                cut = max(1, len(word) * self.chunk_tokens // self.count_tokens(word) // 2)
+        texts, rest = [], _words_with_space(chunk.text)
+        while rest:
+            count = self._largest(lambda n, words=rest: "".join(words[:n]), len(rest))
+            if count == 0:
+                word, rest = rest[0], rest[1:]
+                cut = max(1, self._largest(lambda n, word=word: word[:n], len(word)))
                 texts.append(word[:cut])
-                word = word[cut:]
-            current += word
-        texts.append(current)
+                rest = [word[cut:], *rest] if word[cut:] else rest
+            else:
+                texts.append("".join(rest[:count]))
+                rest = rest[count:]
+        texts = [text.strip() for text in texts if text.strip()] or [""]
         questions: list[list] = [[] for _ in texts]
         for question in chunk.questions:
             home = next((i for i, text in enumerate(texts) if _holds(text, question)), len(texts) - 1)
             questions[home].append(question)
-        return [Chunk(text.strip(), tuple(asked)) for text, asked in zip(texts, questions, strict=True)]
+        return [Chunk(text, tuple(asked)) for text, asked in zip(texts, questions, strict=True)]
+
+    def _largest(self, text_of, most):
+        """The largest n for which text_of(n) fits, by bisection: encoding every prefix would take quadratic time."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.count_tokens(text_of(middle)) <= self.chunk_tokens:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def _view(self, memory):
         """The newest items that fit the budget, oldest first."""

@@ -24,10 +24,10 @@ METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over streams, its standard error (sample std / √n; nan for n = 1), and n."""
+    """A mean over streams, its standard error (sample std / √n), and n. None where too few are there to tell."""
 
-    mean: float
-    standard_error: float
+    mean: float | None
+    standard_error: float | None
     n: int
 
 
@@ -73,13 +73,13 @@ def by_kind(trajectories: Sequence[Trajectory]) -> dict[str, Estimate]:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error; nan where there is nothing to take them of."""
+    """Mean and standard error of a sample."""
     n = len(values)
     if n == 0:
-        return Estimate(math.nan, math.nan, 0)
+        return Estimate(None, None, 0)
     mean = _mean(values)
     if n == 1:
-        return Estimate(mean, math.nan, 1)
+        return Estimate(mean, None, 1)
     variance = sum((value - mean) ** 2 for value in values) / (n - 1)
     return Estimate(mean, math.sqrt(variance / n), n)
 
@@ -111,16 +111,21 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[l
     for metric, title in METRICS.items():
         estimates = [summaries[name]["estimates"][metric] for name in names]
         row = [title, *(_cell(e["mean"], e["standard_error"]) for e in estimates)]
+        count = estimates[0]["n"]
         if len(names) == 2:
             change = difference(*(summaries[name]["per_stream"][metric] for name in names))
             row.append(_cell(change.mean, change.standard_error, sign=True))
-        rows.append([*row, str(estimates[0]["n"])])
+            count = change.n
+        rows.append([*row, str(count)])
     return header, rows
 
 
 def _cell(mean, error, sign=False):
+    if mean is None:
+        return "–"
     digits = 1 if abs(mean) >= 10 else 3
-    return f"{mean:{'+' if sign else ''}.{digits}f} ± {error:.{digits}f}"
+    spread = "–" if error is None else f"{error:.{digits}f}"
+    return f"{mean:{'+' if sign else ''}.{digits}f} ± {spread}"
 
 
 def _mean(values):

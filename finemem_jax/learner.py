@@ -64,7 +64,7 @@ def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, te
     )[-1]
     # The state at one position predicts the token at the next; only predicted positions meet the output head.
     rows, width = batch.response.shape
-    positions = jnp.minimum((batch.response_start - 1)[:, None] + jnp.arange(width), hidden.shape[1] - 1)
+    positions = jnp.minimum((batch.response_start - 1)[:, None] + jnp.arange(width)[None], hidden.shape[1] - 1)
     states = jnp.take_along_axis(hidden, positions[:, :, None], axis=1).reshape(rows * width, -1)
     head = decoder.output_head(options.model, params)
     chosen, entropy = log_probs.token_log_probs(states, head, batch.response.reshape(-1), temperature)

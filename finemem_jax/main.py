@@ -33,9 +33,8 @@ def main(_) -> None:
     from finemem_jax import assembly, checkpoint, evaluate, train, writer
     from finemem_jax import config as config_lib
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/finemem_jax/compiled"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/finemem_jax/compiled"))
     logging.set_verbosity(logging.WARNING)
 
     def prepare():

@@ -40,11 +40,16 @@ MANAGER_EXAMPLES = (
 )
 
 READER_SYSTEM = """\
-Answer the question from the notes alone, in as few words as possible. If the notes do not say, answer: unknown."""
+You answer questions about notes. Reply with the exact words from the notes that answer the question, and nothing else."""
 
+# No example answers "unknown": shown one such, a 135M reader answers it to nearly everything (BUILD_NOTES.md).
 READER_EXAMPLES = (
-    (("Priya lives in Porto.", "The audit is due on Friday."), "Where does Priya live?", "Porto"),
-    (("Omar has a cat called Biscuit.",), "What is Priya's job?", "unknown"),
+    (("What a day.", "Priya: I live in Porto now."), "In which city does Priya live?", "Porto"),
+    (
+        ('The message "the door is stuck" has label 14.', "The audit is due on Friday."),
+        'Which label did the message "the door is stuck" get?',
+        "14",
+    ),
 )
 
 

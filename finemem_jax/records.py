@@ -86,7 +86,8 @@ def _operation(outcome: Outcome) -> dict[str, Any]:
     record: dict[str, Any] = {"status": outcome.status.value, "item_id": outcome.item_id}
     if isinstance(outcome.operation, Malformed):
         return record | {"text": outcome.operation.text, "reason": outcome.operation.reason}
-    return record | {"action": outcome.operation.action.value, "content": outcome.operation.content}
+    written = outcome.operation
+    return record | {"action": written.action.value, "content": written.content, "written_id": written.item_id}
 
 
 def _answer(answer: Answer) -> dict[str, Any]:

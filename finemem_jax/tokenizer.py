@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -23,7 +22,6 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from finemem_jax.episode import Message
-from finemem_jax.models import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,21 +145,21 @@ def _well_formed(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def from_gguf(path: pathlib.Path) -> BpeTokenizer:
-    """Builds the tokenizer that a GGUF file carries.
+def from_gguf(reader: gguf.GGUFReader) -> BpeTokenizer:
+    """Builds the tokenizer that an open GGUF file carries.
 
     Only the pre-tokenizers that we can check are accepted: "smollm" (digits one by one, then GPT-2's).
 
     Raises:
         ValueError: the file carries another kind of tokenizer.
     """
-    fields = weights.open_gguf(path).fields
+    fields = reader.fields
     kind = tuple(
         fields[name].contents() if name in fields else None for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
     )
     if kind != ("gpt2", "smollm"):
         raise ValueError(
-            f"{path}: tokenizer kind {kind} is not supported; use a GGUF with a gpt2/smollm one (SmolLM2's have it)."
+            f"model.weights: its tokenizer kind {kind} is not supported; use a GGUF with a gpt2/smollm one (SmolLM2's have it)."
         )
     tokens = fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]

@@ -222,7 +222,9 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     found = read_evaluations(workdir) | {name: {"step": step, **evaluate.summary(trajectories, parts.environment)}}
     writer.replace_text(workdir / "evaluation.json", json.dumps(found, indent=1) + "\n")
     means = found[name]["estimates"]
-    shown = " · ".join(f"{title} {means[metric]['mean']:.3f}" for metric, title in evaluate.METRICS.items())
+    shown = " · ".join(
+        f"{title} {means[metric]['mean']:.3f}" for metric, title in evaluate.METRICS.items() if means[metric]["n"]
+    )
     display.say(f"held-out, {name}: {shown}")
 
 

@@ -22,8 +22,12 @@ class MetricWriter:
 
     def __init__(self, workdir: pathlib.Path):
         workdir.mkdir(parents=True, exist_ok=True)
+        self._workdir = workdir
         self._path = workdir / "metrics.jsonl"
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+        self._events = self._open_events()
+
+    def _open_events(self, purge_step: int | None = None) -> tensorboardX.SummaryWriter:
+        return tensorboardX.SummaryWriter(str(self._workdir / "tensorboard"), purge_step=purge_step, flush_secs=10)
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -41,22 +45,24 @@ class MetricWriter:
 
     def rewind(self, step: int) -> None:
         """Drops lines from `step` on: a resumed run writes them again."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] < step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue  # A run that was killed in the middle of a line; that step is written again.
-        replace_text(self._path, "".join(line + "\n" for line in kept))
+        kept = [line for line in read_metrics(self._workdir) if line["step"] < step]
+        replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._events.close()
+        self._events = self._open_events(purge_step=step)
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a workdir's metrics.jsonl, oldest first; empty if there is none."""
+    """The lines of a workdir's metrics.jsonl, oldest first; a line that a kill cut short is left out."""
     path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            metrics = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "step" in metrics:
+            found.append(metrics)
+    return found
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
@@ -72,7 +78,8 @@ def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> N
     temporary = path.with_name(path.name + ".partial")
     with temporary.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
+            # Data may hold lone surrogates, which have no UTF-8 form.
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
     os.replace(temporary, path)
 
 

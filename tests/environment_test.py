@@ -167,7 +167,6 @@ def test_split_loses_nothing(budget):
         assert in_last == [question.gold_steps == (1,) for question in questions]
 
 
-@pytest.mark.xfail(strict=True, reason="_split keeps pieces that are white space only")
 def test_split_makes_no_blank_chunks():
     got = RULES.fit(stream(Chunk("left" + " " * 200 + "right")))
     assert [chunk.text for chunk in got.chunks] == ["left", "right"]

@@ -61,13 +61,9 @@ def test_estimate_by_hand():
     assert got.n == 4
 
 
-def test_estimate_of_too_little_is_nan():
-    one, none = evaluate.estimate([0.25]), evaluate.estimate([])
-    assert (one.mean, one.n) == (0.25, 1)
-    assert math.isnan(one.standard_error)
-    assert none.n == 0
-    assert math.isnan(none.mean)
-    assert math.isnan(none.standard_error)
+def test_estimate_of_too_little_says_nothing():
+    assert evaluate.estimate([0.25]) == evaluate.Estimate(0.25, None, 1)
+    assert evaluate.estimate([]) == evaluate.Estimate(None, None, 0)
 
 
 def test_equal_values_have_no_error():
@@ -133,7 +129,7 @@ def test_table_of_others_shows_none(names):
 
 def test_table_of_a_single_stream():
     _, rows = evaluate.table({"before": summary(0.5), "after": summary(0.25)})
-    assert rows[0] == ["held-out score", "0.500 ± nan", "0.250 ± nan", "-0.250 ± nan", "1"]
+    assert rows[0] == ["held-out score", "0.500 ± –", "0.250 ± –", "-0.250 ± –", "1"]
 
 
 def test_summary_holds_what_the_table_needs():

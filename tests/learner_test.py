@@ -137,15 +137,13 @@ def test_remat_changes_nothing(params, remat):
 
 
 def test_update_raises_what_was_better(params):
-    """After a few updates, log-probabilities of rows with positive advantage rose against the others'."""
+    """A small gradient step raises Σ A log π: rows that did better than their group become likelier."""
     batch = make_batch(params, groups=1)
-    state = learner.init(jax.tree.map(jnp.copy, params), optax.adam(1e-3))
-    tx = optax.adam(1e-3)
-    for _ in range(5):
-        state, metrics = learner.update(OPTIONS, tx, state, [batch], 1.0)
+    tx = optax.sgd(1e-2)
+    state, metrics = learner.update(OPTIONS, tx, learner.init(jax.tree.map(jnp.copy, params), tx), [batch], 1.0)
     new, _ = learner.response_log_probs(OPTIONS, state.params, batch, ONE)
-    change = np.where(batch.token_mask, np.asarray(new) - batch.old_log_probs, 0).sum(1)
-    assert np.corrcoef(change, batch.advantages[:, 0])[0, 1] > 0.5
+    change = np.where(batch.token_mask, np.asarray(new) - batch.old_log_probs, 0)
+    assert (batch.advantages * change / batch.token_mask.sum(1, keepdims=True)).sum() > 0
     assert metrics["loss/gradient_norm"] > 0
 
 

@@ -140,7 +140,7 @@ def test_a_whole_run(workdir, plain_rollouts):
     for words in ("#1 Ana lives in Oslo.", "from chunk 1", "applied", "malformed", "duplicate", "not JSON", "empty"):
         assert words in page.text
     assert "manager.num_examples" in page.text
-    assert "nan" not in page.text
+    assert re.search(r"\bnan\b", (workdir / "report.html").read_text(encoding="utf-8")) is None
     assert sorted(path.name for path in workdir.iterdir()) == [
         "config.json", "evaluation.json", "metrics.jsonl", "report.html", "trajectories",
     ]  # fmt: skip

@@ -97,7 +97,7 @@ def smollm(reader):
     with pytest.MonkeyPatch.context() as patch:
         # Opening the file takes three seconds: once is enough.
         patch.setattr(gguf, "GGUFReader", lambda path: reader)
-        return tokenizer.from_gguf(weights.locate("embedded"))
+        return tokenizer.from_gguf(weights.open_gguf(weights.locate("embedded")))
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,7 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ValueError, match=r"\('llama', 'default'\) is not supported; use a GGUF with a gpt2/smollm one"):
-        tokenizer.from_gguf(path)
+        tokenizer.from_gguf(weights.open_gguf(path))
 
 
 # --------------------------------------------------------------------------------------

@@ -191,7 +191,9 @@ def test_wrong_field(tiny_file, field):
 def test_wrong_shape(tmp_path, tensors):
     # The metadata agree, but one tensor is of another model.
     path = write(tmp_path / "shape.gguf", TINY, tensors | {"output_norm.weight": np.ones(7, np.float32)})
-    with pytest.raises(ValueError, match=r"final_norm has shape \(7,\), but tiny needs \(48,\)"):
+    with pytest.raises(
+        ValueError, match=r"'output_norm.weight' has shape \(7,\), but tiny needs \(48,\); set model.name"
+    ):
         weights.load_gguf(TINY, path)
 
 

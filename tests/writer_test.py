@@ -97,6 +97,16 @@ def test_equal_records_give_equal_bytes(tmp_path, monkeypatch):
     assert digest("b.jsonl.gz") == first
 
 
+def test_lone_surrogates_do_not_stop_a_run(tmp_path):
+    # JSON can spell them, so data sets can hold them; the tokenizer reads them as U+FFFD.
+    writer.write_records(tmp_path / "a.jsonl.gz", [{"question": "\ud800?"}])
+
+
+def test_metrics_can_be_read_while_they_are_written(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "rew')
+    assert writer.read_metrics(tmp_path) == [{"step": 0}]
+
+
 def test_records_that_fail_leave_the_old(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     writer.write_records(path, RECORDS)
