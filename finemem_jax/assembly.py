@@ -151,9 +151,9 @@ def check(config: ConfigDict, parts: Parts, train_streams: FittedSource, test_st
     longest += 64
     if longest > parts.model.max_length:
         raise ValueError(
-            f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) + "
-            f"rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({trunk}) can reach {longest} "
-            f"tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
+            f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
+            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({trunk}) can reach "
+            f"{longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
         )
     if len(train_streams) < config.rollout.streams_per_step:
         raise ValueError(

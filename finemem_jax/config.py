@@ -176,7 +176,8 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"{name} must be at least {low}{why}, got {value_of(config, name)}.")
     if not config.rollout.temperature > 0:
         raise ValueError(
-            f"rollout.temperature must be above 0, or all rollouts of a group are the same; got {config.rollout.temperature}."
+            "rollout.temperature must be above 0, or all rollouts of a group are the same; "
+            f"got {config.rollout.temperature}."
         )
     for name in ("optimizer.b1", "optimizer.b2"):
         if not 0 <= value_of(config, name) < 1:

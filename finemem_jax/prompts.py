@@ -21,7 +21,8 @@ memory_delete a fact that no longer holds, or skip when there is nothing to reme
 # what stands nearest, and an UPDATE of an item that does not exist is its commonest mistake.
 MANAGER_EXAMPLES = (
     (
-        "[Day 6] Omar: What rain today!\n[Day 6] Priya: I left Lisbon, I live in Porto now. The audit is due on Friday.",
+        "[Day 6] Omar: What rain today!\n"
+        "[Day 6] Priya: I left Lisbon, I live in Porto now. The audit is due on Friday.",
         ((1, "Priya lives in Lisbon."), (2, "Omar has a cat called Biscuit.")),
         (
             Operation(Action.UPDATE, "Priya lives in Porto.", 1),
@@ -29,8 +30,8 @@ MANAGER_EXAMPLES = (
         ),
     ),
     (
-        "[Day 2] Diary of Nadia: It rained all day. I waited for the bus for ages. In the evening I practised the flute, "
-        'as I do every day. The message "the door is stuck" got label 14.',
+        "[Day 2] Diary of Nadia: It rained all day. I waited for the bus for ages. In the evening I practised the "
+        'flute, as I do every day. The message "the door is stuck" got label 14.',
         (),
         (
             Operation(Action.INSERT, "Nadia plays the flute."),
@@ -40,7 +41,8 @@ MANAGER_EXAMPLES = (
 )
 
 READER_SYSTEM = """\
-You answer questions about notes. Reply with the exact words from the notes that answer the question, and nothing else."""
+You answer questions about notes. Reply with the exact words from the notes that answer the question, and \
+nothing else."""
 
 # No example answers "unknown": shown one such, a 135M reader answers it to nearly everything (BUILD_NOTES.md).
 READER_EXAMPLES = (

@@ -159,7 +159,8 @@ def from_gguf(reader: gguf.GGUFReader) -> BpeTokenizer:
     )
     if kind != ("gpt2", "smollm"):
         raise ValueError(
-            f"model.weights: its tokenizer kind {kind} is not supported; use a GGUF with a gpt2/smollm one (SmolLM2's have it)."
+            f"model.weights: its tokenizer kind {kind} is not supported; use a GGUF with a gpt2/smollm one "
+            "(SmolLM2's have it)."
         )
     tokens = fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]

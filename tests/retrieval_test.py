@@ -49,7 +49,8 @@ def ids(found):
 
 def test_lucene_by_hand():
     # N=2, lengths 2 and 4, mean 3. Saturation of the first: 1.5 (0.25 + 0.75 * 2/3) = 1.125; of the second:
-    # 1.5 (0.25 + 0.75 * 4/3) = 1.875. "cat" is in both: idf = ln(1 + 0.5/2.5) = ln 1.2; "red" in one: ln(1 + 1.5/1.5) = ln 2.
+    # 1.5 (0.25 + 0.75 * 4/3) = 1.875. "cat" is in both: idf = ln(1 + 0.5/2.5) = ln 1.2;
+    # "red" in one: ln(1 + 1.5/1.5) = ln 2.
     # First: ln 1.2 * 1/2.125. Second: ln 1.2 * 2/3.875 + ln 2 * 1/2.875.
     items = items_of("cat sat", "cat cat red mat")
     expected = [math.log(1.2) / 2.125, math.log(1.2) * 2 / 3.875 + math.log(2) / 2.875]

@@ -46,7 +46,8 @@ class DecoderConfig:
 PRESETS = {
     config.name: config
     for config in (
-        # For tests: two layers over bytes and a few operations, with grouped queries and a head_dim that is not embed_dim / num_heads.
+        # For tests: two layers over bytes and a few operations, with grouped queries, and with a head_dim that is
+        # not embed_dim / num_heads.
         DecoderConfig("tiny", 384, 48, 96, 2, 4, 2, 16, 10_000.0, 1e-5, True, 4096),
         DecoderConfig("smollm2_135m", 49_152, 576, 1_536, 30, 9, 3, 64, 100_000.0, 1e-5, True, 8_192),
         DecoderConfig("smollm2_360m", 49_152, 960, 2_560, 32, 15, 5, 64, 100_000.0, 1e-5, True, 8_192),

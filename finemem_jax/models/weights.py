@@ -144,7 +144,7 @@ def _check_architecture(config, reader, path):
 
 
 def _half_rotation(weight, num_heads):
-    """Undoes llama.cpp's row order for queries and keys: it interleaves the two halves that we rotate against each other."""
+    """Undoes llama.cpp's row order for queries and keys, which interleaves the halves that we rotate together."""
     out_dim, in_dim = weight.shape
     pairs = weight.reshape(num_heads, out_dim // num_heads // 2, 2, in_dim)
     return pairs.swapaxes(1, 2).reshape(out_dim, in_dim)

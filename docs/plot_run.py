@@ -1,0 +1,44 @@
+"""Draws the curves of a run, as BUILD_NOTES.md shows them: python docs/plot_run.py WORKDIR OUT.png"""
+
+import pathlib
+import sys
+
+import matplotlib.figure
+
+from finemem_jax import writer
+
+PANELS = {
+    "valid operations": "operations/valid_fraction",
+    "chunk score": "reward/chunk",
+    "global score": "reward/outcome",
+    "memory length (tokens)": "memory/tokens",
+    "response length (tokens)": "rollout/response_tokens",
+    "entropy (nats per token)": "loss/entropy",
+}
+DECAY = 0.8  # Of the moving average: about the last five steps.
+
+
+def main(workdir: pathlib.Path, out: pathlib.Path) -> None:
+    lines = writer.read_metrics(workdir)
+    figure = matplotlib.figure.Figure(figsize=(10, 5.5), layout="constrained")
+    for axes, (title, name) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        points = [(line["step"] + 1, line[name]) for line in lines if name in line]
+        smooth, average = [], None
+        for _, value in points:
+            average = value if average is None else DECAY * average + (1 - DECAY) * value
+            smooth.append(average)
+        steps = [step for step, _ in points]
+        axes.plot(steps, [value for _, value in points], ".", color="0.7", markersize=4)
+        axes.plot(steps, smooth, color="tab:blue")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("training step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))

@@ -1,0 +1,135 @@
+"""Tests of finemem_jax/rollout.py with a scripted manager and a lambda reader."""
+
+import json
+
+import pytest
+
+from finemem_jax import rollout
+from finemem_jax.environment import Environment
+from finemem_jax.episode import Chunk, Completion, Question, Stream
+from finemem_jax.rollout import RolloutOptions
+from finemem_jax.tokenizer import ByteTokenizer
+
+TOKENS = ByteTokenizer()
+RULES = Environment(TOKENS, num_examples=0, view_tokens=500, chunk_tokens=500, long_chunk="split", repair_json=False)
+OPTIONS = RolloutOptions(
+    group_size=2,
+    max_new_tokens=200,
+    temperature=1.0,
+    retrieval="lucene",
+    top_k=2,
+    global_question_fraction=0.5,
+    global_question_threshold=3,
+)
+
+
+def insert(text):
+    return json.dumps({"name": "memory_insert", "arguments": {"content": text}})
+
+
+def scripted(write):
+    """A manager that writes `write(request)`; it ends its turn as a model does."""
+
+    def policy(requests):
+        policy.seen += requests
+        return [
+            Completion(tuple(TOKENS.encode(write(r))) + TOKENS.end_ids, (0.0,) * (len(write(r)) + 1), "stop", 0)
+            for r in requests
+        ]
+
+    policy.seen = []
+    return policy
+
+
+def first_note(queries):
+    """A reader that repeats the first piece of evidence."""
+    return [query.evidence[0] if query.evidence else "" for query in queries]
+
+
+def stream(name="s", chunks=2, questions=1):
+    asked = tuple(
+        Question(f"What is the colour number {i}?", (f"red{i}",), gold_steps=(i % chunks,)) for i in range(questions)
+    )
+    return Stream(
+        name,
+        "test",
+        tuple(Chunk(f"The colour number {t} is red{t}.", (Question(f"What is colour number {t}?", (f"red{t}",)),)) for t in range(chunks)),
+        asked,
+    )  # fmt: skip
+
+
+def copy_the_chunk(request):
+    text = TOKENS.decode(request.prompt_ids)
+    return insert(text.split("New text:\n")[-1].split("\n")[0])
+
+
+def test_a_manager_that_copies_everything_scores_everywhere():
+    (group,) = rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    assert len(group) == 2
+    for trajectory in group:
+        assert [item.text for item in trajectory.steps[-1].memory.items] == [
+            "The colour number 0 is red0.",
+            "The colour number 1 is red1.",
+        ]
+        assert [item.source_step for item in trajectory.steps[-1].memory.items] == [0, 1]
+        assert [answer.score for step in trajectory.steps for answer in step.answers] == [1.0, 1.0]
+        assert trajectory.answers[0].score == 1.0
+
+
+def test_chunk_questions_are_asked_of_the_memory_as_it_was_then():
+    (group,) = rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    first_step = group[0].steps[0]
+    assert len(first_step.memory.items) == 1
+    assert first_step.answers[0].evidence == first_step.memory.items
+
+
+def test_streams_of_different_length():
+    groups = rollout.run(
+        [stream("a", 1), stream("b", 3)], OPTIONS, RULES, scripted(lambda r: insert("x")), first_note, (0,)
+    )
+    assert [[len(t.steps) for t in group] for group in groups] == [[1, 1], [3, 3]]
+
+
+def test_the_manager_never_sees_questions():
+    policy = scripted(lambda r: insert("x"))
+    rollout.run([stream()], OPTIONS, RULES, policy, first_note, (0,))
+    assert all("What is" not in TOKENS.decode(request.prompt_ids) for request in policy.seen)
+
+
+def test_every_request_has_its_own_key_and_the_same_one_again():
+    policies = [scripted(lambda r: insert("x")) for _ in range(2)]
+    for policy in policies:
+        rollout.run([stream("a"), stream("b")], OPTIONS, RULES, policy, first_note, (0, "train", 7))
+    keys = [[request.key for request in policy.seen] for policy in policies]
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == 2 * 2 * 2  # streams × rollouts × steps
+    other = scripted(lambda r: insert("x"))
+    rollout.run([stream("a"), stream("b")], OPTIONS, RULES, other, first_note, (0, "train", 8))
+    assert not set(keys[0]) & {request.key for request in other.seen}
+
+
+@pytest.mark.parametrize(("questions", "asked"), [(0, 0), (3, 3), (4, 2), (9, 4)])
+def test_global_questions_are_drawn_only_from_many(questions, asked):
+    """Convention 9: int(fraction · n) of those with more than the threshold, the same for all rollouts."""
+    (group,) = rollout.run(
+        [stream(questions=questions)], OPTIONS, RULES, scripted(lambda r: insert("x")), first_note, (0,)
+    )
+    texts = [[answer.question.text for answer in trajectory.answers] for trajectory in group]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == asked
+
+
+def test_nonsense_is_data():
+    (group,) = rollout.run([stream()], OPTIONS, RULES, scripted(lambda r: "}{ <|end|> nonsense"), first_note, (0,))
+    step = group[0].steps[0]
+    assert [outcome.status.value for outcome in step.outcomes] == ["malformed"]
+    assert step.answers[0].evidence == ()
+    assert step.answers[0].score == 0.0
+
+
+def test_a_failing_reader_is_an_error_not_a_score():
+    def down(queries):
+        raise ConnectionError("the reader is down")
+
+    with pytest.raises(ConnectionError):
+        rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), down, (0,))
