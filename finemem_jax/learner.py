@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from finemem_jax import grpo
 from finemem_jax.batching import Batch
@@ -49,8 +50,19 @@ class Sums(NamedTuple):
 
 
 def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    return TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+    """The state before the first update. Moments are sharded like their parameters; all else is on every device."""
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    some = jax.tree.leaves(shardings)[0]
+    everywhere = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
+    placed = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+    opt_state = jax.jit(optimizer.init, out_shardings=placed)(params)
+    return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), everywhere))
 
 
 def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array):
