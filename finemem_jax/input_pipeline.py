@@ -18,6 +18,8 @@ from finemem_jax.episode import Stream, StreamSource, StreamSpec
 
 DATA_DIR = pathlib.Path(__file__).resolve().parent.parent / "data"
 _PACKAGE = "finemem_data"
+# For ever, for all we know. Grain's own endless repeat overflows on a source of one stream.
+_EPOCHS = 1_000_000
 
 
 def load(name: str, spec: StreamSpec, data_dir: pathlib.Path = DATA_DIR) -> StreamSource:
@@ -54,5 +56,6 @@ def training_order(source: StreamSource, seed: int, batch_size: int) -> grain.Da
     The iterator's `get_state()` / `set_state()` go into checkpoints, so that a resumed run reads the very next batch.
     """
     # A batch is a list of Streams, never stacked into arrays: Streams are text and ragged.
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=list)
+    endless = grain.MapDataset.source(source).seed(seed).shuffle().repeat(_EPOCHS)
+    dataset = endless.batch(batch_size, batch_fn=list)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

@@ -109,7 +109,7 @@ def test_inverse_cdf_agrees_with_a_running_sum(vocab):
 
 def test_greedy_rows_take_the_likeliest_token(unstacked, logits_of):
     hidden, _ = prefilled(unstacked)
-    tokens, log_probs = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[0, 0]))
+    tokens, log_probs = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[0, 0]), 0)
     for ids, token, log_prob in zip(PROMPTS, tokens, log_probs, strict=True):
         expected = jax.nn.log_softmax(logits_of(ids))
         assert token == expected.argmax()
@@ -120,7 +120,7 @@ def test_greedy_rows_take_the_likeliest_token(unstacked, logits_of):
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_log_probs_are_those_of_the_distribution_drawn_from(unstacked, logits_of, temperature):
     hidden, _ = prefilled(unstacked)
-    tokens, log_probs = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[temperature] * 2))
+    tokens, log_probs = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[temperature] * 2), 0)
     for ids, token, log_prob in zip(PROMPTS, tokens, log_probs, strict=True):
         np.testing.assert_allclose(log_prob, jax.nn.log_softmax(logits_of(ids) / temperature)[token], atol=1e-4)
 
@@ -130,7 +130,7 @@ def test_draws_follow_the_models_distribution(unstacked, logits_of, temperature)
     hidden, _ = prefilled(unstacked)
     n = 4000
     state = slots(temperature=[temperature] * n)
-    tokens, _ = decoding.draw_first(TINY, unstacked, jnp.repeat(hidden[:1], n, axis=0), state)
+    tokens, _ = decoding.draw_first(TINY, unstacked, jnp.repeat(hidden[:1], n, axis=0), state, 0)
     counts = np.bincount(np.asarray(tokens), minlength=TINY.vocab_size)
     expected = n * np.asarray(jax.nn.softmax(logits_of(PROMPTS[0]) / temperature), np.float64)
     # Pearson's statistic wants five expected draws a cell; the rare tokens share one.
@@ -149,7 +149,7 @@ def test_a_draw_depends_on_key_and_position_alone(unstacked):
     # Rows 0 and 2 agree in key and position, row 1 has another key, row 3 another position.
     keys = [[1, 2], [1, 3], [1, 2], [1, 2]]
     states = [slots(temperature=[2.0] * 4, key=keys, filled=filled) for filled in ([5, 5, 5, 6], [7, 7, 7, 8])]
-    draws = np.array([decoding.draw_first(TINY, unstacked, same, state)[0] for state in states])
+    draws = np.array([decoding.draw_first(TINY, unstacked, same, state, 0)[0] for state in states])
     assert (draws[:, 0] == draws[:, 2]).all()
     assert len({tuple(column) for column in draws.T}) == 3
 

@@ -12,6 +12,8 @@ from finemem_jax.models import decoder, presets, sharding
 MODEL = presets.preset("tiny")
 OPTIONS = learner.LearnerOptions(MODEL, "attention", 0.2, 0.2, "row")
 ONE = jnp.float32(1.0)
+response_log_probs = jax.jit(learner.response_log_probs, static_argnums=0)
+hidden_states = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def make_batch(params, seed=0, groups=2, size=4, trunk=5, branch=6, leaf=12, res
         old_log_probs=np.zeros((rows, response), np.float32),
         advantages=np.repeat(rng.normal(size=(rows, 1)), response, axis=1).astype(np.float32),
     )
-    old, _ = learner.response_log_probs(OPTIONS, params, batch, ONE)
+    old, _ = response_log_probs(OPTIONS, params, batch, ONE)
     return batch._replace(old_log_probs=np.asarray(old))
 
 
@@ -65,13 +67,14 @@ def test_policy_against_itself_has_ratio_one(params):
 def test_log_probs_equal_those_of_plain_rows(params):
     """Shared prefixes change nothing: each row alone, written out in full, gives the same numbers."""
     batch = make_batch(params, seed=3)
-    got, _ = learner.response_log_probs(OPTIONS, params, batch, ONE)
+    got, _ = response_log_probs(OPTIONS, params, batch, ONE)
     for r in range(len(batch.leaf)):
         b = r // (len(batch.leaf) // len(batch.branch))
         row = np.concatenate(
             [batch.trunk[0], batch.branch[b, : batch.branch_length[b]], batch.leaf[r, : batch.leaf_length[r]]]
         )
-        hidden = decoder.hidden_states(MODEL, params, [row[None]], [np.array([len(row)])])[0][0]
+        padded = np.pad(row, (0, 24 - len(row)))
+        hidden = hidden_states(MODEL, params, [padded[None]], [np.array([len(row)])])[0][0, : len(row)]
         log_probs = jax.nn.log_softmax(hidden @ params["embedding"].T)
         count = int(batch.token_mask[r].sum())
         want = np.take_along_axis(np.asarray(log_probs)[-count - 1 : -1], row[-count:, None], axis=1)[:, 0]
@@ -141,7 +144,7 @@ def test_update_raises_what_was_better(params):
     batch = make_batch(params, groups=1)
     tx = optax.sgd(1e-2)
     state, metrics = learner.update(OPTIONS, tx, learner.init(jax.tree.map(jnp.copy, params), tx), [batch], 1.0)
-    new, _ = learner.response_log_probs(OPTIONS, state.params, batch, ONE)
+    new, _ = response_log_probs(OPTIONS, state.params, batch, ONE)
     change = np.where(batch.token_mask, np.asarray(new) - batch.old_log_probs, 0)
     assert (batch.advantages * change / batch.token_mask.sum(1, keepdims=True)).sum() > 0
     assert metrics["loss/gradient_norm"] > 0

@@ -16,11 +16,11 @@ def command(*arguments, config="experiments/smoke.py"):
 
 
 def squad_file(folder, *, broken=False):
-    paragraph = {
-        "context": "Ada lives in Bern.",
-        "qas": [{"id": "1", "question": "Where does Ada live?", "answers": ["Bern"]}],
-    }
-    lines = [json.dumps({"title": f"T{i}", "paragraphs": [paragraph]}) for i in range(3)]
+    lines = []
+    for i, place in enumerate(("Bern", "Oslo", "Lima")):
+        question = {"id": str(i), "question": "Where does Ada live?", "answers": [place]}
+        paragraph = {"context": f"Ada lives in {place}.", "qas": [question]}
+        lines.append(json.dumps({"title": f"T{i}", "paragraphs": [paragraph]}))
     (folder / "some.jsonl").write_text("\n".join([*lines, '{"title": "T9", "paragra'] if broken else lines))
 
 
