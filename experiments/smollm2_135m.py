@@ -20,6 +20,9 @@ def get_config(arg: str = ""):
     config = config_lib.default()
     config.experiment = "smollm2_135m"
 
+    # "attention" is a quarter faster, and takes 1.1 GB more: too much for a machine of 8 GB.
+    config.model.remat = "full"
+
     # Short streams: everything below is sized so that ten updates of a real model fit into a coffee break.
     config.data.num_test = 16
     config.data.chunks_per_stream = 2
@@ -49,7 +52,7 @@ def get_config(arg: str = ""):
     config.train.num_steps = 10
     config.train.minibatches = 2
     config.train.length_multiple = 32
-    config.train.stop_after_seconds = 400
+    config.train.stop_after_seconds = 420
     if arg == "long":
         config.experiment = "smollm2_135m:long"
         config.train.num_steps = 120

@@ -70,6 +70,11 @@ class Sampler:
         self._weights = _unstack(self.config, params)
         self._trunks: dict[tuple[int, ...], Any] = {}
 
+    def release(self) -> None:
+        """Drops the weights, and all computed with them, until the next `update`: a model's size of memory."""
+        self._weights = None
+        self._trunks = {}
+
     def take_stats(self) -> SamplerStats:
         """Returns the counts since the last call."""
         stats, self.stats = self.stats, SamplerStats()

@@ -102,6 +102,8 @@ def train(
                 display.phase(f"step {step + 1}: update")
                 update_began = time.monotonic()
                 loss_metrics: dict[str, float] = {}
+                # The sampler's copy is about to be out of date, and the update needs the memory.
+                parts.manager.release()
                 with shielded:
                     for minibatch in _minibatches(config, parts, groups, step):
                         state, measured = learner.update(options, tx, state, minibatch, config.rollout.temperature)
