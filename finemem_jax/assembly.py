@@ -25,7 +25,7 @@ from finemem_jax.episode import (
 from finemem_jax.models import decoder, presets, sharding, weights
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.rollout import RolloutOptions
+from finemem_jax.rollout import PolicyFn, RolloutOptions
 from finemem_jax.sampler import Sampler
 from finemem_jax.tokenizer import Tokenizer
 
@@ -44,6 +44,7 @@ class Parts:
 
     Attributes:
         params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies.
+        policy, answer: What rollouts call to sample from the manager, and to ask the reader.
     """
 
     model: DecoderConfig
@@ -52,6 +53,7 @@ class Parts:
     tokenizer: Tokenizer
     environment: Environment
     manager: Sampler
+    policy: PolicyFn
     reader_sampler: Sampler
     answer: reader.AnswerFn
 
@@ -104,7 +106,7 @@ def build(config: ConfigDict) -> Parts:
         return [completion.ids for completion in reader_sampler.generate(requests)]
 
     answer = reader.once_each(reader.language_model(generate, tokens, config.reader.num_examples))
-    return Parts(model, mesh, params, tokens, environment, manager, reader_sampler, answer)
+    return Parts(model, mesh, params, tokens, environment, manager, manager.generate, reader_sampler, answer)
 
 
 def _tokenizer(config, model, path):

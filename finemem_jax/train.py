@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 import pathlib
 import random
 import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -67,13 +69,15 @@ def train(
     batches = input_pipeline.training_order(train_streams, config.seed, config.rollout.streams_per_step)
     # The learner takes these arrays over; the samplers hold their own copies.
     state = learner.init(parts.params, tx)
-    shielded = _Shield()
 
     with (
         checkpoint.Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
         writer.MetricWriter(workdir) as metric_writer,
         writer.Display(config.train.num_steps) as display,
+        _Interrupt() as interrupt,
     ):
+        # Both are called several times a step, which is how often Ctrl-C is looked for.
+        parts = dataclasses.replace(parts, policy=interrupt.before(parts.policy), answer=interrupt.before(parts.answer))
         step, saved_position = 0, batches.get_state()
         if checkpoints.latest is not None:
             state, step, saved_position = checkpoints.restore(state)
@@ -92,7 +96,7 @@ def train(
 
                 display.phase(f"step {step + 1}: rollouts and reader")
                 trajectories = rollout.run(
-                    streams, rollout_options, parts.environment, parts.manager.generate, parts.answer,
+                    streams, rollout_options, parts.environment, parts.policy, parts.answer,
                     key=(config.seed, "train", step),
                 )  # fmt: skip
                 inputs = rewards.collect(trajectories, parts.environment.count_tokens)
@@ -104,12 +108,14 @@ def train(
                 loss_metrics: dict[str, float] = {}
                 # The sampler's copy is about to be out of date, and the update needs the memory.
                 parts.manager.release()
-                with shielded:
-                    for minibatch in _minibatches(config, parts, groups, step):
-                        state, measured = learner.update(options, tx, state, minibatch, config.rollout.temperature)
-                        loss_metrics = _sampler_difference(measured) | loss_metrics | measured
-                    step, saved_position = step + 1, batches.get_state()
-                    parts.manager.update(state.params, step)
+                interrupt.check()
+                interrupt.updating = True
+                for minibatch in _minibatches(config, parts, groups, step):
+                    state, measured = learner.update(options, tx, state, minibatch, config.rollout.temperature)
+                    loss_metrics = _sampler_difference(measured) | loss_metrics | measured
+                step, saved_position = step + 1, batches.get_state()
+                parts.manager.update(state.params, step)
+                interrupt.updating = False
 
                 now = time.monotonic()
                 metrics = _reward_metrics(inputs, earned, group) | _operation_metrics(trajectories)
@@ -156,24 +162,48 @@ def evaluate_only(config: ConfigDict, workdir: pathlib.Path, parts: Parts, test_
         _evaluate(config, workdir, parts, test_streams, f"evaluated at step {step}", display, step)
 
 
-class _Shield:
-    """A context in which Ctrl-C waits: the update gives its arrays away, and must not be left half done."""
+class _Interrupt:
+    """Ctrl-C, made safe: the first asks the run to stop at the next safe point, a second stops it at once.
 
-    def __enter__(self):
-        self._interrupted = False
-        self._handler = None
-        # Signals can only be handled by the main thread; elsewhere there is nothing to shield from.
+    An exception raised wherever the signal happens to arrive can be lost (in a garbage collector's callback, say), or
+    come in the middle of an update, which gives its arrays away. So the handler only takes note.
+    """
+
+    def __init__(self):
+        self._asked = False
+        self._handler: Any = None
+        self.updating = False
+
+    def __enter__(self) -> _Interrupt:
+        # Signals can only be handled by the main thread; elsewhere Ctrl-C does not arrive anyway.
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._remember)
+            self._handler = signal.signal(signal.SIGINT, self._take_note)
+        return self
 
-    def _remember(self, *_):
-        self._interrupted = True
-
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
-        if self._interrupted:
+
+    def _take_note(self, *_):
+        if self._asked and not self.updating:
             raise KeyboardInterrupt
+        self._asked = True
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping at the next safe point; once more stops at once\n")
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if one was asked for."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def before(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The same function, with a check before every call."""
+
+        def checked(argument):
+            self.check()
+            return function(argument)
+
+        return checked
 
 
 def _minibatches(
@@ -215,7 +245,7 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     options = assembly.rollout_options(config, evaluation=True)
     streams = [test_streams[i] for i in range(len(test_streams))]
     trajectories = evaluate.run(
-        streams, options, parts.environment, parts.manager.generate, parts.answer, (config.seed, "evaluate")
+        streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate")
     )
     # What evaluation sampled must not count among the next step's tokens.
     parts.manager.take_stats(), parts.reader_sampler.take_stats()

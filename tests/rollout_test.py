@@ -50,12 +50,11 @@ def stream(name="s", chunks=2, questions=1):
     asked = tuple(
         Question(f"What is the colour number {i}?", (f"red{i}",), gold_steps=(i % chunks,)) for i in range(questions)
     )
-    return Stream(
-        name,
-        "test",
-        tuple(Chunk(f"The colour number {t} is red{t}.", (Question(f"What is colour number {t}?", (f"red{t}",)),)) for t in range(chunks)),
-        asked,
-    )  # fmt: skip
+
+    def chunk(t):
+        return Chunk(f"The colour number {t} is red{t}.", (Question(f"What is colour number {t}?", (f"red{t}",)),))
+
+    return Stream(name, "test", tuple(chunk(t) for t in range(chunks)), asked)
 
 
 def copy_the_chunk(request):

@@ -83,17 +83,18 @@ def test_streams_without_questions_train_on_the_other_rewards(tmp_path):
 def test_interrupt_saves_a_checkpoint_and_the_same_command_continues(tmp_path):
     command = [sys.executable, "-m", "finemem_jax.main", "--config=experiments/smoke.py", f"--workdir={tmp_path}"]
     command += ["--config.train.num_steps=200", "--config.train.checkpoint_every=1000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        for _ in range(1200):
-            if len(writer.read_metrics(tmp_path)) >= 2:
-                break
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        try:
+            for _ in range(1200):
+                if len(writer.read_metrics(tmp_path)) >= 2:
+                    break
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130, output
     assert "the same command continues" in output
     done = len(writer.read_metrics(tmp_path))
