@@ -3,9 +3,10 @@
     python -m finemem_jax.main --config=experiments/smollm2_135m.py --workdir=runs/smollm2_135m
 
 Hardware: 2 CPU cores, 8 GB of memory; no GPU. This is what `make run` runs.
-Time: about 9 minutes after set-up; `train.stop_after_seconds` keeps it below 12 on slow machines.
-Expected: valid operations rise far beyond their standard error; the chunk score and the held-out score move little
-in so few updates (BUILD_NOTES.md has the figures).
+Time: about 8 minutes after set-up, and less than 12 on slower machines: `train.stop_after_seconds` ends the training
+early (on two such cores after about six of the ten steps).
+Expected: valid operations rise far beyond their standard error; in so few steps the scores move within theirs
+(BUILD_NOTES.md has the figures).
 
     --config=experiments/smollm2_135m.py:long     an hour or two on the same machine
     --config=experiments/smollm2_135m.py:smoke    the smoke test's model and sizes: seconds
