@@ -4,7 +4,7 @@
 
 Hardware: 2 CPU cores, 8 GB of memory; no GPU. This is what `make run` runs.
 Time: about 8 minutes after set-up, and less than 12 on slower machines: `train.stop_after_seconds` ends the training
-early (on two such cores after about six of the ten steps).
+early (on two such cores after five or six of the ten steps).
 Expected: valid operations rise far beyond their standard error; in so few steps the scores move within theirs
 (BUILD_NOTES.md has the figures).
 
