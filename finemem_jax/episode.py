@@ -116,6 +116,10 @@ class Message:
 # --------------------------------------------------------------------------------------
 
 
+# The parts of Mem-alpha's typed memory (PROTOCOL.md 1.1): one running summary, facts, dated events.
+CORE, SEMANTIC, EPISODIC = MEMORY_TYPES = ("core", "semantic", "episodic")
+
+
 class Action(enum.Enum):
     """The four operations a manager can write."""
 
@@ -127,11 +131,18 @@ class Action(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One well-formed operation. `item_id` is set for UPDATE and DELETE, `content` for INSERT and UPDATE."""
+    """One well-formed operation.
+
+    Attributes:
+        content: Set for INSERT and UPDATE.
+        item_id: Set for UPDATE and DELETE; None for those of the core memory, of which there is one.
+        memory_type: One of `MEMORY_TYPES` in a typed memory, "" in a flat one.
+    """
 
     action: Action
     content: str = ""
     item_id: int | None = None
+    memory_type: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +164,17 @@ class Status(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One written operation, what became of it, and the item it touched (None if none)."""
+    """One written operation, and what became of it.
+
+    Attributes:
+        item_id: The item it inserted, updated or deleted; None where nothing changed.
+        previous: That item as it stood before an UPDATE or DELETE; None otherwise.
+    """
 
     operation: Operation | Malformed
     status: Status
     item_id: int | None = None
+    previous: MemoryItem | None = None
 
     @property
     def valid(self) -> bool:
@@ -167,11 +184,19 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryItem:
-    """One stored text. `source_step` is φ(m): the step (0-based) that last wrote it."""
+    """One stored text.
+
+    Attributes:
+        source_step: φ(m): the step (0-based) that last wrote it.
+        source_operation: Which of the operations written at that step did so (0-based, malformed ones counted).
+        memory_type: One of `MEMORY_TYPES` in a typed memory, "" in a flat one.
+    """
 
     item_id: int
     text: str
     source_step: int
+    source_operation: int = 0
+    memory_type: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +281,8 @@ class Step:
         completion: The sampled response P_t.
         outcomes: Its operations, parsed and applied, in the order written.
         memory: M_t, after the operations.
+        token_operations: For each token of the response the operation it belongs to, an index into `outcomes`; -1
+            for tokens of none (blank lines, text between calls, the end-of-turn token).
         answers: To the chunk's own questions, from M_t.
     """
 
@@ -264,6 +291,7 @@ class Step:
     completion: Completion
     outcomes: tuple[Outcome, ...]
     memory: Memory
+    token_operations: tuple[int, ...] = ()
     answers: tuple[Answer, ...] = ()
 
 

@@ -6,6 +6,7 @@ which comes from streams, memories and models, and where the same characters are
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import os
@@ -59,6 +60,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, in UTF-8; `decode` joins these."""
+        ...
+
     def frame(self, roles: tuple[str, ...]) -> tuple[str, ...]:
         """Template text around the contents of messages with these roles: one piece before each, one after all."""
         ...
@@ -84,6 +89,20 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> EncodedCha
     return EncodedChat(tuple(ids), tuple(cuts))
 
 
+def character_starts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """Where in decode(ids) each token's text starts, in characters.
+
+    A token that only continues a character begun by the one before it starts where that character does.
+    """
+    # Tokens end inside characters, so that decoding them one by one would give other text.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    starts, length = [], 0
+    for token_id in ids:
+        starts.append(length)
+        length += len(decoder.decode(tokenizer.token_bytes(token_id)))
+    return starts
+
+
 def strip_end(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """Drops the end-of-turn token that closes a completion, if it is there."""
     return list(ids[:-1]) if ids and ids[-1] in tokenizer.end_ids else list(ids)
@@ -99,6 +118,7 @@ class BpeTokenizer:
         self._content_backend.encode_special_tokens = True
         self._chat = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template)
         self._end_ids = tuple(backend.token_to_id(token) for token in end_tokens)
+        self._special_ids = frozenset(backend.get_added_tokens_decoder())
         self._frame = functools.lru_cache(maxsize=64)(self._render_frame)
 
     @property
@@ -117,6 +137,13 @@ class BpeTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._template_backend.decode(list(ids), skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        token = self._template_backend.id_to_token(token_id)
+        # Special tokens stand for themselves; all others are written in the byte alphabet.
+        if token_id in self._special_ids or any(character not in _BYTE_OF for character in token):
+            return token.encode()
+        return bytes(_BYTE_OF[character] for character in token)
 
     def frame(self, roles: tuple[str, ...]) -> tuple[str, ...]:
         return self._frame(roles)
@@ -137,6 +164,14 @@ class BpeTokenizer:
         return (*pieces, rest)
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 characters are their own bytes, the others are counted up from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -213,6 +248,9 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._names[i] for i in ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._names[token_id]
 
     def frame(self, roles: tuple[str, ...]) -> tuple[str, ...]:
         heads = [f"{self._START}{role[0]}:" for role in roles]

@@ -378,3 +378,29 @@ def test_bytes_chat_by_hand():
     text = [256, *b"s:S", 257, 256, *b"u:", *b"ab", *b"c", 257, 256, *b"a:"]
     assert list(chat.ids) == text
     assert chat.cuts == (8, 10, 15)
+
+
+@pytest.mark.parametrize("kind", ["smollm", "bytes"])
+def test_token_bytes_join_to_the_decoded_text(request, kind):
+    tokens = request.getfixturevalue("smollm") if kind == "smollm" else ByteTokenizer(["a phrase"])
+    rng = random.Random(0)
+    for _ in range(300):
+        ids = [rng.randrange(tokens.vocab_size) for _ in range(rng.randrange(20))]
+        joined = b"".join(map(tokens.token_bytes, ids)).decode("utf-8", "replace")
+        assert joined == tokens.decode(ids)
+
+
+def test_character_starts_by_hand():
+    # "é" is two bytes, so two tokens: both start at character 1. What follows starts at 2.
+    tokens = ByteTokenizer()
+    assert tokenizer.character_starts(tokens, tokens.encode("aéb")) == [0, 1, 1, 2]
+    assert tokenizer.character_starts(tokens, []) == []
+
+
+def test_character_starts_cut_the_decoded_text(smollm):
+    text = 'ünï "日本" 😀\n{"x": 1}'
+    ids = smollm.encode(text)
+    starts = tokenizer.character_starts(smollm, ids)
+    assert starts[0] == 0 and starts == sorted(starts)
+    for i, start in enumerate(starts):
+        assert smollm.decode(ids[:i]).replace("\ufffd", "") == text[:start]
