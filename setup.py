@@ -35,7 +35,9 @@ setuptools.setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        # bm25s checks our BM25; beartype checks the shapes in signatures.
-        "dev": ["beartype", "bm25s", "hypothesis", "pyright", "pytest", "pytest-xdist", "regex", "ruff"],
+        "bm25s": ["bm25s>=0.3"],  # memory.retrieval='bm25s'
+        "dense": ["wordllama==0.4.0.post1"],  # memory.embedder='wordllama'; this release carries its weights.
+        # bm25s and rank-bm25 check our BM25; beartype checks the shapes in signatures.
+        "dev": ["beartype", "bm25s", "hypothesis", "pyright", "pytest", "pytest-xdist", "rank-bm25", "regex", "ruff"],
     },
 )

@@ -13,7 +13,7 @@ from finemem_jax import config as config_lib
 def get_config():
     config = config_lib.default()
     config.experiment = "smoke"
-    config.data.num_train = 16
+    config.data.num_train = 4
     config.data.num_test = 2
     config.data.chunks_per_stream = 2
     config.data.chunk_words = 40

@@ -7,11 +7,16 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from finemem_jax import input_pipeline, operations, reader, tokenizer
+from finemem_jax import config as config_lib
+from finemem_jax import embedding, input_pipeline, operations, probes, reader, retrieval, rules, tokenizer
 from finemem_jax.environment import Environment
 from finemem_jax.episode import (
+    CORE,
+    EPISODIC,
+    SEMANTIC,
     Action,
     Chunk,
     Memory,
@@ -22,20 +27,19 @@ from finemem_jax.episode import (
     StreamSpec,
     random_key,
 )
+from finemem_jax.grpo import Normaliser, ObjectiveOptions
+from finemem_jax.input_pipeline import Stage
 from finemem_jax.models import decoder, presets, sharding, weights
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.retrieval import EmbedFn
 from finemem_jax.rollout import PolicyFn, RolloutOptions
+from finemem_jax.rules import Rule, Settings, Variant
 from finemem_jax.sampler import Sampler
 from finemem_jax.tokenizer import Tokenizer
 
-# Words that questions are made of, so that retrieval finds such items; together with the bytes, 384 tokens.
-_TEST_OPERATIONS = (
-    *(Operation(Action.INSERT, f"what is the label of place {i}") for i in range(80)),
-    *(Operation(Action.UPDATE, f"which day does it start {i}", 1 + i % 4) for i in range(24)),
-    *(Operation(Action.DELETE, item_id=1 + i % 4) for i in range(12)),
-    *(Operation(Action.SKIP) for _ in range(10)),
-)
+# How many of each call the tests' tokenizer knows; together with the bytes, 384 tokens.
+_TEST_INSERTS, _TEST_UPDATES, _TEST_DELETES, _TEST_OTHERS = 80, 24, 12, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Parts:
     Attributes:
         params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies.
         policy, answer: What rollouts call to sample from the manager, and to ask the reader.
+        judge: What says whether an operation was worth writing; None if the credit rule does not ask.
+        embed: What retrieval embeds texts with; None if it needs no embeddings.
     """
 
     model: DecoderConfig
@@ -56,6 +62,19 @@ class Parts:
     policy: PolicyFn
     reader_sampler: Sampler
     answer: reader.AnswerFn
+    judge: reader.JudgeFn | None
+    embed: EmbedFn | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How scores become gradients: the credit rule, its numbers, how rewards are compared, the objective."""
+
+    rule: Rule
+    settings: Settings
+    variant: Variant
+    normaliser: Normaliser
+    objective: ObjectiveOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +91,48 @@ class FittedSource:
         return self.environment.fit(self.source[index])
 
 
+def method(config: ConfigDict) -> Method:
+    """The method that a config chooses.
+
+    Raises:
+        ValueError: the choices cannot work, or not together.
+    """
+    rule = rules.rule(config.credit.rule)
+    if rule.weighs_types and config.memory.layout != "typed":
+        raise ValueError(
+            f"credit.rule={config.credit.rule!r} weighs memory types, and memory.layout={config.memory.layout!r} has "
+            "none; set memory.layout='typed'."
+        )
+    most = retrieval.max_evidence(config.memory.top_k, config.memory.layout) + 2
+    if probes.SUBSETS in rule.needs and most > probes.MAX_PLAYERS:
+        raise ValueError(
+            f"credit.rule={config.credit.rule!r} asks about every subset of what was retrieved; with memory.top_k="
+            f"{config.memory.top_k} (memory.layout={config.memory.layout!r}) these are too many. Lower memory.top_k, "
+            "or use credit.rule='ablation'."
+        )
+    return Method(
+        rule=rule,
+        settings=Settings(**{name: config.credit[name] for name in Settings._fields}),
+        variant=Variant(**{name: config.credit[name] for name in Variant._fields}),
+        normaliser=Normaliser(
+            scale=config.objective.advantage_scale,
+            ddof=config.objective.advantage_ddof,
+            epsilon=config.objective.advantage_epsilon,
+            std_floor=config.objective.std_floor,
+        ),
+        objective=ObjectiveOptions(
+            **{field.name: config.objective[field.name] for field in dataclasses.fields(ObjectiveOptions)}
+        ),
+    )
+
+
 def build(config: ConfigDict) -> Parts:
     """Loads tokenizer and weights, and builds environment, manager and reader.
 
     Raises:
         ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
     """
+    needs = method(config).rule.needs
     model = presets.preset(config.model.name)
     path = None if config.model.weights == "random" else weights.locate(config.model.weights)
     tokens = _tokenizer(config, model, path)
@@ -91,6 +146,9 @@ def build(config: ConfigDict) -> Parts:
         chunk_tokens=config.manager.chunk_tokens,
         long_chunk=config.manager.long_chunk,
         repair_json=config.manager.repair_json,
+        dialect=operations.Dialect(config.memory.layout, config.manager.wire),
+        view_items=config.memory.view_items,
+        core_tokens=config.memory.core_tokens,
     )
     sampler = functools.partial(Sampler, model, params, tokens.end_ids, length_multiple=config.sampler.length_multiple)
     manager = sampler(num_slots=config.sampler.num_slots, steps_per_call=config.sampler.steps_per_call)
@@ -105,15 +163,75 @@ def build(config: ConfigDict) -> Parts:
         ]  # fmt: skip
         return [completion.ids for completion in reader_sampler.generate(requests)]
 
-    answer = reader.once_each(reader.language_model(generate, tokens, config.reader.num_examples))
-    return Parts(model, mesh, params, tokens, environment, manager, manager.generate, reader_sampler, answer)
+    cite = "citations" in needs and config.credit.cited_by == "reader"
+    if config.reader.kind == "evidence":
+        answer = reader.evidence(cite)
+    else:
+        answer = reader.once_each(reader.language_model(generate, tokens, config.reader.num_examples, cite))
+    return Parts(
+        model=model,
+        mesh=mesh,
+        params=params,
+        tokenizer=tokens,
+        environment=environment,
+        manager=manager,
+        policy=manager.generate,
+        reader_sampler=reader_sampler,
+        answer=answer,
+        judge=reader.content_judge(generate, tokens) if "content" in needs else None,
+        embed=_embedder(config, model, params, tokens),
+    )
+
+
+def _embedder(config, model, params, tokens):
+    """What texts are embedded with, or None if retrieval needs no embeddings."""
+    embed = None
+    if config.memory.retrieval in retrieval.DENSE_METHODS:
+        if config.memory.embedder == "wordllama":
+            embed = embedding.wordllama()
+        else:
+            # A copy, because training gives its arrays away.
+            embed = embedding.language_model(model, jax.tree.map(jnp.copy, params), tokens)
+        embed = embedding.cached(embed)
+    # Only to see now, and not after the first rollouts, whether what the method needs is installed.
+    retrieval.Index(config.memory.retrieval, embed)
+    return embed
+
+
+def _test_phrases(config):
+    """Whole operations for the tests' tokenizer, so that even random weights write some.
+
+    What they write down are questions of the first training streams with their answers: some help, most do not.
+    """
+    source = input_pipeline.load(config.data.name, _stream_spec(config, "train"))
+    facts: list[str] = []
+    for index in range(len(source)):
+        facts += [f"{q.text} {q.answers[0]}" for chunk in source[index].chunks for q in chunk.questions]
+        if len(facts) >= _TEST_INSERTS:
+            break
+    facts = [fact[:200] for fact in facts] or ["nothing is known"]
+    dialect = operations.Dialect(config.memory.layout, config.manager.wire)
+    typed = dialect.layout == "typed"
+
+    def kind(i):
+        return (SEMANTIC, EPISODIC)[i % 2] if typed else ""
+
+    def fact(i):
+        return facts[i % len(facts)]
+
+    written = [Operation(Action.INSERT, fact(i), None, kind(i)) for i in range(_TEST_INSERTS)]
+    written += [Operation(Action.UPDATE, fact(7 * i), 1 + i % 4, kind(i)) for i in range(_TEST_UPDATES)]
+    written += [Operation(Action.DELETE, "", 1 + i % 4, kind(i)) for i in range(_TEST_DELETES)]
+    others = [Operation(Action.UPDATE, fact(3 * i), None, CORE) for i in range(_TEST_OTHERS)]
+    written += others if typed else [Operation(Action.SKIP)] * _TEST_OTHERS
+    return [f"{operations.render(operation, dialect)}\n" for operation in written]
 
 
 def _tokenizer(config, model, path):
     if config.model.tokenizer == "bytes":
         tokens: Tokenizer = tokenizer.ByteTokenizer()
     elif config.model.tokenizer == "bytes_and_operations":
-        tokens = tokenizer.ByteTokenizer([f"{operations.render(operation)}\n" for operation in _TEST_OPERATIONS])
+        tokens = tokenizer.ByteTokenizer(_test_phrases(config))
     elif path is None:
         raise ValueError("model.tokenizer is 'gguf', but model.weights is 'random'; set model.tokenizer='bytes'.")
     else:
@@ -126,19 +244,44 @@ def _tokenizer(config, model, path):
     return tokens
 
 
-def streams(config: ConfigDict, split: str, environment: Environment) -> FittedSource:
-    """The streams of a split, "train" or "test", fitted to the environment."""
-    spec = StreamSpec(
+def streams(
+    config: ConfigDict, split: str, environment: Environment, chunks_per_stream: int | None = None
+) -> FittedSource:
+    """The streams of a split, "train" or "test", fitted to the environment.
+
+    Args:
+        chunks_per_stream: Instead of `data.chunks_per_stream`; for a stage of the curriculum.
+    """
+    spec = _stream_spec(config, split, chunks_per_stream)
+    return FittedSource(input_pipeline.load(config.data.name, spec), environment)
+
+
+def _stream_spec(config, split, chunks_per_stream=None):
+    return StreamSpec(
         split=split,
         seed=config.seed,
         num_streams=config.data.num_train if split == "train" else config.data.num_test,
-        chunks_per_stream=config.data.chunks_per_stream,
+        chunks_per_stream=chunks_per_stream or config.data.chunks_per_stream,
         chunk_words=config.data.chunk_words,
         questions_per_chunk=config.data.questions_per_chunk,
         questions_per_stream=config.data.questions_per_stream,
         source_dir=config.data.source_dir,
     )
-    return FittedSource(input_pipeline.load(config.data.name, spec), environment)
+
+
+def stages(config: ConfigDict, environment: Environment, train_streams: FittedSource) -> list[Stage]:
+    """The curriculum's stages, each with training streams of its own number of chunks.
+
+    Args:
+        train_streams: The training streams of `data.chunks_per_stream` chunks; stages of that length use them.
+    """
+
+    def source(chunks: int) -> FittedSource:
+        if chunks == config.data.chunks_per_stream:
+            return train_streams
+        return streams(config, "train", environment, chunks)
+
+    return [Stage(start, functools.partial(source, chunks)) for start, chunks in config_lib.curriculum(config)]
 
 
 def check(config: ConfigDict, parts: Parts, train_streams: FittedSource, test_streams: FittedSource) -> None:
@@ -149,25 +292,34 @@ def check(config: ConfigDict, parts: Parts, train_streams: FittedSource, test_st
     """
     trunk = parts.environment.observe(Chunk(""), Memory()).cuts[0]
     longest = trunk + config.manager.chunk_tokens + config.memory.view_tokens + config.rollout.max_new_tokens
-    # The words around chunk and memory, and the reply's header.
-    longest += 64
+    # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
+    longest += 64 if config.memory.layout == "flat" else 192
     if longest > parts.model.max_length:
         raise ValueError(
             f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
             f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({trunk}) can reach "
             f"{longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
         )
-    if len(train_streams) < config.rollout.streams_per_step:
-        raise ValueError(
-            f"rollout.streams_per_step is {config.rollout.streams_per_step}, but there are only {len(train_streams)} "
-            "training streams; lower it, or raise data.num_train."
-        )
     if not len(test_streams):
         raise ValueError("there are no held-out streams; raise data.num_test, or give data.source_dir more text.")
-    if config.manager.long_chunk == "refuse":
-        for source in (train_streams, test_streams):
-            for index in range(len(source)):
-                source[index]
+    refuse = config.manager.long_chunk == "refuse"
+    if refuse:
+        _read_all(test_streams)
+    for stage in stages(config, parts.environment, train_streams):
+        source = stage.load()
+        if len(source) < config.rollout.streams_per_step:
+            when = f" from training step {stage.start} on (train.curriculum)" if config.train.curriculum else ""
+            raise ValueError(
+                f"rollout.streams_per_step is {config.rollout.streams_per_step}, but there are only {len(source)} "
+                f"training streams{when}; lower it, or raise data.num_train."
+            )
+        if refuse:
+            _read_all(source)
+
+
+def _read_all(source):
+    for index in range(len(source)):
+        source[index]
 
 
 def rollout_options(config: ConfigDict, evaluation: bool) -> RolloutOptions:
@@ -180,4 +332,7 @@ def rollout_options(config: ConfigDict, evaluation: bool) -> RolloutOptions:
         top_k=config.memory.top_k,
         global_question_fraction=1.0 if evaluation else config.rollout.global_question_fraction,
         global_question_threshold=config.rollout.global_question_threshold,
+        # Evaluation scores answers; nobody is credited.
+        needs=method(config).rule.needs & {"citations"} if evaluation else method(config).rule.needs,
+        cited_by=config.credit.cited_by,
     )

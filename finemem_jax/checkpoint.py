@@ -67,18 +67,6 @@ class Checkpoints:
         return restored["state"], step, restored["position"]
 
 
-# These change how long a run is and what it reports on the way, not what it does.
-_FREE = (
-    "train.num_steps",
-    "train.stop_after_seconds",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.evaluate_every",
-    "train.evaluate_first",
-    "train.continue_workdir",
-)
-
-
 def check(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Refuses a workdir that holds a run of another config, or that cannot be written.
 
@@ -93,7 +81,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
         raise ValueError(f"--workdir={workdir} cannot be used ({error}); choose another folder.") from error
     if saved is None or config.train.continue_workdir:
         return
-    changed = [line for line in config_lib.differences(config, saved) if line.split(":")[0] not in _FREE]
+    changed = config_lib.conflicts(config, saved)
     if changed:
         listing = "\n  ".join(changed)
         raise ValueError(

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import ml_collections
 from ml_collections import ConfigDict
+
+# Keys of rules.RULES, which says what each means; here, so that a config can be checked without loading JAX.
+RULE_NAMES = (
+    "outcome", "chunk", "evidence", "full", "cited", "ablation", "shapley", "persession", "cumulative", "hindsight",
+    "hindsight_top", "type_weight", "step_gain", "mem_alpha",
+)  # fmt: skip
 
 
 def default() -> ConfigDict:
@@ -37,15 +44,21 @@ def default() -> ConfigDict:
     config.data.questions_per_stream = 100  # Global questions kept per stream.
 
     config.memory = ConfigDict()
-    config.memory.retrieval = "lucene"  # BM25 variant: "lucene" or "okapi".
+    config.memory.retrieval = "lucene"  # BM25: "lucene", "okapi" or "bm25s"; embeddings: "dense"; both: "hybrid".
+    config.memory.embedder = "wordllama"  # What "dense" and "hybrid" embed with: "wordllama" (word vectors; an extra)
+    # or "model" (mean hidden state of the starting weights, of which it keeps a copy).
     config.memory.top_k = 2  # K, items retrieved for a question (paper's note: 2; Mem-alpha: 20).
     config.memory.view_tokens = 2_048  # Tokens of memory shown to the manager, newest items first.
+    config.memory.view_items = 0  # At most so many items of each type are shown (Mem-alpha: 5); 0 = no such limit.
+    config.memory.layout = "flat"  # "flat" (Fine-Mem), or "typed": core, semantic and episodic (Mem-alpha).
+    config.memory.core_tokens = 512  # Longest core memory of the typed layout, in tokens (Mem-alpha: 512).
 
     config.manager = ConfigDict()
     config.manager.num_examples = 0  # Worked examples in the prompt, 0 to 2; small models need them.
     config.manager.chunk_tokens = 2_048  # Longest chunk, in tokens.
     config.manager.long_chunk = "split"  # What happens to a longer one: "split" or "refuse".
-    config.manager.repair_json = False  # Try json-repair on lines that strict parsing refuses.
+    config.manager.repair_json = False  # Try json-repair on calls that strict parsing refuses.
+    config.manager.wire = "json_lines"  # How calls are written: "json_lines", "hermes" (Qwen) or "qwen_agent".
 
     config.rollout = ConfigDict()
     config.rollout.streams_per_step = 32  # S, streams per training step (Mem-alpha: 32).
@@ -61,23 +74,49 @@ def default() -> ConfigDict:
     config.sampler.length_multiple = 128  # Lengths are rounded up to multiples of this.
 
     config.reader = ConfigDict()
+    config.reader.kind = "model"  # Who answers: the frozen "model", or the "evidence" itself, word for word (tests).
     config.reader.max_new_tokens = 64  # Longest answer, in tokens.
     config.reader.temperature = 0.1  # (paper: 0.1, non-thinking).
     config.reader.num_slots = 32  # Answers decoded together.
     config.reader.num_examples = 2  # Worked examples in the reader's prompt, 0 to 2.
 
     config.credit = ConfigDict()
+    config.credit.rule = "full"  # A key of rules.RULES: how scores become the steps' rewards ("full" = Fine-Mem).
     config.credit.beta = 0.5  # β, share of r_global that follows the evidence (paper: 0.5).
-    config.credit.chunk_weight = 0.5  # w1 (paper: 0.5).
+    config.credit.global_weight = 1.0  # Weight of what the rule makes of the global score (paper: 1).
+    config.credit.chunk_weight = 0.5  # w1 (paper: 0.5); of the rules that have a chunk reward.
     config.credit.compression_weight = 0.05  # w2 (paper: 0.05).
     config.credit.format_weight = 1.0  # Weight of r_fmt (paper: 1).
+    config.credit.content_weight = 0.1  # Weight of the content judge's verdicts, "mem_alpha" only (Mem-alpha: 0.1).
+    config.credit.kl_weight = 0.0  # Weight of -KL(policy ‖ starting weights), estimated by k1, in the reward.
+    config.credit.bloat_weight = 0.3  # λ of "persession": what memory beyond 0.7 of the text costs (Memory-R2: 0.3).
+    config.credit.used_weight = 0.1  # λ of "hindsight": weight of retrieved beside gold evidence (Mem-T: 0.1).
+    config.credit.type_factor = 4.0  # α of "type_weight": factor of the memory type retrieved most (MemBuilder: 4).
+    config.credit.type_factor_on = "advantage"  # What α multiplies: the "advantage", or its "unclipped" term only.
+    config.credit.gain_transform = "prob"  # What "step_gain" takes differences of: the value ("prob") or its "log".
+    config.credit.gain_floor = -5.0  # Lowest logarithm, for gain_transform="log".
+    config.credit.ablation_conserves = False  # "ablation": scale a question's shares so that they add up to its score.
+    config.credit.cited_by = "reader"  # "cited": who says which items were used: the "reader", or word "overlap".
+    config.credit.standardize_channels = False  # Standardise each part of the reward before they are added.
+    config.credit.per_operation = False  # Tokens carry their own operation's advantage instead of their step's.
 
     config.objective = ConfigDict()
     config.objective.clip_low = 0.2  # ε_low of the clipped ratio.
     config.objective.clip_high = 0.2  # ε_high.
-    config.objective.aggregation = "row"  # Mean over "row"s of token means (the paper's 1/|a_t|), or over all "token"s.
-    config.objective.advantage_epsilon = 1e-6  # ε beside the standard deviation.
+    config.objective.dual_clip = 0.0  # c: a negative advantage counts at most c times (Mem-alpha: 3); 0 = no limit.
+    config.objective.ratio = "token"  # Importance ratio of each "token", or of the whole "sequence" (GSPO).
+    config.objective.aggregation = "row"  # Mean over "row"s of token means (paper: 1/|a_t|), or "token", "stream",
+    # or "constant": sum over tokens divided by rows times rollout.max_new_tokens (Dr.GRPO).
+    config.objective.kl_weight = 0.0  # Weight of KL(policy ‖ starting weights) in the loss (Mem-alpha: 0.001).
+    config.objective.kl_estimator = "k3"  # "k2" or "k3".
+    config.objective.entropy_weight = 0.0  # Weight of the entropy bonus.
+    config.objective.importance_cap = 0.0  # Cap of the trainer/sampler importance weight; 0 = not corrected.
+    config.objective.drop_truncated = False  # Train on no response that was cut off (overlong filtering).
     config.objective.drop_dead_groups = True  # Leave groups whose rewards are all equal out of the denominator.
+    config.objective.advantage_scale = "std"  # Divide by the group's "std", or by "none" (Dr.GRPO).
+    config.objective.advantage_ddof = 1  # 1 = sample standard deviation (paper), 0 = population.
+    config.objective.advantage_epsilon = 1e-6  # ε beside the standard deviation.
+    config.objective.std_floor = 0.0  # Smallest standard deviation divided by; keeps noise from being blown up.
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-6  # Peak, after warm-up (Mem-alpha: 1e-6).
@@ -98,6 +137,7 @@ def default() -> ConfigDict:
     config.train.keep_checkpoints = 2  # The newest so many are kept.
     config.train.evaluate_every = 0  # Steps between evaluations; 0 = before the first and after the last only.
     config.train.evaluate_first = True  # Evaluate before the first step, to have something to compare with.
+    config.train.curriculum = ""  # "step:chunks,…": from that step on, streams of so many chunks, e.g. "0:2,20:4,60:8".
     config.train.continue_workdir = False  # Allow a workdir that holds another experiment's config.
     return config
 
@@ -146,6 +186,8 @@ def validate(config: ConfigDict) -> None:
         "data.num_test": (0, ""),
         "memory.top_k": (1, ""),
         "memory.view_tokens": (1, ""),
+        "memory.view_items": (0, ""),
+        "memory.core_tokens": (1, ""),
         "manager.chunk_tokens": (1, ""),
         "sampler.num_slots": (1, ""),
         "sampler.steps_per_call": (1, ""),
@@ -170,6 +212,11 @@ def validate(config: ConfigDict) -> None:
         "objective.advantage_epsilon": (0, ""),
         "optimizer.weight_decay": (0, ""),
         "rollout.global_question_threshold": (0, ""),
+        "credit.bloat_weight": (0, ""),
+        "credit.type_factor": (0, ""),
+        "objective.kl_weight": (0, ""),
+        "objective.importance_cap": (0, ""),
+        "objective.std_floor": (0, ""),
     }
     for name, (low, why) in at_least.items():
         if not value_of(config, name) >= low:
@@ -190,13 +237,52 @@ def validate(config: ConfigDict) -> None:
         "model.remat": ("none", "attention", "full"),
         "manager.long_chunk": ("split", "refuse"),
         "manager.num_examples": (0, 1, 2),
+        "manager.wire": ("json_lines", "hermes", "qwen_agent"),
+        "memory.layout": ("flat", "typed"),
         "reader.num_examples": (0, 1, 2),
-        "memory.retrieval": ("lucene", "okapi"),
-        "objective.aggregation": ("row", "token"),
+        "memory.retrieval": ("lucene", "okapi", "bm25s", "dense", "hybrid"),
+        "memory.embedder": ("wordllama", "model"),
+        "reader.kind": ("model", "evidence"),
+        "credit.rule": RULE_NAMES,
+        "credit.type_factor_on": ("advantage", "unclipped"),
+        "credit.gain_transform": ("prob", "log"),
+        "credit.cited_by": ("reader", "overlap"),
+        "objective.ratio": ("token", "sequence"),
+        "objective.aggregation": ("row", "token", "stream", "constant"),
+        "objective.advantage_scale": ("std", "none"),
+        "objective.advantage_ddof": (0, 1),
     }
     for name, allowed in choices.items():
         if value_of(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value_of(config, name)!r}.")
+    curriculum(config)
+
+
+def curriculum(config: ConfigDict) -> list[tuple[int, int]]:
+    """The stages of training, [(first training step, chunks per stream)], from `train.curriculum`.
+
+    Without one there is a single stage of `data.chunks_per_stream` chunks.
+
+    Raises:
+        ValueError: not pairs of numbers, steps that do not ascend from 0, or a number of chunks out of range.
+    """
+    text, longest = config.train.curriculum, config.data.chunks_per_stream
+    if not text:
+        return [(0, longest)]
+    wanted = 'train.curriculum must be "step:chunks" pairs with steps that ascend from 0, e.g. "0:2,20:4,60:8"'
+    if not re.fullmatch(r"\s*\d+\s*:\s*\d+\s*(,\s*\d+\s*:\s*\d+\s*)*", text):
+        raise ValueError(f"{wanted}; got {text!r}.")
+    stages = [(int(step), int(chunks)) for step, chunks in (pair.split(":") for pair in text.split(","))]
+    steps = [step for step, _ in stages]
+    if steps[0] != 0 or steps != sorted(set(steps)):
+        raise ValueError(f"{wanted}; got {text!r}.")
+    for _, chunks in stages:
+        if not 1 <= chunks <= longest:
+            raise ValueError(
+                f"train.curriculum must ask for 1 to data.chunks_per_stream={longest} chunks (evaluation has so many), "
+                f"got {chunks} in {text!r}; lower it, or raise data.chunks_per_stream."
+            )
+    return stages
 
 
 def value_of(config: ConfigDict, name: str) -> Any:
@@ -225,3 +311,20 @@ def differences(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
     return [
         f"{n}: {saved.get(n, '(absent)')!r} → {now.get(n, '(absent)')!r}" for n in names if now.get(n) != saved.get(n)
     ]
+
+
+# These change how long a run is and what it reports on the way, not what it does.
+_FREE = (
+    "train.num_steps",
+    "train.stop_after_seconds",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.evaluate_first",
+    "train.continue_workdir",
+)
+
+
+def conflicts(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
+    """The `differences` that make another run of it: all but its length and what it reports on the way."""
+    return [line for line in differences(config, saved) if line.split(":")[0] not in _FREE]

@@ -1,15 +1,18 @@
-"""Who earned what: Fine-Mem's rewards per step, as pure functions of scores and evidence (arXiv 2601.08435).
+"""Who earned what: the kernels that carry scores to the steps and operations that earned them. Pure functions.
 
-Knows nothing of text, readers or rollouts. Functions take one rollout; `step_rewards` maps them over streams and
-groups. All are jitted where they are used, and follow the dtype of their input: the trainer calls them in
-float64, because a group's standard deviation can be a thousand times smaller than its rewards.
+Knows nothing of text, readers or rollouts, and does not say which kernels make up Fine-Mem or a rival's rule: that is
+`rules`. Functions take one rollout and are mapped over streams and groups by `jax.vmap`. They follow the dtype of
+their input: the trainer calls them in float64, because a group's standard deviation can be a thousand times smaller
+than its rewards.
 
-Sizes: S streams, G rollouts per stream, T steps, J questions of a chunk, Q global questions, K evidence slots.
+Sizes: T steps, O operations of a step, N = T O slots, Q global questions, J questions of a chunk, K evidence slots,
+P players of a game, A tokens. Slot t O + o is operation o of step t.
 Masks are True where there is something; what stands elsewhere is never read.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,62 +20,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-class Weights(NamedTuple):
-    """β and the weights of the reward's parts (METHOD: 0.5, 0.5, 0.05 and 1)."""
-
-    beta: float
-    chunk: float
-    compression: float
-    format: float
-
-
-class RewardInputs(NamedTuple):
-    """What was measured on each rollout. All arrays lead with [S, G].
+class Credit(NamedTuple):
+    """Credit of one rollout, kept where it can be pinned down.
 
     Attributes:
-        step_mask: Steps that exist; the same for all rollouts of a stream.
-        chunk_scores, chunk_mask: Scores of each chunk's own questions, answered from M_t.
-        scores, question_mask: s_j, scores of the global questions, answered from M_T.
-        source_step: φ(m) of each retrieved item, in [0, T).
-        is_evidence: False in padding slots.
-        valid_operations, written_operations: Counts per step.
-        memory_tokens: tokens(M_T).
-        stream_tokens: Σ_t tokens(c_t); positive.
+        operation: Credit of single operations.
+        step: Credit of a step as a whole, which belongs to none of its operations more than to another.
     """
 
-    step_mask: Bool[Array, "*SG T"]
-    chunk_scores: Float[Array, "*SG T J"]
-    chunk_mask: Bool[Array, "*SG T J"]
-    scores: Float[Array, "*SG Q"]
-    question_mask: Bool[Array, "*SG Q"]
-    source_step: Int[Array, "*SG Q K"]
-    is_evidence: Bool[Array, "*SG Q K"]
-    valid_operations: Int[Array, "*SG T"]
-    written_operations: Int[Array, "*SG T"]
-    memory_tokens: Int[Array, "*SG"]
-    stream_tokens: Int[Array, "*SG"]
+    operation: Float[Array, "*SG T O"]
+    step: Float[Array, "*SG T"]
 
-
-class Rewards(NamedTuple):
-    """r_t and its parts, before their weights. Zero at steps that do not exist.
-
-    Attributes:
-        total: r_t.
-        evidence: r_EARA(t); sums to r_global over the steps, for every β.
-        contribution: N_t; sums to r_global.
-        chunk: r_chunk(t).
-        format: r_fmt(t).
-        compression: r_comp, the same at every step.
-        outcome: r_global, one number per rollout.
-    """
-
-    total: Float[Array, "*SG T"]
-    evidence: Float[Array, "*SG T"]
-    contribution: Float[Array, "*SG T"]
-    chunk: Float[Array, "*SG T"]
-    format: Float[Array, "*SG T"]
-    compression: Float[Array, "*SG T"]
-    outcome: Float[Array, "*SG"]
+    @property
+    def total(self) -> Float[Array, "*SG T"]:
+        """Credit of each step, its operations included."""
+        return self.operation.sum(-1) + self.step
 
 
 def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, ...]:
@@ -81,52 +43,229 @@ def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Fl
     return jnp.where(mask, values, 0).sum(-1) / jnp.maximum(count, 1)
 
 
-def evidence_contribution(
-    scores: Float[Array, " Q"],
+# --------------------------------------------------------------------------------------
+# From questions to steps and operations
+# --------------------------------------------------------------------------------------
+
+
+def scatter(worth: Float[Array, "Q K"], slot: Int[Array, "Q K"], num_slots: int) -> Float[Array, " N"]:
+    """Sums what stands in each slot: result_n = Σ_j Σ_k worth_jk 1[slot_jk = n].
+
+    Args:
+        worth: 0 in padding.
+        slot: Who wrote evidence k of question j, in [0, num_slots); anything in padding.
+    """
+
+    def by_adding(worth, slot):
+        return jnp.zeros(num_slots, worth.dtype).at[slot.reshape(-1)].add(worth.reshape(-1), mode="drop")
+
+    def by_comparing(worth, slot):
+        wrote = slot.reshape(-1)[:, None] == jnp.arange(num_slots)[None]
+        return jnp.einsum("i,in->n", worth.reshape(-1), wrote.astype(worth.dtype))
+
+    # TPUs add one entry at a time; there a product with zeros and ones is faster. Elsewhere adding is.
+    return jax.lax.platform_dependent(worth, slot, tpu=by_comparing, default=by_adding)
+
+
+def attribute(
+    worth: Float[Array, "Q K"],
+    slot: Int[Array, "Q K"],
     question_mask: Bool[Array, " Q"],
-    source_step: Int[Array, "Q K"],
-    is_evidence: Bool[Array, "Q K"],
+    shape: tuple[int, int],
+) -> Float[Array, "T O"]:
+    """Σ_j Σ_k worth_jk 1[slot_jk = (t, o)] / Q: the mean over questions of what each operation's evidence is worth."""
+    num_questions = jnp.maximum(question_mask.sum(), 1)
+    return (
+        scatter(jnp.where(question_mask[:, None], worth, 0), slot, shape[0] * shape[1]).reshape(shape) / num_questions
+    )
+
+
+def evenly(amount: Float[Array, ""], step_mask: Bool[Array, " T"]) -> Float[Array, " T"]:
+    """The same share of an amount for every step."""
+    return jnp.where(step_mask, amount, 0) / jnp.maximum(step_mask.sum(), 1)
+
+
+def equal_share(is_evidence: Bool[Array, "Q K"]) -> Float[Array, "Q K"]:
+    """1 / |M_j| for each of the items retrieved for question j; a question without evidence has no shares."""
+    return is_evidence / jnp.maximum(is_evidence.sum(-1, keepdims=True), 1)
+
+
+def cited_share(cited: Bool[Array, "Q K"], is_evidence: Bool[Array, "Q K"]) -> Float[Array, "Q K"]:
+    """1 / #cited for each cited item; where none is cited, all that was retrieved shares alike."""
+    cited = cited & is_evidence
+    return jnp.where(cited.any(-1, keepdims=True), equal_share(cited), equal_share(is_evidence))
+
+
+def contribution(
+    scores: Float[Array, " Q"],
+    share: Float[Array, "Q K"],
+    slot: Int[Array, "Q K"],
+    question_mask: Bool[Array, " Q"],
     step_mask: Bool[Array, " T"],
-) -> Float[Array, " T"]:
-    """Credits each step with the answers that its memory items supported.
+    num_operations: int,
+) -> Credit:
+    """Hands each score to the operations that hold shares in it; what nobody holds goes to all steps alike.
 
-        N_t = Σ_j Σ_{m in M_j, φ(m)=t} s_j / (|M_j| Q)      (Fine-Mem, NEC)
+        N_t = (1/Q) Σ_j s_j Σ_k share_jk 1[φ(m_jk) = t] + (1/T) (1/Q) Σ_j s_j (1 - Σ_k share_jk)
 
-    Credit is conserved: Σ_t N_t = mean(scores). A question without evidence credits all steps alike
-    (METHOD.md, convention 2).
+    Credit is conserved: Σ_t N_t = mean(scores). With share = 1 / |M_j| this is Fine-Mem's evidence contribution
+    (arXiv 2601.08435, NEC); questions without evidence follow METHOD.md, convention 2.
 
     Args:
         scores: s_j, in [0, 1].
-        source_step: φ(m), the step that last wrote each item, in [0, T).
-        is_evidence: False in padding slots, which hold source_step 0; the mask keeps them from crediting step 0.
-
-    Returns:
-        N_t, in the units of `scores`; zeros if there are no questions.
+        share: At most 1 in all for a question; 0 in padding.
+        slot: Operation that last wrote each item.
     """
-    num_steps = step_mask.shape[0]
-    num_questions = jnp.maximum(question_mask.sum(), 1)
-    value = jnp.where(question_mask, scores, 0) / num_questions
-    num_evidence = is_evidence.sum(-1)
-    share = jnp.where(is_evidence, 1, 0) / jnp.maximum(num_evidence, 1)[:, None].astype(scores.dtype)
-    # A comparison instead of a scatter: T and K are small, and a scatter would serialise on GPU and TPU.
-    wrote = source_step[..., None] == jnp.arange(num_steps)[None, None]
-    attributed = jnp.einsum("q,qk,qkt->t", value, share.astype(value.dtype), wrote.astype(value.dtype))
-    unattributed = jnp.where(num_evidence == 0, value, 0).sum()
-    evenly = step_mask / jnp.maximum(step_mask.sum(), 1).astype(value.dtype)
-    return (attributed + unattributed * evenly).astype(scores.dtype)
+    shape = (len(step_mask), num_operations)
+    operation = attribute(scores[:, None] * share, slot, question_mask, shape)
+    unshared = masked_mean(scores * (1 - share.sum(-1)), question_mask)
+    return Credit(operation, evenly(unshared, step_mask))
 
 
 def evidence_reward(
-    outcome: Float[Array, ""], contribution: Float[Array, " T"], step_mask: Bool[Array, " T"], beta: float
+    outcome: Float[Array, ""], contribution: Credit, step_mask: Bool[Array, " T"], beta: float
+) -> Credit:
+    """r_EARA(t) = (1 - β) r_global / T + β N_t      (Fine-Mem, EARA).
+
+    Sums to r_global for every β if the contribution does.
+    """
+    return Credit(beta * contribution.operation, (1 - beta) * evenly(outcome, step_mask) + beta * contribution.step)
+
+
+def by_gold(
+    value: Float[Array, " Q"],
+    gold: Bool[Array, "Q T"],
+    question_mask: Bool[Array, " Q"],
+    default_step: Int[Array, ""],
+    reduce: str,
 ) -> Float[Array, " T"]:
-    """r_EARA(t) = (1 - β) r_global / T + β N_t      (Fine-Mem, EARA). Sums to r_global for every β."""
-    evenly = step_mask * outcome / jnp.maximum(step_mask.sum(), 1).astype(outcome.dtype)
-    return (1 - beta) * evenly + beta * contribution
+    """Gives each question's value to the steps that read its gold evidence.
+
+    Args:
+        gold: Steps whose chunk states what the answer needs. Questions without any go to `default_step`.
+        reduce: "mean" or "sum" over the questions of a step; a step without questions gets 0.
+    """
+    by_default = jnp.arange(gold.shape[1])[None] == default_step
+    belongs = jnp.where(gold.any(-1, keepdims=True), gold, by_default) & question_mask[:, None]
+    if reduce == "sum":
+        return jnp.where(belongs, value[:, None], 0).sum(0)
+    return masked_mean(jnp.broadcast_to(value[:, None], gold.shape).T, belongs.T)
 
 
-def format_reward(valid: Int[Array, " T"], written: Int[Array, " T"], dtype) -> Float[Array, " T"]:
-    """r_fmt(t) = valid operations / operations written; 0 where nothing was written."""
-    return valid.astype(dtype) / jnp.maximum(written, 1).astype(dtype)
+def differences(state_value: Float[Array, " n"]) -> Float[Array, " n-1"]:
+    """v_n - v_{n-1}. Telescopes: sums to the last value minus the first."""
+    return state_value[1:] - state_value[:-1]
+
+
+def to_go(reward: Float[Array, " T"], step_mask: Bool[Array, " T"], gamma: float, reduce: str) -> Float[Array, " T"]:
+    """Σ_{u ≥ t} γ^{u-t} r_u over the steps that exist, or ("mean") that divided by Σ_{u ≥ t} γ^{u-t}; 0 elsewhere."""
+    steps = jnp.arange(len(reward))
+    ahead = steps[None] - steps[:, None]
+    # 0 ** 0 = 1, so that γ = 0 gives the reward itself.
+    weight = jnp.where((ahead >= 0) & step_mask[None], jnp.asarray(gamma, reward.dtype) ** jnp.maximum(ahead, 0), 0)
+    total = weight @ jnp.where(step_mask, reward, 0)
+    if reduce == "mean":
+        total = total / jnp.maximum(weight.sum(-1), 1e-12)
+    return jnp.where(step_mask, total, 0)
+
+
+# --------------------------------------------------------------------------------------
+# What an item was worth
+# --------------------------------------------------------------------------------------
+
+
+def ablation_worth(
+    scores: Float[Array, " Q"], without: Float[Array, "Q K"], is_evidence: Bool[Array, "Q K"], conserve: bool
+) -> Float[Array, "Q K"]:
+    """Leave-one-out: s_j - s_j(M_j without item k). Negative where the answer is better without the item.
+
+    Args:
+        without: Score of the answer from all retrieved items but k.
+        conserve: Scale the positive differences of a question so that they add up to s_j; if no item alone is
+            needed, all retrieved items share alike.
+    """
+    worth = jnp.where(is_evidence, scores[:, None] - without, 0)
+    if not conserve:
+        return worth
+    gain = jnp.maximum(worth, 0)
+    total = gain.sum(-1, keepdims=True)
+    share = jnp.where(total > 0, gain / jnp.where(total > 0, total, 1), equal_share(is_evidence))
+    return scores[:, None] * share
+
+
+def shapley_worth(subset_scores: Float[Array, "Q 2**P"]) -> Float[Array, "Q P"]:
+    """The Shapley value of each of P players, exact over all 2^P coalitions.
+
+        φ_p = Σ_{C ∌ p} |C|! (P - |C| - 1)! / P!  (v(C ∪ {p}) - v(C))
+
+    Σ_p φ_p = v(all) - v(none). A player that changes nothing gets 0.
+
+    Args:
+        subset_scores: v(C) at index Σ_{p in C} 2^p: index 0 is the empty coalition, the last one everybody.
+    """
+    num_coalitions = subset_scores.shape[-1]
+    num_players = num_coalitions.bit_length() - 1
+
+    def weight(coalition: int, player: int) -> float:
+        # Of v(coalition) in the player's value: with the player in it what it adds to, without it what it is added to.
+        inside, others = coalition >> player & 1, (coalition & ~(1 << player)).bit_count()
+        orders = math.factorial(others) * math.factorial(num_players - others - 1) / math.factorial(num_players)
+        return orders if inside else -orders
+
+    weights = [[weight(coalition, player) for player in range(num_players)] for coalition in range(num_coalitions)]
+    return subset_scores @ jnp.asarray(weights, subset_scores.dtype).reshape(num_coalitions, num_players)
+
+
+def state_gain(
+    state_scores: Float[Array, "n Q"], question_mask: Bool[Array, " Q"], transform: str, floor: float
+) -> Float[Array, " n-1"]:
+    """V(M_n) - V(M_{n-1}), V = mean_j v_j: what each change of the memory was worth. Sums to V(last) - V(first).
+
+    IGPO's gain per turn (arXiv 2510.14967), moved from a search agent's history to a memory.
+
+    Args:
+        state_scores: v_j of each state of the memory, in [0, 1]; the first is that of the empty memory.
+        transform: "prob" takes v as it is, "log" its logarithm, at least `floor`.
+    """
+    value = state_scores if transform == "prob" else jnp.log(jnp.maximum(state_scores, jnp.exp(floor)))
+    return differences(masked_mean(value, question_mask[None]))
+
+
+def bloat(memory_tokens: Int[Array, ""], stream_tokens: Int[Array, ""], dtype, free: float = 0.7) -> Float[Array, ""]:
+    """max(0, tokens(M_T) - 0.7 Σ_t tokens(c_t)) / Σ_t tokens(c_t)      (Memory-R2, arXiv 2605.21768)."""
+    memory_tokens, stream_tokens = memory_tokens.astype(dtype), stream_tokens.astype(dtype)
+    return jnp.maximum(memory_tokens - free * stream_tokens, 0) / stream_tokens
+
+
+# --------------------------------------------------------------------------------------
+# Parts of the reward that ask nobody, and weights
+# --------------------------------------------------------------------------------------
+
+
+def chunk_reward(
+    scores: Float[Array, "T J"], mask: Bool[Array, "T J"], slot: Int[Array, "T J K"], is_evidence: Bool[Array, "T J K"],
+    num_operations: int,
+) -> Credit:  # fmt: skip
+    """r_chunk(t): mean score of the chunk's own questions, answered from M_t      (Fine-Mem, CSR).
+
+    What evidence written at step t itself supported belongs to its operations, the rest to the step.
+    """
+    num_steps = len(scores)
+    here = (slot // num_operations == jnp.arange(num_steps)[:, None, None]) & is_evidence & mask[..., None]
+    worth = scores[..., None] * equal_share(is_evidence) / jnp.maximum(mask.sum(-1), 1)[:, None, None]
+    flat = (num_steps * scores.shape[1], -1)
+    worth = jnp.where(here, worth, 0)
+    operation = scatter(worth.reshape(flat), slot.reshape(flat), num_steps * num_operations)
+    return Credit(operation.reshape(num_steps, num_operations), masked_mean(scores, mask) - worth.sum((-1, -2)))
+
+
+def mean_over_operations(values: Float[Array, "T O"], mask: Bool[Array, "T O"]) -> Credit:
+    """The mean over a step's operations, as the sum of what each brings in; 0 for steps without operations.
+
+    With values 1 for valid operations and 0 for others: r_fmt(t) = valid operations / operations written.
+    """
+    share = jnp.where(mask, values, 0) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    return Credit(share, jnp.zeros(len(values), values.dtype))
 
 
 def compression_reward(memory_tokens: Int[Array, ""], stream_tokens: Int[Array, ""], dtype) -> Float[Array, ""]:
@@ -134,26 +273,40 @@ def compression_reward(memory_tokens: Int[Array, ""], stream_tokens: Int[Array, 
     return 1 - memory_tokens.astype(dtype) / stream_tokens.astype(dtype)
 
 
-def rollout_rewards(inputs: RewardInputs, weights: Weights) -> Rewards:
-    """All rewards of one rollout.
+def type_factors(
+    evidence_type: Int[Array, "J K"], is_evidence: Bool[Array, "J K"], num_types: int, exempt: int, factor: float
+) -> Float[Array, " types"]:
+    """`factor` for the memory type that was retrieved most (of equals the first), 1 for the others.
 
-    r_t = r_EARA(t) + w_fmt r_fmt(t) + w1 r_chunk(t) + w2 r_comp      (Fine-Mem; w_fmt = 1)
+    The weights of ADRPO (MemBuilder, arXiv 2601.05488). The type `exempt` (its core memory, which is not retrieved but
+    always shown) never wins. If nothing was retrieved, all are 1.
     """
-    step_mask, dtype = inputs.step_mask, inputs.scores.dtype
-    outcome = masked_mean(inputs.scores, inputs.question_mask)
-    contribution = evidence_contribution(
-        inputs.scores, inputs.question_mask, inputs.source_step, inputs.is_evidence, step_mask
-    )
-    evidence = evidence_reward(outcome, contribution, step_mask, weights.beta)
-    chunk = step_mask * masked_mean(inputs.chunk_scores, inputs.chunk_mask)
-    form = step_mask * format_reward(inputs.valid_operations, inputs.written_operations, dtype)
-    compression = step_mask * compression_reward(inputs.memory_tokens, inputs.stream_tokens, dtype)
-    total = evidence + weights.format * form + weights.chunk * chunk + weights.compression * compression
-    return Rewards(total, evidence, contribution, chunk, form, compression, outcome)
+    types = jnp.arange(num_types)
+    counts = ((evidence_type[..., None] == types[None, None]) & is_evidence[..., None]).sum((0, 1))
+    counts = jnp.where(types == exempt, 0, counts)
+    return jnp.where((types == counts.argmax()) & (counts > 0), factor, 1)
 
 
-@jax.jit
-def step_rewards(inputs: RewardInputs, weights: Weights) -> Rewards:
-    """`rollout_rewards` for every rollout of every stream, [S, G, ...]."""
-    over_groups = jax.vmap(rollout_rewards, in_axes=(0, None))
-    return jax.vmap(over_groups, in_axes=(0, None))(inputs, weights)
+def keep_top(
+    score: Float[Array, " n"], category: Int[Array, " n"], fraction: float, valid: Bool[Array, " n"]
+) -> Bool[Array, " n"]:
+    """The best `fraction` of each category, rounded up; of equals those that stand first. Invalid entries never.
+
+    Mem-T (arXiv 2601.23014) trains on the better half of each operation type.
+    """
+    # Sorted by category, then validity, then score: the rank within a category is the distance from its first entry.
+    order = jnp.lexsort((-score, ~valid, category))
+    sorted_category = category[order]
+    first = jnp.searchsorted(sorted_category, sorted_category, side="left")
+    end = jnp.searchsorted(sorted_category, sorted_category, side="right")
+    num_valid = jnp.append(0, jnp.cumsum(valid[order]))
+    kept = jnp.arange(len(order)) - first < jnp.ceil(fraction * (num_valid[end] - num_valid[first]))
+    return valid & jnp.zeros_like(valid).at[order].set(kept)
+
+
+def spread_to_tokens(
+    operation: Float[Array, " O"], step: Float[Array, ""], token_operations: Int[Array, " A"]
+) -> Float[Array, " A"]:
+    """For each token its operation's value, or (-1) the step's."""
+    # Index -1 is the last entry.
+    return jnp.append(operation, step)[token_operations]

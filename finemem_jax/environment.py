@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from finemem_jax import memory as memory_lib
 from finemem_jax import operations, prompts, tokenizer
-from finemem_jax.episode import Chunk, Memory, Outcome, Stream
+from finemem_jax.episode import CORE, Action, Chunk, Memory, MemoryItem, Operation, Outcome, Stream
+from finemem_jax.operations import Dialect
 from finemem_jax.tokenizer import EncodedChat, Tokenizer
 
 
@@ -18,10 +22,16 @@ class Environment:
     Attributes:
         tokenizer: The manager's.
         num_examples: Worked examples in its prompt.
-        view_tokens: Tokens of memory it is shown, newest items first.
+        view_tokens: Tokens of memory it is shown: the core memory, then the newest items.
         chunk_tokens: Longest chunk, in tokens.
         long_chunk: What happens to a longer one: "split" into several, or "refuse".
-        repair_json: Whether json-repair may mend lines that strict parsing refuses.
+        repair_json: Whether json-repair may mend calls that strict parsing refuses.
+        dialect: Layout of the memory, and wire format of the calls.
+        view_items: At most so many items of each type are shown; 0 means no such limit.
+        core_tokens: Longest core memory, in tokens; a longer update is shortened, and says so.
+
+    Raises:
+        ValueError: the core memory would have no room but for the mark of shortening.
     """
 
     tokenizer: Tokenizer
@@ -30,18 +40,45 @@ class Environment:
     chunk_tokens: int
     long_chunk: str
     repair_json: bool
+    dialect: Dialect = operations.DEFAULT
+    view_items: int = 0
+    core_tokens: int = 512
+
+    def __post_init__(self):
+        if self.dialect.layout == "typed" and not self._core_fits(f"…{self._mark}"):
+            raise ValueError(
+                f"memory.core_tokens is {self.core_tokens} and memory.view_tokens is {self.view_tokens}: the mark of a "
+                "shortened core memory alone takes more; raise the smaller one."
+            )
 
     def observe(self, chunk: Chunk, memory: Memory) -> EncodedChat:
         """The manager's prompt for a chunk, given M_{t-1}."""
-        shown = self._view(memory)
-        hidden = len(memory.items) - len(shown)
-        messages = prompts.manager(chunk.text, shown, hidden, self.num_examples, operations.render)
+        shown, hidden = self._view(memory)
+        if self.dialect.layout == "typed":
+            messages = prompts.typed_manager(
+                chunk.text, shown, hidden, self.num_examples, self._render, self._manager_system
+            )
+        else:
+            messages = prompts.manager(
+                chunk.text, shown, hidden[""], self.num_examples, self._render, self._manager_system
+            )
         return tokenizer.encode_chat(self.tokenizer, messages)
 
-    def act(self, memory: Memory, completion_ids: Sequence[int], step: int) -> tuple[Memory, tuple[Outcome, ...]]:
-        """M_t = 𝒯(M_{t-1}, P_t). Total: whatever the manager wrote, this returns."""
-        text = self.tokenizer.decode(tokenizer.strip_end(self.tokenizer, completion_ids))
-        return memory_lib.apply(memory, operations.parse(text, self.repair_json), step)
+    def act(
+        self, memory: Memory, completion_ids: Sequence[int], step: int
+    ) -> tuple[Memory, tuple[Outcome, ...], tuple[int, ...]]:
+        """M_t = 𝒯(M_{t-1}, P_t). Total: whatever the manager wrote, this returns.
+
+        Returns:
+            M_t; what became of each operation; and for each token of the completion the operation that it belongs to,
+            an index into the outcomes: the one in whose span it starts, or -1 where it starts in none.
+        """
+        ids = tokenizer.strip_end(self.tokenizer, completion_ids)
+        text = self.tokenizer.decode(ids)
+        written = operations.parse(text, self.repair_json, self.dialect)
+        after, outcomes = memory_lib.apply(memory, [self._within_core(operation) for operation in written], step)
+        owners = _owners(tokenizer.character_starts(self.tokenizer, ids), operations.spans(text, self.dialect))
+        return after, outcomes, (*owners, *[-1] * (len(completion_ids) - len(ids)))
 
     def count_tokens(self, text: str) -> int:
         """Length of a text in the manager's tokens; what r_comp is measured in."""
@@ -93,10 +130,10 @@ class Environment:
         """Cuts between words so that every piece fits; a single word longer than the budget is cut inside."""
         texts, rest = [], _words_with_space(chunk.text)
         while rest:
-            count = self._largest(lambda n, words=rest: "".join(words[:n]), len(rest))
+            count = _largest(lambda n, words=rest: self._chunk_fits("".join(words[:n])), len(rest))
             if count == 0:
                 word, rest = rest[0], rest[1:]
-                cut = max(1, self._largest(lambda n, word=word: word[:n], len(word)))
+                cut = max(1, _largest(lambda n, word=word: self._chunk_fits(word[:n]), len(word)))
                 texts.append(word[:cut])
                 rest = [word[cut:], *rest] if word[cut:] else rest
             else:
@@ -109,26 +146,84 @@ class Environment:
             questions[home].append(question)
         return [Chunk(text, tuple(asked)) for text, asked in zip(texts, questions, strict=True)]
 
-    def _largest(self, text_of, most):
-        """The largest n for which text_of(n) fits, by bisection: encoding every prefix would take quadratic time."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.count_tokens(text_of(middle)) <= self.chunk_tokens:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def _chunk_fits(self, text):
+        return self.count_tokens(text) <= self.chunk_tokens
 
     def _view(self, memory):
-        """The newest items that fit the budget, oldest first."""
-        shown, left = [], self.view_tokens
-        for item in reversed(memory.items):
-            left -= self.count_tokens(prompts.memory_line(item)) + 1
+        """The items shown, oldest first, and how many of each type are hidden.
+
+        Those of a type are its newest ones: "older items are not shown" would be wrong of a view with holes.
+        """
+        cores = [item for item in memory.items if item.memory_type == CORE]
+        others = [item for item in memory.items if item.memory_type != CORE]
+        left = self.view_tokens - sum(map(self._line_tokens, cores))
+        shown: list[MemoryItem] = []
+        count: collections.Counter[str] = collections.Counter()
+        for item in reversed(others):
+            if self.view_items and count[item.memory_type] == self.view_items:
+                continue
+            left -= self._line_tokens(item)
             if left < 0:
                 break
             shown.append(item)
-        return shown[::-1]
+            count[item.memory_type] += 1
+        hidden = collections.Counter(item.memory_type for item in others)
+        hidden.subtract(count)
+        return [*cores, *shown[::-1]], hidden
+
+    def _line_tokens(self, item):
+        return self.count_tokens(prompts.memory_line(item)) + 1  # The newline.
+
+    @functools.cached_property
+    def _manager_system(self):
+        return prompts.manager_system(self.dialect.layout, self.dialect.wire, operations.tools(self.dialect.layout))
+
+    def _render(self, operation):
+        return operations.render(operation, self.dialect)
+
+    def _within_core(self, operation):
+        """Shortens what is written into the core memory, by whole words where it can, and marks that it did."""
+        if not (isinstance(operation, Operation) and operation.action is Action.UPDATE):
+            return operation
+        if operation.memory_type != CORE or self._core_fits(operation.content):
+            return operation
+        words = _words_with_space(operation.content)
+        count = _largest(lambda n: self._core_fits(self._marked("".join(words[:n]))), len(words))
+        kept = "".join(words[:count])
+        if not count:  # One endless word.
+            kept = words[0][: _largest(lambda n: self._core_fits(self._marked(words[0][:n])), len(words[0]))]
+        return dataclasses.replace(operation, content=self._marked(kept))
+
+    @property
+    def _mark(self):
+        return f"[shortened to {self.core_tokens} tokens]"
+
+    def _marked(self, text):
+        return f"{text.rstrip()} {self._mark}".strip()
+
+    def _core_fits(self, text):
+        # The prompt shows it as JSON, which takes more tokens, and shows it in full.
+        line = self._line_tokens(MemoryItem(1, text, 0, 0, CORE))
+        return self.count_tokens(text) <= self.core_tokens and line <= self.view_tokens
+
+
+def _largest(fits, most):
+    """The largest n in [0, most] for which fits(n), by bisection: encoding every prefix would take quadratic time."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _owners(starts, spans):
+    """For each token that starts at a character, the span that it starts in, or -1."""
+    firsts = [first for first, _ in spans]
+    places = (bisect.bisect_right(firsts, start) - 1 for start in starts)
+    return [i if i >= 0 and start < spans[i][1] else -1 for i, start in zip(places, starts, strict=True)]
 
 
 def _holds(text, question):

@@ -263,12 +263,17 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A reader's answer to one question, with the evidence it was shown and its score in [0, 1]."""
+    """A reader's answer to one question, with the evidence it was shown and its score in [0, 1].
+
+    Attributes:
+        cited: For each item of the evidence whether the answer rests on it; () where nobody asked.
+    """
 
     question: Question
     evidence: tuple[MemoryItem, ...]
     text: str
     score: float
+    cited: tuple[bool, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +289,8 @@ class Step:
         token_operations: For each token of the response the operation it belongs to, an index into `outcomes`; -1
             for tokens of none (blank lines, text between calls, the end-of-turn token).
         answers: To the chunk's own questions, from M_t.
+        verdicts: For each outcome whether a content judge found it worth keeping, None where it gave no verdict or
+            was not asked; () without a judge.
     """
 
     prompt_ids: tuple[int, ...]
@@ -293,6 +300,37 @@ class Step:
     memory: Memory
     token_operations: tuple[int, ...] = ()
     answers: tuple[Answer, ...] = ()
+    verdicts: tuple[bool | None, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """One question as a game among operations: its score for every set of them that could have been written.
+
+    Attributes:
+        players: (step, operation) of each.
+        scores: Of all 2^P coalitions; that of coalition C stands at Σ_{p in C} 2^p.
+    """
+
+    players: tuple[tuple[int, int], ...]
+    scores: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """Scores of the global questions under other memories than M_T; what some credit rules need beyond the answers.
+
+    Attributes:
+        empty: Of each question, answered from the empty memory; () if not asked.
+        states: Of each question after each operation of each step; () if not asked.
+        without: Of each question without each item of its evidence; () if not asked.
+        games: One for each question; () if not asked.
+    """
+
+    empty: tuple[float, ...] = ()
+    states: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    without: tuple[tuple[float, ...], ...] = ()
+    games: tuple[Game, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +341,7 @@ class Trajectory:
     rollout: int
     steps: tuple[Step, ...]
     answers: tuple[Answer, ...] = ()
+    probes: Probes = dataclasses.field(default_factory=Probes)
 
 
 def random_key(*parts: int | str | bytes) -> tuple[int, int]:

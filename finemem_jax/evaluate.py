@@ -11,6 +11,7 @@ from finemem_jax import rollout
 from finemem_jax.environment import Environment
 from finemem_jax.episode import Stream, Trajectory
 from finemem_jax.reader import AnswerFn
+from finemem_jax.retrieval import EmbedFn
 from finemem_jax.rollout import PolicyFn, RolloutOptions
 
 # What is reported of each stream, and how a table calls it.
@@ -38,9 +39,10 @@ def run(
     policy: PolicyFn,
     answer: AnswerFn,
     key: Sequence[int | str],
+    embed: EmbedFn | None = None,
 ) -> list[Trajectory]:
     """Rolls out each stream once."""
-    return [group[0] for group in rollout.run(streams, options, environment, policy, answer, key)]
+    return [group[0] for group in rollout.run(streams, options, environment, policy, answer, key, embed)]
 
 
 def per_stream(trajectories: Sequence[Trajectory], environment: Environment) -> dict[str, dict[str, float]]:
@@ -110,17 +112,22 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[l
     rows = []
     for metric, title in METRICS.items():
         estimates = [summaries[name]["estimates"][metric] for name in names]
-        row = [title, *(_cell(e["mean"], e["standard_error"]) for e in estimates)]
+        row = [title, *(cell(e["mean"], e["standard_error"]) for e in estimates)]
         count = estimates[0]["n"]
         if len(names) == 2:
             change = difference(*(summaries[name]["per_stream"][metric] for name in names))
-            row.append(_cell(change.mean, change.standard_error, sign=True))
+            row.append(cell(change.mean, change.standard_error, sign=True))
             count = change.n
         rows.append([*row, str(count)])
     return header, rows
 
 
-def _cell(mean, error, sign=False):
+def cell(mean: float | None, error: float | None, sign: bool = False) -> str:
+    """An estimate as a table shows it: mean ± standard error, and – for what is None.
+
+    Args:
+        sign: Write a + before what is not negative, as of a difference.
+    """
     if mean is None:
         return "–"
     digits = 1 if abs(mean) >= 10 else 3

@@ -1,18 +1,91 @@
-"""GRPO over memory steps: advantages within a group at a step, and the clipped objective. Pure functions of arrays.
+"""GRPO over memory steps: advantages within groups, and the clipped objective. Pure functions of arrays.
 
 Sizes: S streams, G rollouts per stream, T steps, N rows (one response each), A response tokens per row.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 # Rewards of a group that differ by less than this share of their size are equal but for rounding.
 _ROUNDING = 1e-6
+# exp(20) is far outside any clip; beyond 88 it would be inf in float32, and its gradient NaN even where it is clipped.
+_LARGEST_LOG_RATIO = 20.0
+
+AGGREGATIONS = ("row", "token", "stream", "constant")
+
+
+# --------------------------------------------------------------------------------------
+# Advantages
+# --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Normaliser:
+    """How rewards of a group are compared.
+
+    Attributes:
+        scale: "std" divides by the group's standard deviation, "none" only takes its mean away (Dr.GRPO).
+        ddof: 1 = sample standard deviation, 0 = population.
+        epsilon: ε, added to the standard deviation; in the units of the rewards.
+        std_floor: Smallest standard deviation divided by: continuous rewards never tie, and a z-score would blow up
+            their noise to unit size when all rollouts are equally good.
+    """
+
+    scale: str = "std"
+    ddof: int = 1
+    epsilon: float = 1e-6
+    std_floor: float = 0.0
+
+
+def standardize(
+    x: Float[Array, " n"],
+    group: Int[Array, " n"],
+    mask: Bool[Array, " n"],
+    num_groups: int,
+    normaliser: Normaliser,
+    weight: Float[Array, " n"] | None = None,
+) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
+    """Compares each entry with its group.
+
+        (x - mean) / (max(std, floor) + ε),   std² = Σ w (x - mean)² / (Σ w - ddof)
+
+    A group whose entries are all equal, up to rounding, gets exactly 0; so does a group of one.
+
+    Args:
+        group: Ids in [0, num_groups).
+        mask: Entries that take part, and get a result; the others get 0.
+        weight: w, how much an entry counts in mean and std; 1 unless given.
+
+    Returns:
+        The standardised entries, and whether the entry's group has unequal entries.
+    """
+    weight = jnp.where(mask, jnp.ones_like(x) if weight is None else weight, 0)
+    x = jnp.where(mask, x, 0)
+
+    def over_groups(values):
+        return jax.ops.segment_sum(values, group, num_groups)
+
+    total = over_groups(weight)
+    centred = jnp.where(mask, x - (over_groups(weight * x) / jnp.maximum(total, 1e-12))[group], 0)
+    # Equal but for rounding: the mean of equal numbers need not be that number.
+    noise = _ROUNDING * jnp.maximum(1, jax.ops.segment_max(jnp.abs(x), group, num_groups))
+    alive = jax.ops.segment_max(jnp.abs(centred), group, num_groups) > noise
+    if normaliser.scale == "std":
+        variance = over_groups(weight * centred**2) / jnp.maximum(total - normaliser.ddof, 1e-12)
+        std = jnp.sqrt(jnp.where(alive, variance, 1))
+        scale = jnp.maximum(std, normaliser.std_floor) + normaliser.epsilon
+    elif normaliser.scale == "none":
+        scale = jnp.ones_like(total)
+    else:
+        raise ValueError(f"objective.advantage_scale must be 'std' or 'none', got {normaliser.scale!r}.")
+    return jnp.where(mask & alive[group], centred / scale[group], 0), mask & alive[group]
 
 
 class Group(NamedTuple):
@@ -27,25 +100,98 @@ class Group(NamedTuple):
     alive: Bool[Array, "S T"]
 
 
-@jax.jit
-def group_advantage(rewards: Float[Array, "S G T"], step_mask: Bool[Array, "S T"], epsilon: float = 1e-6) -> Group:
+def group_advantage(
+    rewards: Float[Array, "S G T"], step_mask: Bool[Array, "S T"], normaliser: Normaliser = Normaliser()
+) -> Group:
     """Compares the rollouts of one stream at the same step.
 
         A_{t,i} = (r_{t,i} - mean_i r_{t,i}) / (std_i r_{t,i} + ε)      (Fine-Mem; std with ddof 1)
 
-    A group whose rewards are all equal, up to rounding, gets exactly 0. Normalising per step is unbiased because
-    the stream, not the policy, fixes the number of steps (METHOD.md, convention 5).
+    Normalising per step is unbiased because the stream, not the policy, fixes the number of steps (METHOD.md,
+    convention 5).
 
     Args:
         rewards: r_{t,i}; i runs along axis 1.
         step_mask: True at steps that exist.
-        epsilon: ε, in the units of the rewards.
     """
-    spread = rewards.max(1) - rewards.min(1)
-    alive = step_mask & (spread > _ROUNDING * jnp.maximum(1, jnp.abs(rewards).max(1)))
-    centred = rewards - rewards.mean(1, keepdims=True)
-    std = jnp.sqrt((centred**2).sum(1, keepdims=True) / max(rewards.shape[1] - 1, 1))
-    return Group(jnp.where(alive[:, None], centred / (std + epsilon), 0), alive)
+    mask = jnp.broadcast_to(step_mask[:, None], rewards.shape)
+    group = step_groups(rewards.shape)
+    advantages, alive = standardize(
+        rewards.reshape(-1), group.reshape(-1), mask.reshape(-1), step_mask.size, normaliser
+    )
+    return Group(advantages.reshape(rewards.shape), alive.reshape(rewards.shape).any(1))
+
+
+def step_groups(shape: tuple[int, int, int]) -> Int[Array, "S G T"]:
+    """Group ids by (stream, step), s T + t."""
+    num_streams, _, num_steps = shape
+    return jnp.broadcast_to(jnp.arange(num_streams * num_steps).reshape(num_streams, 1, num_steps), shape)
+
+
+def stream_groups(shape: tuple[int, int, int]) -> Int[Array, "S G T"]:
+    """Group ids by stream: all steps of all its rollouts are one group (Mem-alpha)."""
+    return jnp.broadcast_to(jnp.arange(shape[0])[:, None, None], shape)
+
+
+# --------------------------------------------------------------------------------------
+# The objective
+# --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveOptions:
+    """Which surrogate is maximised; see `clipped_objective`. Static: part of the compilation key.
+
+    Raises:
+        ValueError: `kl_estimator` is "k1", or a name is unknown.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 0.0
+    ratio: str = "token"
+    kl_weight: float = 0.0
+    kl_estimator: str = "k3"
+    entropy_weight: float = 0.0
+    importance_cap: float = 0.0
+
+    def __post_init__(self):
+        if self.kl_estimator == "k1":
+            raise ValueError(
+                "objective.kl_estimator='k1' cannot be used in the loss: the gradient of log π - log π_ref is that of "
+                "log π alone, whose mean over samples is zero, so the penalty would be pure noise. Use 'k2' or 'k3' "
+                "here, or put k1 into the reward with credit.kl_weight."
+            )
+        if self.kl_estimator not in ("k2", "k3"):
+            raise ValueError(f"objective.kl_estimator must be 'k2' or 'k3', got {self.kl_estimator!r}.")
+        if self.ratio not in ("token", "sequence"):
+            raise ValueError(f"objective.ratio must be 'token' or 'sequence', got {self.ratio!r}.")
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError(f"objective.dual_clip must be above 1, or 0 for none; got {self.dual_clip}.")
+
+
+class Rows(NamedTuple):
+    """What the objective reads of N responses, besides the policy that is trained.
+
+    Attributes:
+        token_mask: 1 = trained on.
+        advantages: One value per token; every token of a response carries the same in Fine-Mem.
+        old_log_probs: log π_old of the sampled tokens, in nats: the policy before this batch's first update.
+        sampler_log_probs: The same as the sampler computed them; None where they are not told apart.
+        reference_log_probs: log π_ref, of the starting weights; None where no KL is asked for.
+        unclipped_factor: Factor of the surrogate's unclipped term (ADRPO); None for 1.
+        weight, count: What each token of a row counts in the numerator, and the row in the denominator
+            (`aggregation_weights`).
+    """
+
+    token_mask: Bool[Array, "N A"]
+    advantages: Float[Array, "N A"]
+    old_log_probs: Float[Array, "N A"]
+    weight: Float[Array, " N"]
+    count: Float[Array, " N"]
+    sampler_log_probs: Float[Array, "N A"] | None = None
+    reference_log_probs: Float[Array, "N A"] | None = None
+    unclipped_factor: Float[Array, "N A"] | None = None
 
 
 class Objective(NamedTuple):
@@ -65,6 +211,8 @@ class Diagnostics(NamedTuple):
         absolute_log_ratio: Σ |log(π_θ / π_old)|.
         largest_log_ratio: max |log(π_θ / π_old)|.
         entropy: Σ entropy of π_θ, in nats.
+        kl: Σ k3 estimate of KL(π_θ ‖ π_ref), in nats; 0 without a reference.
+        importance: Σ importance weight between trainer and sampler, after the cap.
     """
 
     tokens: Float[Array, ""]
@@ -73,50 +221,117 @@ class Diagnostics(NamedTuple):
     absolute_log_ratio: Float[Array, ""]
     largest_log_ratio: Float[Array, ""]
     entropy: Float[Array, ""]
+    kl: Float[Array, ""]
+    importance: Float[Array, ""]
 
 
 def clipped_objective(
-    log_probs: Float[Array, "N A"],
-    old_log_probs: Float[Array, "N A"],
-    advantages: Float[Array, "N A"],
-    token_mask: Bool[Array, "N A"],
-    entropy: Float[Array, "N A"],
-    *,
-    clip_low: float,
-    clip_high: float,
-    aggregation: str,
+    log_probs: Float[Array, "N A"], entropy: Float[Array, "N A"], rows: Rows, options: ObjectiveOptions
 ) -> tuple[Objective, Diagnostics]:
-    """GRPO's clipped surrogate.
+    """GRPO's clipped surrogate, with what the field adds to it.
 
-        min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A),   ρ = exp(log π_θ - log π_old)
+        J = Σ_rows w Σ_tokens ( c min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - κ KL + η H ) / Σ_rows count
+
+    - ρ = exp(log π_θ - log π_old) of the token; with ratio="sequence" exp of its mean over the row, whose gradient
+      reaches the row's tokens alike (GSPO, arXiv 2507.18071).
+    - dual_clip > 0: for A < 0 a token counts at least dual_clip × A (arXiv 1912.09729).
+    - importance_cap > 0: c = min(π_old / π_sampler, cap), truncated importance sampling; else c = 1.
+    - KL by k2 = ½ (log π_θ - log π_ref)² or k3 = exp(log π_ref - log π_θ) - (log π_ref - log π_θ) - 1.
 
     Args:
-        log_probs: log π_θ of the sampled tokens, in nats.
-        old_log_probs: The same under the policy that sampled them, at the same temperature.
-        advantages: One value per token; every token of a response carries the same in Fine-Mem.
-        token_mask: 1 = trained on.
-        aggregation: "token": mean over all tokens. "row": mean over rows of the mean over their tokens.
+        log_probs: log π_θ of the sampled tokens, in nats, at the sampling temperature.
+        entropy: H of π_θ, in nats.
     """
-    log_ratio = jnp.where(token_mask, log_probs - old_log_probs, 0)
-    # exp(20) is far outside any clip; beyond 88 it would be inf, and its gradient NaN even where it is clipped.
-    ratio = jnp.exp(jnp.clip(log_ratio, -20, 20))
-    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    surrogate = jnp.where(token_mask, jnp.minimum(ratio * advantages, clipped * advantages), 0)
-    row_tokens = token_mask.sum(1)
-    if aggregation == "token":
-        objective = Objective(surrogate.sum(), row_tokens.sum().astype(surrogate.dtype))
-    elif aggregation == "row":
-        per_row = surrogate.sum(1) / jnp.maximum(row_tokens, 1)
-        objective = Objective(per_row.sum(), (row_tokens > 0).sum().astype(surrogate.dtype))
-    else:
-        raise ValueError(f"objective.aggregation must be 'token' or 'row', got {aggregation!r}.")
-    cut = token_mask & (clipped * advantages < ratio * advantages)
+    mask = rows.token_mask
+    log_ratio = jnp.where(mask, log_probs - rows.old_log_probs, 0)
+    ratio = jnp.exp(jnp.clip(_row_ratio(log_ratio, mask, options.ratio), -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
+    clipped = jnp.clip(ratio, 1 - options.clip_low, 1 + options.clip_high)
+    factor = 1 if rows.unclipped_factor is None else rows.unclipped_factor
+    unclipped = factor * ratio * rows.advantages
+    gain = jnp.minimum(unclipped, clipped * rows.advantages)
+    if options.dual_clip:
+        gain = jnp.where(rows.advantages < 0, jnp.maximum(gain, options.dual_clip * rows.advantages), gain)
+    cut = mask & (gain != unclipped)
+
+    importance = jnp.ones_like(log_ratio)
+    if options.importance_cap:
+        assert rows.sampler_log_probs is not None, "the importance weight compares with the sampler"
+        mismatch = jnp.where(mask, rows.old_log_probs - rows.sampler_log_probs, 0)
+        importance = jnp.exp(jnp.clip(mismatch, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
+        importance = jnp.minimum(importance, options.importance_cap)
+    value = importance * gain
+    if options.entropy_weight:  # Not by a weight of 0: the gradient of the entropy costs as much as the policy's.
+        value = value + options.entropy_weight * entropy
+    kl = jnp.zeros_like(log_ratio)
+    if rows.reference_log_probs is not None:
+        kl = kl_estimate(log_probs, rows.reference_log_probs, "k3", mask)
+        value = value - options.kl_weight * kl_estimate(log_probs, rows.reference_log_probs, options.kl_estimator, mask)
+    objective = Objective(
+        (rows.weight * jnp.where(mask, value, 0).sum(1)).sum(), rows.count.sum().astype(log_ratio.dtype)
+    )
     diagnostics = Diagnostics(
-        tokens=row_tokens.sum().astype(jnp.float32),
+        tokens=mask.sum().astype(jnp.float32),
         clipped=cut.sum().astype(jnp.float32),
         log_ratio=log_ratio.sum(),
         absolute_log_ratio=jnp.abs(log_ratio).sum(),
         largest_log_ratio=jnp.abs(log_ratio).max(),
-        entropy=jnp.where(token_mask, entropy, 0).sum(),
+        entropy=jnp.where(mask, entropy, 0).sum(),
+        kl=kl.sum(),
+        importance=jnp.where(mask, importance, 0).sum(),
     )
     return objective, jax.lax.stop_gradient(diagnostics)
+
+
+def _row_ratio(log_ratio, mask, kind):
+    if kind == "token":
+        return log_ratio
+    mean = log_ratio.sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+    # Value: the row's; gradient: each token's own, which sums to the row's under any advantage per token.
+    return jax.lax.stop_gradient(mean - log_ratio) + log_ratio
+
+
+def kl_estimate(
+    log_probs: Float[Array, "N A"], reference_log_probs: Float[Array, "N A"], estimator: str, mask: Bool[Array, "N A"]
+) -> Float[Array, "N A"]:
+    """KL(π_θ ‖ π_ref) at each token, estimated from the sampled token alone; 0 where the mask is 0.
+
+    "k1": log π_θ - log π_ref, unbiased, of either sign; for rewards. "k2" and "k3" (see `clipped_objective`) are
+    never negative; for losses. Differences beyond ±20 nats count as 20.
+    """
+    difference = jnp.clip(jnp.where(mask, reference_log_probs - log_probs, 0), -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    if estimator == "k1":
+        return -difference
+    return difference**2 / 2 if estimator == "k2" else jnp.exp(difference) - difference - 1
+
+
+def aggregation_weights(
+    row_tokens: Int[np.ndarray, " N"], stream: Int[np.ndarray, " N"], aggregation: str, constant: int
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """How rows are averaged: the weight of a row's tokens in the numerator, and its count in the denominator.
+
+    - "row": mean over rows of the mean over their tokens (the paper's 1/|a_t|).
+    - "token": mean over all tokens.
+    - "stream": mean over streams of the mean over their tokens.
+    - "constant": sum over tokens, divided by rows times `constant` (Dr.GRPO): long responses are not discounted.
+
+    Computed from all rows of an update before they are split, so that the split changes nothing. Rows without tokens
+    count nowhere.
+
+    Args:
+        row_tokens: Trained tokens of each row.
+        stream: Id of each row's stream; any integers.
+        constant: Longest response, in tokens.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"objective.aggregation must be one of {', '.join(AGGREGATIONS)}; got {aggregation!r}.")
+    used = (row_tokens > 0).astype(np.float32)
+    if aggregation == "token":
+        return used, row_tokens.astype(np.float32)
+    if aggregation == "constant":
+        return used, used * constant
+    if aggregation == "row":
+        return used / np.maximum(row_tokens, 1), used
+    _, place = np.unique(stream, return_inverse=True)
+    tokens = np.bincount(place, row_tokens)[place]
+    rows = np.bincount(place, used)[place]
+    return (used / np.maximum(tokens, 1)).astype(np.float32), (used / np.maximum(rows, 1)).astype(np.float32)

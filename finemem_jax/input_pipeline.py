@@ -6,11 +6,12 @@ data source is adding a file there. Knows nothing of prompts, tokens or models.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pathlib
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 
@@ -50,12 +51,78 @@ def builder(name: str, data_dir: pathlib.Path = DATA_DIR) -> types.ModuleType:
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
 
-def training_order(source: StreamSource, seed: int, batch_size: int) -> grain.DatasetIterator[Sequence[Stream]]:
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum.
+
+    Attributes:
+        start: The first batch that is of this stage, from 0.
+        load: Returns its streams; called when the stage begins, so that only one stage is in memory.
+    """
+
+    start: int
+    load: Callable[[], StreamSource]
+
+
+def training_order(stages: Sequence[Stage], seed: int, batch_size: int) -> TrainingOrder:
     """Yields batches of streams for ever: shuffled anew each epoch, the same for the same seed.
 
-    The iterator's `get_state()` / `set_state()` go into checkpoints, so that a resumed run reads the very next batch.
+    Batch n is batch n of its stage's own shuffled order: where the stages hold equally many streams, a stream that an
+    earlier stage has shown does not come again before the epoch is over.
+
+    Args:
+        stages: With ascending `start`, the first 0.
     """
-    # A batch is a list of Streams, never stacked into arrays: Streams are text and ragged.
-    endless = grain.MapDataset.source(source).seed(seed).shuffle().repeat(_EPOCHS)
-    dataset = endless.batch(batch_size, batch_fn=list)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    return TrainingOrder(stages, seed, batch_size)
+
+
+class TrainingOrder:
+    """An endless iterator over batches, each a list of streams.
+
+    Its `get_state()` / `set_state()` go into checkpoints, so that a resumed run reads the very next batch.
+    """
+
+    def __init__(self, stages: Sequence[Stage], seed: int, batch_size: int):
+        starts = [stage.start for stage in stages]
+        if starts[:1] != [0] or starts != sorted(set(starts)):
+            raise ValueError(f"the stages of a curriculum must start at ascending batches from 0, got {starts}.")
+        self._stages, self._seed, self._batch_size = stages, seed, batch_size
+        self._next_index = 0
+        self._stage: Stage | None = None
+        self._batches: Iterator[list[Stream]] = iter(())
+
+    def __iter__(self) -> TrainingOrder:
+        return self
+
+    def __next__(self) -> list[Stream]:
+        stage = [stage for stage in self._stages if stage.start <= self._next_index][-1]
+        if stage is not self._stage:
+            # The old stage goes before the new one is loaded.
+            self._batches = iter(())
+            self._batches, self._stage = self._from(stage.load(), self._next_index), stage
+        batch = next(self._batches)
+        self._next_index += 1
+        return batch
+
+    def _from(self, source: StreamSource, first: int) -> Iterator[list[Stream]]:
+        # A batch is a list of Streams, never stacked into arrays: Streams are text and ragged.
+        endless = grain.MapDataset.source(source).seed(self._seed).shuffle().repeat(_EPOCHS)
+        batches = endless.batch(self._batch_size, batch_fn=list)[first:]
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+    def get_state(self) -> dict[str, int]:
+        """How many batches were taken; plain JSON."""
+        return {"next_index": self._next_index}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes to where `get_state` was called.
+
+        Raises:
+            ValueError: the state is of another form.
+        """
+        if state.keys() != {"next_index"}:
+            raise ValueError(
+                f"the checkpoint's position in the training streams, {dict(state)}, was written by another version of "
+                "finemem_jax; go on with that version, or start in another --workdir."
+            )
+        self._next_index, self._stage = state["next_index"], None

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from finemem_jax import grpo
 from finemem_jax.batching import Batch
+from finemem_jax.grpo import ObjectiveOptions
 from finemem_jax.models import decoder, log_probs
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
@@ -28,9 +29,7 @@ class LearnerOptions:
 
     model: DecoderConfig
     remat: str
-    clip_low: float
-    clip_high: float
-    aggregation: str
+    objective: ObjectiveOptions
 
 
 class TrainState(NamedTuple):
@@ -83,6 +82,12 @@ def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, te
     return chosen.reshape(rows, width), entropy.reshape(rows, width)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def score(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array) -> jax.Array:
+    """log π of every response token, [R, A], without gradients: of the policy before an update, or of a reference."""
+    return response_log_probs(options, params, batch, temperature)[0]
+
+
 @jax.jit
 def zero_sums(params: Params) -> Sums:
     """What no micro-batch adds up to."""
@@ -97,16 +102,7 @@ def accumulate(options: LearnerOptions, params: Params, sums: Sums, batch: Batch
 
     def loss(params):
         chosen, entropy = response_log_probs(options, params, batch, temperature)
-        objective, diagnostics = grpo.clipped_objective(
-            chosen,
-            batch.old_log_probs,
-            batch.advantages,
-            batch.token_mask,
-            entropy,
-            clip_low=options.clip_low,
-            clip_high=options.clip_high,
-            aggregation=options.aggregation,
-        )
+        objective, diagnostics = grpo.clipped_objective(chosen, entropy, batch.rows, options.objective)
         return -objective.numerator, (objective, diagnostics)
 
     gradients, (objective, diagnostics) = jax.grad(loss, has_aux=True)(params)
@@ -159,4 +155,6 @@ def update(
         "policy/absolute_log_ratio": float(diagnostics.absolute_log_ratio) / tokens,
         "policy/largest_log_ratio": float(diagnostics.largest_log_ratio),
         "policy/trained_tokens": float(diagnostics.tokens),
+        "policy/kl_to_start": float(diagnostics.kl) / tokens,
+        "policy/importance_weight": float(diagnostics.importance) / tokens,
     }

@@ -16,7 +16,14 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report", "sweep"], "What to do.")
+_SWEEP = flags.DEFINE_string(
+    "sweep",
+    "",
+    'Settings to train all combinations of, e.g. "credit.beta=0,0.5;seed=0,1"; without it, --mode=sweep trains what '
+    "the experiment's sweep() lists.",
+)
+_SWEEP_JOBS = flags.DEFINE_integer("sweep_jobs", 1, "How many members of a sweep train at once.", lower_bound=1)
 
 
 def main(_) -> None:
@@ -27,6 +34,10 @@ def main(_) -> None:
 
         _stop_on_bad_input(lambda: print(f"report         {report.write(workdir)}"))
         return
+    if _SWEEP.value and _MODE.value != "sweep":
+        sys.exit("finemem_jax: --sweep needs --mode=sweep.")
+    if _MODE.value == "sweep":
+        sys.exit(_stop_on_bad_input(lambda: _sweep(workdir)))
     # Imported late: whoever only misspelt a flag should not wait for JAX.
     import jax
 
@@ -68,6 +79,14 @@ def main(_) -> None:
     print("± is one standard error over streams; the difference is paired, stream by stream.")
     for line in train.closing_lines(workdir):
         print(line)
+
+
+def _sweep(workdir):
+    from finemem_jax import sweep
+
+    flag = flags.FLAGS["config"]
+    experiment, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
+    return sweep.run(sweep.members(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
 
 
 def _stop_on_bad_input(action):

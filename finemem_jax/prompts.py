@@ -1,4 +1,4 @@
-"""Everything a language model is told, in one place: the manager's and the reader's prompts.
+"""Everything a language model is told, in one place: the manager's, the reader's and the content judge's prompts.
 
 A prompt is a list of chat messages whose parts are ordered from what most requests share to what fewest do:
 instructions and worked examples (all requests), the chunk (the rollouts of a stream), the memory (one rollout).
@@ -8,14 +8,41 @@ Knows nothing of tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from finemem_jax.episode import Action, MemoryItem, Message, Operation
+from finemem_jax.episode import CORE, EPISODIC, MEMORY_TYPES, SEMANTIC, Action, MemoryItem, Message, Operation
 
 MANAGER_SYSTEM = """\
 You keep the memory of an assistant, who must later answer questions from it alone. Read the new text and write what \
 to change in the memory, one JSON call per line: memory_insert a new fact, memory_update a fact that has changed, \
 memory_delete a fact that no longer holds, or skip when there is nothing to remember."""
+
+# The same for wires whose own section says how calls are written.
+FLAT_TASK = """\
+You keep the memory of an assistant, who must later answer questions from it alone. Read the new text and change the \
+memory by function calls: memory_insert a new fact, memory_update a fact that has changed, memory_delete a fact that \
+no longer holds, or skip when there is nothing to remember. This is your only reply to this text, so make all calls \
+now."""
+
+TYPED_TASK = """\
+You keep the memory of an assistant, who must later answer questions from it alone. Read the new text and change the \
+memory by function calls. The memory has three parts:
+- core_memory is one short text: who the user is, what a book has told so far, or what each label means. Updating it \
+replaces all of it.
+- semantic_memory holds facts, one in each item: what is true, what a word means, how something is done, which label \
+a sample got.
+- episodic_memory holds events, one in each item: what somebody did or said, always with its time.
+Insert what is new, update what has changed, delete what no longer holds. This is your only reply to this text, so \
+make all calls now. When there is nothing to remember, reply Done."""
+
+_TYPED_JSON_LINES = """\
+Write one JSON call per line:
+{"name": "new_memory_insert", "arguments": {"memory_type": "semantic_memory", "content": "..."}}
+{"name": "memory_update", "arguments": {"memory_type": "core_memory", "new_content": "..."}}
+{"name": "memory_update", "arguments": {"memory_type": "semantic_memory", "new_content": "...", "memory_id": 1}}
+{"name": "memory_delete", "arguments": {"memory_type": "episodic_memory", "memory_id": 1}}"""
 
 # What the manager is shown, and what it should have written. The last one has an empty memory: a small model copies
 # what stands nearest, and an UPDATE of an item that does not exist is its commonest mistake.
@@ -40,9 +67,37 @@ MANAGER_EXAMPLES = (
     ),
 )
 
+TYPED_EXAMPLES = (
+    (
+        MANAGER_EXAMPLES[0][0],
+        (
+            (1, CORE, "Omar and Priya are colleagues."),
+            (2, SEMANTIC, "Priya lives in Lisbon."),
+            (3, SEMANTIC, "Omar has a cat called Biscuit."),
+        ),
+        (
+            Operation(Action.UPDATE, "Priya lives in Porto.", 2, SEMANTIC),
+            Operation(Action.INSERT, "The audit is due on Friday.", None, SEMANTIC),
+            Operation(Action.INSERT, "On day 6 Priya said that she had moved from Lisbon to Porto.", None, EPISODIC),
+        ),
+    ),
+    (
+        MANAGER_EXAMPLES[1][0],
+        (),
+        (
+            Operation(Action.UPDATE, "Nadia keeps a diary. Messages get numbers as labels.", None, CORE),
+            Operation(Action.INSERT, "Nadia plays the flute.", None, SEMANTIC),
+            Operation(Action.INSERT, 'The message "the door is stuck" has label 14.', None, SEMANTIC),
+            Operation(Action.INSERT, "On day 2 Nadia waited for the bus for ages.", None, EPISODIC),
+        ),
+    ),
+)
+
 READER_SYSTEM = """\
 You answer questions about notes. Reply with the exact words from the notes that answer the question, and \
 nothing else."""
+
+READER_CITES = "After the answer, write the number of each note that it was taken from, in brackets."
 
 # No example answers "unknown": shown one such, a 135M reader answers it to nearly everything (BUILD_NOTES.md).
 READER_EXAMPLES = (
@@ -63,14 +118,15 @@ def manager(
     render: Callable[[Operation], str],
     system: str = MANAGER_SYSTEM,
 ) -> list[Message]:
-    """The manager's prompt for one chunk.
+    """The prompt for one chunk of the manager of a flat memory.
 
     Args:
         chunk: c_t.
         items: The memory items that are shown.
         num_hidden: How many older ones are not; the prompt says so.
         num_examples: Worked examples, 0 to 2; the last so many of `MANAGER_EXAMPLES`.
-        render: Writes an operation in the manager's wire format.
+        render: Writes an operation in the manager's dialect.
+        system: What `manager_system` gives for that dialect.
     """
     messages = [Message("system", (system,))]
     for text, shown, calls in MANAGER_EXAMPLES[len(MANAGER_EXAMPLES) - num_examples :]:
@@ -80,9 +136,94 @@ def manager(
     return [*messages, Message("user", (_chunk_part(chunk), _memory_part(items, num_hidden)))]
 
 
+def typed_manager(
+    chunk: str,
+    items: Sequence[MemoryItem],
+    num_hidden: Mapping[str, int],
+    num_examples: int,
+    render: Callable[[Operation], str],
+    system: str,
+) -> list[Message]:
+    """The prompt for one chunk of the manager of a typed memory: `manager`, with items under the names of their types.
+
+    Args:
+        items: The memory items that are shown, of all types.
+        num_hidden: How many older ones of each type are not; a type that is absent hides none.
+        num_examples: Worked examples, 0 to 2; the last so many of `TYPED_EXAMPLES`.
+    """
+    messages = [Message("system", (system,))]
+    for text, shown, calls in TYPED_EXAMPLES[len(TYPED_EXAMPLES) - num_examples :]:
+        memory = [MemoryItem(item_id, content, 0, 0, memory_type) for item_id, memory_type, content in shown]
+        messages.append(Message("user", (_chunk_part(text), _typed_memory_part(memory, {}))))
+        messages.append(Message("assistant", ("\n".join(map(render, calls)),)))
+    return [*messages, Message("user", (_chunk_part(chunk), _typed_memory_part(items, num_hidden)))]
+
+
+def manager_system(layout: str, wire: str, tools: Sequence[Mapping[str, Any]]) -> str:
+    """The manager's system message: its task, and how its calls are written.
+
+    Args:
+        layout: "flat" or "typed".
+        wire: "json_lines", "hermes" or "qwen_agent"; the last two list the tools in their own form.
+        tools: The layout's calls, in the OpenAI form.
+    """
+    if wire == "json_lines":
+        return MANAGER_SYSTEM if layout == "flat" else f"{TYPED_TASK}\n\n{_TYPED_JSON_LINES}"
+    task = FLAT_TASK if layout == "flat" else TYPED_TASK
+    section = {"hermes": _hermes_section, "qwen_agent": _qwen_agent_section}[wire]
+    return f"{task}\n\n{section(tools)}"
+
+
+def _hermes_section(tools):
+    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    return f"""\
+# Tools
+
+Your functions are listed here, one JSON signature a line:
+<tools>
+{signatures}
+</tools>
+
+Call one by writing its name and arguments as a JSON object in <tool_call></tool_call> tags, each call in its own tags:
+<tool_call>
+{{"name": <name of the function>, "arguments": <object of its arguments>}}
+</tool_call>"""
+
+
+def _qwen_agent_section(tools):
+    functions = [tool["function"] for tool in tools]
+    descriptions = "\n\n".join(
+        f"### {f['name']}\n\n{f['name']}: {f['description']} Parameters: "
+        f"{json.dumps(f['parameters'], ensure_ascii=False)} Its input is one JSON object."
+        for f in functions
+    )
+    names = ", ".join(f["name"] for f in functions)
+    # These markers are what such models were trained to write between text and calls.
+    function, arguments, result = (f"\u273f{word}\u273f" for word in ("FUNCTION", "ARGS", "RESULT"))
+    return f"""\
+# Tools
+
+## Your tools:
+
+{descriptions}
+
+## To call tools, as many as you need, put these commands into your reply:
+
+{function}: name of the first tool, out of [{names}]
+{arguments}: input of the first tool
+{function}: name of the second tool
+{arguments}: input of the second tool
+...
+{result}: results, which you do not write"""
+
+
 def memory_line(item: MemoryItem) -> str:
     """How one item is shown: as JSON, so that a newline in its text cannot pass for another item."""
-    return json.dumps({"id": item.item_id, "content": item.text}, ensure_ascii=False)
+    if item.memory_type == CORE:
+        shown: dict[str, Any] = {"content": item.text}
+    else:
+        shown = {"memory_id" if item.memory_type else "id": item.item_id, "content": item.text}
+    return json.dumps(shown, ensure_ascii=False)
 
 
 def _chunk_part(chunk):
@@ -90,26 +231,123 @@ def _chunk_part(chunk):
 
 
 def _memory_part(items, num_hidden):
+    return "Memory:\n" + "\n".join(_memory_lines(items, num_hidden))
+
+
+def _typed_memory_part(items, num_hidden):
+    sections = []
+    for memory_type in MEMORY_TYPES:
+        of_type = [item for item in items if item.memory_type == memory_type]
+        sections += [f"{memory_type}_memory:", *_memory_lines(of_type, num_hidden.get(memory_type, 0))]
+    return "Memory:\n" + "\n".join(sections)
+
+
+def _memory_lines(items, num_hidden):
     lines = [memory_line(item) for item in items] or ["(empty)"]
     if num_hidden:
         lines.insert(0, f"({num_hidden} older items are not shown)")
-    return "Memory:\n" + "\n".join(lines)
+    return lines
 
 
-def reader(evidence: Sequence[str], question: str, num_examples: int, system: str = READER_SYSTEM) -> list[Message]:
+def reader(
+    evidence: Sequence[str], question: str, num_examples: int, system: str = READER_SYSTEM, cite: bool = False
+) -> list[Message]:
     """The reader's prompt for one question.
 
     Args:
         evidence: Texts of the retrieved memory items, best first.
         question: q_j.
         num_examples: Worked examples, 0 to 2.
+        cite: Number the notes, and ask for the numbers of those that the answer was taken from.
     """
-    messages = [Message("system", (system,))]
+    messages = [Message("system", (f"{system} {READER_CITES}" if cite else system,))]
     for notes, asked, answer in READER_EXAMPLES[:num_examples]:
-        messages += [Message("user", (_question_part(notes, asked),)), Message("assistant", (answer,))]
-    return [*messages, Message("user", (_question_part(evidence, question),))]
+        if cite:
+            answer += " " + " ".join(f"[{i}]" for i, note in enumerate(notes, start=1) if answer in note)
+        messages += [Message("user", (_question_part(notes, asked, cite),)), Message("assistant", (answer,))]
+    return [*messages, Message("user", (_question_part(evidence, question, cite),))]
 
 
-def _question_part(evidence, question):
-    notes = "\n".join(f"- {' '.join(text.split())}" for text in evidence) or "(none)"
-    return f"Notes:\n{notes}\nQuestion: {question}"
+def _question_part(evidence, question, cite):
+    marks = (f"[{i}]" if cite else "-" for i in range(1, len(evidence) + 1))
+    notes = "\n".join(f"{mark} {' '.join(text.split())}" for mark, text in zip(marks, evidence, strict=True))
+    return f"Notes:\n{notes or '(none)'}\nQuestion: {question}"
+
+
+_CITATION = re.compile(r"\[([0-9]{1,4})\]")
+
+
+def split_citations(text: str, num_notes: int) -> tuple[str, tuple[bool, ...]]:
+    """Takes the numbers of notes out of a reply: the answer without them, and for each note whether it was named.
+
+    Numbers of notes that there are not stay in the answer.
+    """
+    cited = [False] * num_notes
+
+    def take_out(match):
+        number = int(match[1])
+        if not 1 <= number <= num_notes:
+            return match[0]
+        cited[number - 1] = True
+        return ""
+
+    return " ".join(_CITATION.sub(take_out, text).split()), tuple(cited)
+
+
+# --------------------------------------------------------------------------------------
+# Content judge (Mem-alpha's r4)
+# --------------------------------------------------------------------------------------
+
+JUDGE_SYSTEM = """\
+You check entries of a memory, from which questions will be answered later. You are given the rule of one part of the \
+memory, and an entry that was written into it. Reply with one word: VALID if the entry keeps the rule, INVALID if it \
+breaks it."""
+
+JUDGE_RULES = {
+    "": (
+        "An entry states at least one fact, and can be understood without the text it was taken from: people, things "
+        "and times are named. Empty phrases, placeholders and remarks about the memory itself break the rule."
+    ),
+    CORE: (
+        "The entry says something definite about the user, about what has been read so far, or about the meaning of "
+        "labels. A placeholder, an empty phrase or a mere mention of the core memory itself breaks the rule."
+    ),
+    SEMANTIC: (
+        "An entry states a fact, a definition, the label of a sample, or how something is done, and says it in full. "
+        "A topic without a statement, a placeholder or a passing event breaks the rule."
+    ),
+    EPISODIC: (
+        "An entry says what happened, or who did or said what, and when: a date, an hour, a numbered day or another "
+        "clear time. An event without its time, or a placeholder, breaks the rule."
+    ),
+}
+
+
+def judge(operation: Operation) -> list[Message]:
+    """The prompt that asks whether the content of one INSERT or UPDATE deserves its place; `verdict` reads the reply.
+
+    Raises:
+        ValueError: the operation writes no content.
+    """
+    if operation.action not in (Action.INSERT, Action.UPDATE):
+        raise ValueError(f"only the content of an INSERT or UPDATE can be judged, got {operation.action}.")
+    rule = f"Rule of the {operation.memory_type or 'whole'} memory:\n{JUDGE_RULES[operation.memory_type]}\n\n"
+    # As JSON: an entry that holds instructions is still one string.
+    entry = f"Entry:\n{json.dumps(operation.content, ensure_ascii=False)}\n\nVALID or INVALID?"
+    return [Message("system", (JUDGE_SYSTEM,)), Message("user", (rule, entry))]
+
+
+# "not valid" and "VALID: false" are no praise; bounded repetition keeps the search linear.
+_VERDICT = re.compile(r"(\bnot\s{1,4}|n't\s{1,4})?\b(in)?valid\b(?:\W{1,4}(true|false)\b)?", re.IGNORECASE)
+
+
+def verdict(text: str) -> bool | None:
+    """Whether a judge's reply says VALID (True) or INVALID (False); None where it says neither, or both.
+
+    Words in <think></think> are no part of the reply.
+    """
+    reply = text.rpartition("</think>")[2]
+    if "<think>" in reply:
+        return None
+    found = {(m[2] is None) ^ bool(m[1]) ^ ((m[3] or "").lower() == "false") for m in _VERDICT.finditer(reply)}
+    return found.pop() if len(found) == 1 else None

@@ -7,47 +7,50 @@ from typing import Any
 
 import numpy as np
 
-from finemem_jax.credit import RewardInputs, Rewards
-from finemem_jax.episode import Answer, Malformed, Outcome, Step, Trajectory, to_json
-from finemem_jax.grpo import Group
+from finemem_jax.episode import Answer, Chunk, Malformed, Outcome, Step, Trajectory, to_json
+from finemem_jax.rules import Advantages, RewardInputs, Rewards
+
+# Parts of a step's reward that a record holds, as `rules.Rewards` names them.
+_STEP_REWARDS = ("total", "credit", "contribution", "chunk", "format", "compression", "content", "kl")
 
 Decode = Callable[[Sequence[int]], str]
 
 
 def trajectory(
-    rollout: Trajectory, at: tuple[int, int], inputs: RewardInputs, rewards: Rewards, group: Group, decode: Decode
+    rollout: Trajectory,
+    at: tuple[int, int],
+    inputs: RewardInputs,
+    rewards: Rewards,
+    compared: Advantages,
+    decode: Decode,
 ) -> dict[str, Any]:
     """One rollout with its rewards and advantages.
 
     Args:
         at: Its index (stream, rollout) in the arrays.
-        inputs, rewards, group: Of the whole batch, float64 (see `rewards.judge`).
+        inputs, rewards, compared: Of the whole batch, float64 (see `rewards.judge`).
         decode: Token ids to text.
     """
     steps = []
-    for t, step in enumerate(rollout.steps):
+    for t, (chunk, step) in enumerate(zip(rollout.stream.chunks, rollout.steps, strict=True)):
         here = (*at, t)
+        written = _written(chunk, step, decode)
+        for o, operation in enumerate(written["operations"]):
+            operation["credit"] = float(rewards.operation_credit[*here, o])
+            operation["reward"] = float(rewards.operation_total[*here, o])
+            operation["advantage"] = float(compared.operation[*here, o])
         steps.append(
             {
                 "step": t,
                 "prompt": decode(step.prompt_ids),
-                "completion": decode(step.completion.ids),
+                **written,
                 "completion_ids": list(step.completion.ids),
                 "log_probs": list(step.completion.log_probs),
                 "finish_reason": step.completion.finish_reason,
                 "policy_version": step.completion.policy_version,
-                "operations": [_operation(outcome) for outcome in step.outcomes],
-                "memory": to_json(step.memory.items),
-                "answers": [_answer(answer) for answer in step.answers],
-                "rewards": {
-                    "total": float(rewards.total[here]),
-                    "evidence": float(rewards.evidence[here]),
-                    "contribution": float(rewards.contribution[here]),
-                    "chunk": float(rewards.chunk[here]),
-                    "format": float(rewards.format[here]),
-                    "compression": float(rewards.compression[here]),
-                },
-                "advantage": float(group.advantages[here]),
+                "token_operations": list(step.token_operations),
+                "rewards": {name: float(getattr(rewards, name)[here]) for name in _STEP_REWARDS},
+                "advantage": float(compared.step[here]),
             }
         )
     return {
@@ -59,24 +62,32 @@ def trajectory(
         "stream_tokens": int(inputs.stream_tokens[at]),
         "outcome": float(np.asarray(rewards.outcome)[at]),
         "answers": [_answer(answer) for answer in rollout.answers],
+        "probes": to_json(rollout.probes),
         "steps": steps,
     }
 
 
 def evaluated(rollout: Trajectory, decode: Decode) -> dict[str, Any]:
-    """One rollout of an evaluation: what was written, remembered and answered."""
+    """One rollout of an evaluation: what was read, written, remembered and answered."""
     return {
         "stream_id": rollout.stream.stream_id,
         "competency": rollout.stream.competency,
         "answers": [_answer(answer) for answer in rollout.answers],
-        "steps": [_written(step, decode) for step in rollout.steps],
+        "steps": [
+            _written(chunk, step, decode) for chunk, step in zip(rollout.stream.chunks, rollout.steps, strict=True)
+        ],
     }
 
 
-def _written(step: Step, decode: Decode) -> dict[str, Any]:
+def _written(chunk: Chunk, step: Step, decode: Decode) -> dict[str, Any]:
+    operations = [_operation(outcome) for outcome in step.outcomes]
+    if step.verdicts:
+        for operation, verdict in zip(operations, step.verdicts, strict=True):
+            operation["verdict"] = verdict
     return {
+        "chunk": chunk.text,
         "completion": decode(step.completion.ids),
-        "operations": [_operation(outcome) for outcome in step.outcomes],
+        "operations": operations,
         "memory": to_json(step.memory.items),
         "answers": [_answer(answer) for answer in step.answers],
     }
@@ -87,7 +98,13 @@ def _operation(outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome.operation, Malformed):
         return record | {"text": outcome.operation.text, "reason": outcome.operation.reason}
     written = outcome.operation
-    return record | {"action": written.action.value, "content": written.content, "written_id": written.item_id}
+    return record | {
+        "action": written.action.value,
+        "content": written.content,
+        "written_id": written.item_id,
+        "memory_type": written.memory_type,
+        "previous": to_json(outcome.previous),
+    }
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
@@ -96,7 +113,9 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "kind": answer.question.kind,
         "gold": list(answer.question.answers),
         "metric": answer.question.metric,
+        "gold_steps": list(answer.question.gold_steps),
         "evidence": to_json(answer.evidence),
+        "cited": list(answer.cited),
         "answer": answer.text,
         "score": answer.score,
     }

@@ -7,59 +7,156 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from finemem_jax import credit, grpo
-from finemem_jax.credit import RewardInputs, Rewards, Weights
-from finemem_jax.episode import Trajectory
+from finemem_jax import rules
+from finemem_jax.episode import MEMORY_TYPES, Action, Answer, Malformed, Trajectory
+from finemem_jax.grpo import Normaliser
+from finemem_jax.rules import Advantages, RewardInputs, Rewards, Settings, Variant
+
+_TYPES = ("", *MEMORY_TYPES)
+_ACTIONS = tuple(Action)
+assert len(_TYPES) == rules.NUM_TYPES and _TYPES[rules.CORE_TYPE] == MEMORY_TYPES[0]
 
 
-def collect(groups: Sequence[Sequence[Trajectory]], count_tokens: Callable[[str], int]) -> RewardInputs:
+def collect(
+    groups: Sequence[Sequence[Trajectory]],
+    count_tokens: Callable[[str], int],
+    kl: Sequence[Sequence[Sequence[float]]] | None = None,
+) -> RewardInputs:
     """Measures the rollouts of each stream, padded to the longest.
 
     Args:
         groups: groups[s][i] is rollout i of stream s.
         count_tokens: Length of a text in tokens; r_comp's unit.
+        kl: kl[s][i][t], Σ over the response's tokens of log π_old - log π_ref, in nats.
     """
     rollouts = [trajectory for group in groups for trajectory in group]
+    chunk_answers = [answer for r in rollouts for step in r.steps for answer in step.answers]
+    final_answers = [answer for r in rollouts for answer in r.answers]
     shape = (len(groups), len(groups[0]))
-    steps = max(len(r.steps) for r in rollouts)
-    per_chunk = max((len(step.answers) for r in rollouts for step in r.steps), default=0)
-    questions = max(len(r.answers) for r in rollouts)
-    evidence = max((len(a.evidence) for r in rollouts for a in r.answers), default=0)
     # At least one slot everywhere, since reductions over empty axes are special cases for nobody's benefit.
-    per_chunk, questions, evidence = max(per_chunk, 1), max(questions, 1), max(evidence, 1)
-    inputs = RewardInputs(
-        step_mask=np.zeros((*shape, steps), bool),
-        chunk_scores=np.zeros((*shape, steps, per_chunk)),
-        chunk_mask=np.zeros((*shape, steps, per_chunk), bool),
-        scores=np.zeros((*shape, questions)),
-        question_mask=np.zeros((*shape, questions), bool),
-        source_step=np.zeros((*shape, questions, evidence), np.int32),
-        is_evidence=np.zeros((*shape, questions, evidence), bool),
-        valid_operations=np.zeros((*shape, steps), np.int32),
-        written_operations=np.zeros((*shape, steps), np.int32),
-        memory_tokens=np.zeros(shape, np.int32),
+    t = _largest(len(r.steps) for r in rollouts)
+    o = _largest(len(step.outcomes) for r in rollouts for step in r.steps)
+    j = _largest(len(step.answers) for r in rollouts for step in r.steps)
+    q = _largest(len(r.answers) for r in rollouts)
+    k = _largest(len(answer.evidence) for answer in (*chunk_answers, *final_answers))
+
+    def zeros(*size, dtype=float):
+        return np.zeros((*shape, *size), dtype)
+
+    x = RewardInputs(
+        step_mask=zeros(t, dtype=bool),
+        chunk_scores=zeros(t, j),
+        chunk_mask=zeros(t, j, dtype=bool),
+        chunk_slot=zeros(t, j, k, dtype=np.int32),
+        chunk_is_evidence=zeros(t, j, k, dtype=bool),
+        chunk_type=zeros(t, j, k, dtype=np.int32),
+        scores=zeros(q),
+        question_mask=zeros(q, dtype=bool),
+        slot=zeros(q, k, dtype=np.int32),
+        is_evidence=zeros(q, k, dtype=bool),
+        gold=zeros(q, t, dtype=bool),
+        written=zeros(t, o, dtype=bool),
+        valid=zeros(t, o, dtype=bool),
+        operation_type=zeros(t, o, dtype=np.int32),
+        operation_action=zeros(t, o, dtype=np.int32),
+        memory_tokens=zeros(dtype=np.int32),
         stream_tokens=np.ones(shape, np.int32),
+        cited=zeros(q, k, dtype=bool) if any(a.cited for a in final_answers) else None,
+        kl=None if kl is None else zeros(t),
     )
+    if any(step.verdicts for r in rollouts for step in r.steps):
+        x = x._replace(content=zeros(t, o), content_mask=zeros(t, o, dtype=bool))
+    x = x._replace(**_probe_arrays(rollouts, zeros, t, o, q, k))
     for s, group in enumerate(groups):
         stream_tokens = max(sum(count_tokens(chunk.text) for chunk in group[0].stream.chunks), 1)
         for g, rollout in enumerate(group):
-            at = (s, g)
-            inputs.step_mask[at][: len(rollout.steps)] = True
-            inputs.memory_tokens[at] = sum(count_tokens(item.text) for item in rollout.steps[-1].memory.items)
-            inputs.stream_tokens[at] = stream_tokens
-            for t, step in enumerate(rollout.steps):
-                inputs.valid_operations[*at, t] = sum(outcome.valid for outcome in step.outcomes)
-                inputs.written_operations[*at, t] = len(step.outcomes)
-                for j, answer in enumerate(step.answers):
-                    inputs.chunk_scores[*at, t, j], inputs.chunk_mask[*at, t, j] = answer.score, True
-            for j, answer in enumerate(rollout.answers):
-                inputs.scores[*at, j], inputs.question_mask[*at, j] = answer.score, True
-                for k, item in enumerate(answer.evidence):
-                    inputs.source_step[*at, j, k], inputs.is_evidence[*at, j, k] = item.source_step, True
-    return inputs
+            x.stream_tokens[s, g] = stream_tokens
+            x.memory_tokens[s, g] = sum(count_tokens(item.text) for item in rollout.steps[-1].memory.items)
+            _fill_steps(x, (s, g), rollout)
+            _fill_answers(x, (s, g), rollout)
+            _fill_probes(x, (s, g), rollout)
+            if kl is not None:
+                x.kl[s, g, : len(kl[s][g])] = kl[s][g]
+    return x
 
 
-def judge(inputs: RewardInputs, weights: Weights, epsilon: float) -> tuple[Rewards, grpo.Group]:
+def _largest(sizes):
+    """The largest size, rounded up to one of four to an octave (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …)."""
+    largest = max(max(sizes, default=0), 1)
+    # Each new shape is compiled; in the end only these few occur.
+    unit = 2 ** max(largest.bit_length() - 3, 0)
+    return -(-largest // unit) * unit
+
+
+def _probe_arrays(rollouts, zeros, t, o, q, k):
+    arrays = {}
+    probes = [r.probes for r in rollouts]
+    if any(p.states for p in probes):
+        arrays["state_scores"] = zeros(t * o + 1, q)
+    if any(p.without for p in probes):
+        arrays["without"] = zeros(q, k)
+    if any(p.games for p in probes):
+        players = _largest(len(game.players) for p in probes for game in p.games)
+        arrays["subset_scores"] = zeros(q, 2**players)
+        arrays["player_slot"] = zeros(q, players, dtype=np.int32)
+        arrays["is_player"] = zeros(q, players, dtype=bool)
+    return arrays
+
+
+def _fill_steps(x, at, rollout):
+    num_operations = x.written.shape[-1]
+    for t, step in enumerate(rollout.steps):
+        x.step_mask[at][t] = True
+        for o, outcome in enumerate(step.outcomes):
+            x.written[at][t, o], x.valid[at][t, o] = True, outcome.valid
+            if not isinstance(outcome.operation, Malformed):
+                x.operation_type[at][t, o] = _TYPES.index(outcome.operation.memory_type)
+                x.operation_action[at][t, o] = _ACTIONS.index(outcome.operation.action)
+        for o, verdict in enumerate(step.verdicts):
+            x.content[at][t, o], x.content_mask[at][t, o] = bool(verdict), verdict is not None
+        for j, answer in enumerate(step.answers):
+            x.chunk_scores[at][t, j], x.chunk_mask[at][t, j] = answer.score, True
+            _fill_evidence(x.chunk_slot[at][t, j], x.chunk_is_evidence[at][t, j], answer, num_operations)
+            for k, item in enumerate(answer.evidence):
+                x.chunk_type[at][t, j, k] = _TYPES.index(item.memory_type)
+
+
+def _fill_answers(x, at, rollout):
+    for j, answer in enumerate(rollout.answers):
+        x.scores[at][j], x.question_mask[at][j] = answer.score, True
+        x.gold[at][j, list(answer.question.gold_steps)] = True
+        _fill_evidence(x.slot[at][j], x.is_evidence[at][j], answer, x.written.shape[-1])
+        if answer.cited:
+            x.cited[at][j, : len(answer.cited)] = answer.cited
+
+
+def _fill_evidence(slot, is_evidence, answer: Answer, num_operations):
+    for k, item in enumerate(answer.evidence):
+        slot[k], is_evidence[k] = item.source_step * num_operations + item.source_operation, True
+
+
+def _fill_probes(x, at, rollout):
+    probes, num_operations = rollout.probes, x.written.shape[-1]
+    if x.state_scores is not None:
+        state = probes.empty
+        for n in range(x.state_scores.shape[-2]):
+            t, o = divmod(n - 1, num_operations)
+            # Where nothing was written the memory is as before, so that the difference there is 0.
+            if n and t < len(probes.states) and o < len(probes.states[t]):
+                state = probes.states[t][o]
+            x.state_scores[at][n, : len(state)] = state
+    for j, scores in enumerate(probes.without):
+        x.without[at][j, : len(scores)] = scores
+    for j, game in enumerate(probes.games):
+        for p, (step, operation) in enumerate(game.players):
+            x.player_slot[at][j, p], x.is_player[at][j, p] = step * num_operations + operation, True
+        # A player that does not exist changes nothing: the scores repeat.
+        x.subset_scores[at][j] = np.resize(game.scores, x.subset_scores.shape[-1])
+
+
+def judge(
+    inputs: RewardInputs, settings: Settings, variant: Variant, normaliser: Normaliser
+) -> tuple[Rewards, Advantages]:
     """Rewards and advantages of every rollout, [S, G, T], as float64 NumPy arrays.
 
     float64, because an advantage divides a difference of rewards by their spread: in float32 the rounding of
@@ -67,6 +164,21 @@ def judge(inputs: RewardInputs, weights: Weights, epsilon: float) -> tuple[Rewar
     """
     # On the host: these are a few thousand numbers, and not every accelerator has float64.
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        rewards = credit.step_rewards(inputs, Weights(*(np.float64(w) for w in weights)))
-        group = grpo.group_advantage(rewards.total, inputs.step_mask[:, 0], np.float64(epsilon))
-        return jax.tree.map(np.asarray, (rewards, group))
+        settings = Settings(*(np.float64(value) for value in settings))
+        earned, channels = rules.step_rewards(inputs, settings, variant)
+        compared = rules.advantages(inputs, channels, settings, variant, normaliser)
+        return jax.tree.map(np.asarray, (earned, compared))
+
+
+def spread(groups: Sequence[Sequence[Trajectory]], compared: Advantages) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and factors of the unclipped term for every token of every response, float32 [S, G, T, A].
+
+    Tokens of an operation have the operation's, the others their step's.
+    """
+    length = _largest(len(step.completion.ids) for group in groups for r in group for step in r.steps)
+    owners = np.full((*compared.step.shape, length), -1, np.int32)
+    for s, group in enumerate(groups):
+        for g, rollout in enumerate(group):
+            for t, step in enumerate(rollout.steps):
+                owners[s, g, t, : len(step.token_operations)] = step.token_operations
+    return jax.tree.map(np.asarray, rules.token_advantages(compared, owners))

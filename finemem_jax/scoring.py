@@ -62,6 +62,12 @@ def substring(prediction: str, golds: Sequence[str]) -> float:
     return float(any(_holds(prediction, gold) for gold in golds))
 
 
+def supports(text: str, answer: str) -> bool:
+    """Whether every word of an answer stands in a text, both normalised; a blank answer is supported by nothing."""
+    wanted = normalise(answer).split()
+    return bool(wanted) and set(wanted) <= set(normalise(text).split())
+
+
 def contains(prediction: str, golds: Sequence[str]) -> float:
     """1 if the prediction holds the first gold, letter for letter but for case; else 0. "art" is in "party".
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -34,12 +35,12 @@ from finemem_jax import (
 )
 from finemem_jax.assembly import FittedSource, Parts
 from finemem_jax.batching import Batch
-from finemem_jax.credit import RewardInputs, Rewards, Weights
 from finemem_jax.episode import Action, Operation, Trajectory
-from finemem_jax.grpo import Group
 from finemem_jax.learner import LearnerOptions
 from finemem_jax.models import sharding
+from finemem_jax.models.decoder import Params
 from finemem_jax.optimizer import OptimizerOptions
+from finemem_jax.rules import Advantages, RewardInputs, Rewards
 
 
 def train(
@@ -51,22 +52,13 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
     began = time.monotonic()
-    options = LearnerOptions(
-        model=parts.model,
-        remat=config.model.remat,
-        clip_low=config.objective.clip_low,
-        clip_high=config.objective.clip_high,
-        aggregation=config.objective.aggregation,
-    )
+    method = assembly.method(config)
+    options = LearnerOptions(parts.model, config.model.remat, method.objective)
     tx = optimizer.make(OptimizerOptions(**config.optimizer))
-    weights = Weights(
-        beta=config.credit.beta,
-        chunk=config.credit.chunk_weight,
-        compression=config.credit.compression_weight,
-        format=config.credit.format_weight,
-    )
     rollout_options = assembly.rollout_options(config, evaluation=False)
-    batches = input_pipeline.training_order(train_streams, config.seed, config.rollout.streams_per_step)
+    stages = assembly.stages(config, parts.environment, train_streams)
+    batches = input_pipeline.training_order(stages, config.seed, config.rollout.streams_per_step)
+    reference = _reference(config, parts)
     # The learner takes these arrays over; the samplers hold their own copies.
     state = learner.init(parts.params, tx)
 
@@ -97,11 +89,20 @@ def train(
                 display.phase(f"step {step + 1}: rollouts and reader")
                 trajectories = rollout.run(
                     streams, rollout_options, parts.environment, parts.policy, parts.answer,
-                    key=(config.seed, "train", step),
+                    (config.seed, "train", step), parts.embed, parts.judge,
                 )  # fmt: skip
-                inputs = rewards.collect(trajectories, parts.environment.count_tokens)
-                earned, group = rewards.judge(inputs, weights, config.objective.advantage_epsilon)
-                groups = batching.groups(trajectories, group.advantages, group.alive, config.objective.drop_dead_groups)
+                starting = _score_all(config, parts, options, reference, trajectories)
+                kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
+                inputs = rewards.collect(trajectories, parts.environment.count_tokens, kl)
+                earned, compared = rewards.judge(inputs, method.settings, method.variant, method.normaliser)
+                advantages, factors = rewards.spread(trajectories, compared)
+                groups = batching.groups(
+                    trajectories, advantages, compared.alive,
+                    drop_dead=config.objective.drop_dead_groups,
+                    drop_truncated=config.objective.drop_truncated,
+                    unclipped_factors=factors if config.credit.type_factor_on == "unclipped" else None,
+                )  # fmt: skip
+                groups = _with_log_probs(config, parts, options, state.params, groups, starting)
 
                 display.phase(f"step {step + 1}: update")
                 update_began = time.monotonic()
@@ -118,12 +119,12 @@ def train(
                 interrupt.updating = False
 
                 now = time.monotonic()
-                metrics = _reward_metrics(inputs, earned, group) | _operation_metrics(trajectories)
+                metrics = _reward_metrics(inputs, earned, compared) | _operation_metrics(trajectories)
                 metrics |= loss_metrics | _sampler_metrics(parts)
                 metrics["time/update_seconds"] = now - update_began
                 metrics["time/step_seconds"] = now - step_began
                 metrics["memory/peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-                _write_trajectories(workdir, step, trajectories, inputs, earned, group, parts)
+                _write_trajectories(workdir, step, trajectories, inputs, earned, compared, parts)
                 metric_writer.write(step - 1, metrics)
                 display.step(step - 1, metrics)
 
@@ -206,6 +207,58 @@ class _Interrupt:
         return checked
 
 
+def _reference(config: ConfigDict, parts: Parts) -> Params | None:
+    """A copy of the starting weights, if anything is compared with them: they are as large as the model."""
+    needed = config.objective.kl_weight or config.credit.kl_weight
+    return jax.tree.map(jnp.copy, parts.params) if needed else None
+
+
+# Log-probabilities of responses, by (stream, step), one array for each rollout.
+LogProbs = dict[tuple[int, int], tuple[np.ndarray, ...]]
+
+
+def _score(config, parts, options, params, groups) -> LogProbs:
+    """log π of all response tokens of some groups under given weights."""
+    found: LogProbs = {}
+    for batch, packed in _microbatches(config, parts, groups):
+        rows = np.asarray(learner.score(options, params, _place(parts, batch), np.float32(config.rollout.temperature)))
+        at = iter(rows)
+        for group in packed:
+            found[group.stream, group.step] = tuple(next(at)[: len(step.completion.ids)] for step in group.steps)
+    return found
+
+
+def _score_all(config, parts, options, reference, trajectories) -> LogProbs:
+    """log π_ref of every response, dead groups' too; nothing where no reference is needed."""
+    if reference is None:
+        return {}
+    shape = (len(trajectories), len(trajectories[0]), max(len(group[0].steps) for group in trajectories))
+    nothing = np.zeros((*shape, config.rollout.max_new_tokens), np.float32)
+    groups = batching.groups(trajectories, nothing, np.ones(shape[::2], bool), drop_dead=False)
+    return _score(config, parts, options, reference, groups)
+
+
+def _divergence(trajectories, starting: LogProbs):
+    """[s][i][t]: Σ over a response's tokens of log π_old - log π_ref, the k1 estimate of the KL, in nats."""
+    return [
+        [
+            [sum(step.completion.log_probs) - float(starting[s, t][i].sum()) for t, step in enumerate(one.steps)]
+            for i, one in enumerate(rollouts)
+        ]
+        for s, rollouts in enumerate(trajectories)
+    ]
+
+
+def _with_log_probs(config, parts, options, params, groups, starting: LogProbs):
+    """Adds to the groups what the objective compares the policy with, beyond the sampler's log-probabilities."""
+    if config.objective.kl_weight:
+        groups = [group._replace(reference_log_probs=starting[group.stream, group.step]) for group in groups]
+    if config.objective.importance_cap:
+        old = _score(config, parts, options, params, groups)
+        groups = [group._replace(old_log_probs=old[group.stream, group.step]) for group in groups]
+    return groups
+
+
 def _minibatches(
     config: ConfigDict, parts: Parts, groups: Sequence[batching.Group], step: int
 ) -> Iterator[list[Batch]]:
@@ -215,18 +268,23 @@ def _minibatches(
         random.Random(f"{config.seed}/{step}/{epoch}").shuffle(shuffled)
         size = max(1, math.ceil(len(shuffled) / config.train.minibatches))
         for start in range(0, max(len(shuffled), 1), size):
-            packed = batching.microbatches(
-                shuffled[start : start + size],
-                config.train.groups_per_microbatch,
-                config.train.length_multiple,
-                config.rollout.max_new_tokens,
-                parts.tokenizer.end_ids[0],
-            )
-            yield [_place(parts, batch) for batch in packed]
+            packed = _microbatches(config, parts, shuffled[start : start + size])
+            yield [_place(parts, batch) for batch, _ in packed]
+
+
+def _microbatches(config, parts, groups):
+    return batching.microbatches(
+        groups,
+        config.train.groups_per_microbatch,
+        config.train.length_multiple,
+        config.rollout.max_new_tokens,
+        parts.tokenizer.end_ids[0],
+        config.objective.aggregation,
+    )
 
 
 def _place(parts, batch):
-    return Batch(*(jax.device_put(array, sharding.rows(parts.mesh, len(array))) for array in batch))
+    return jax.tree.map(lambda array: jax.device_put(array, sharding.rows(parts.mesh, len(array))), batch)
 
 
 def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
@@ -245,7 +303,7 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     options = assembly.rollout_options(config, evaluation=True)
     streams = [test_streams[i] for i in range(len(test_streams))]
     trajectories = evaluate.run(
-        streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate")
+        streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate"), parts.embed
     )
     # What evaluation sampled must not count among the next step's tokens.
     parts.manager.take_stats(), parts.reader_sampler.take_stats()
@@ -260,16 +318,16 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     display.say(f"held-out, {name}: {shown}")
 
 
-def _write_trajectories(workdir, step, trajectories, inputs, earned, group, parts):
+def _write_trajectories(workdir, step, trajectories, inputs, earned, compared, parts):
     lines = (
-        records.trajectory(one, (s, i), inputs, earned, group, parts.tokenizer.decode)
+        records.trajectory(one, (s, i), inputs, earned, compared, parts.tokenizer.decode)
         for s, rollouts in enumerate(trajectories)
         for i, one in enumerate(rollouts)
     )
     writer.write_records(workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
 
 
-def _reward_metrics(inputs: RewardInputs, earned: Rewards, group: Group) -> dict[str, float]:
+def _reward_metrics(inputs: RewardInputs, earned: Rewards, compared: Advantages) -> dict[str, float]:
     mask = inputs.step_mask
     count = mask.sum()
     with_questions = inputs.chunk_mask.any(-1)
@@ -277,16 +335,19 @@ def _reward_metrics(inputs: RewardInputs, earned: Rewards, group: Group) -> dict
     groups = mask[:, 0].sum()
     return {
         "reward/total": float(earned.total.sum() / count),
-        "reward/evidence": float(earned.evidence.sum() / count),
+        "reward/credit": float(earned.credit.sum() / count),
         "reward/format": float(earned.format.sum() / count),
         "reward/compression": float(earned.compression.sum() / count),
+        "reward/content": float(earned.content.sum() / count),
+        "reward/kl": float(earned.kl.sum() / count),
         # Means over what was asked: chunks without questions, and streams without them, say nothing here.
         "reward/chunk": float(earned.chunk[with_questions].mean()) if with_questions.any() else 0.0,
         "reward/outcome": float(earned.outcome[asked].mean()) if asked.any() else 0.0,
-        "reward/alive_groups": float(group.alive.sum() / groups),
+        "reward/alive_groups": float(compared.alive.sum() / groups),
+        "data/chunks_per_stream": float(count / mask[:, :, 0].size),
         "memory/tokens": float(inputs.memory_tokens.mean()),
-        "operations/valid_fraction": float(inputs.valid_operations.sum() / max(inputs.written_operations.sum(), 1)),
-        "operations/per_step": float(inputs.written_operations.sum() / count),
+        "operations/valid_fraction": float(inputs.valid.sum() / max(inputs.written.sum(), 1)),
+        "operations/per_step": float(inputs.written.sum() / count),
     }
 
 

@@ -1,7 +1,9 @@
 """Tests of finemem_jax/batching.py: every token can be found again, and padding is never trained on."""
 
+import dataclasses
 import random
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,12 +33,18 @@ def some_groups(seed, count, size):
     for _ in range(count):
         branch = tuple(draw.randrange(10, 500) for _ in range(draw.randint(1, 20)))
         steps = tuple(a_step(draw, branch) for _ in range(size))
-        found.append(Group(steps, tuple(draw.gauss(0, 1) for _ in range(size))))
+        found.append(a_group(steps, [draw.gauss(0, 1) for _ in range(size)], stream=len(found)))
     return found
 
 
-def pack(groups, per_batch=2, multiple=8):
-    return list(batching.microbatches(groups, per_batch, multiple, LONGEST, PAD))
+def a_group(steps, advantages, stream=0, **more):
+    """Every token of a response with the same advantage."""
+    per_token = tuple(np.full(len(s.completion.ids), a) for s, a in zip(steps, advantages, strict=True))
+    return Group(stream, 0, tuple(steps), per_token, **({"trained": (True,) * len(steps)} | more))
+
+
+def pack(groups, per_batch=2, multiple=8, aggregation="row"):
+    return [batch for batch, _ in batching.microbatches(groups, per_batch, multiple, LONGEST, PAD, aggregation)]
 
 
 def rows_of(batch):
@@ -47,7 +55,7 @@ def rows_of(batch):
         b = r // per_group
         if batch.branch_length[b] == 0:
             continue
-        held, n = batch.token_mask[r], batch.token_mask[r].sum()
+        held, n = batch.rows.token_mask[r], batch.rows.token_mask[r].sum()
         np.testing.assert_array_equal(held, np.arange(LONGEST) < n)
         whole = (
             *batch.trunk[0, : batch.trunk_length[0]],
@@ -56,7 +64,7 @@ def rows_of(batch):
         )
         in_leaf = batch.leaf[r, batch.response_start[r] : batch.leaf_length[r]]
         np.testing.assert_array_equal(in_leaf, batch.response[r, :n])
-        yield whole, tuple(in_leaf), tuple(batch.old_log_probs[r, :n]), tuple(batch.advantages[r, :n])
+        yield whole, tuple(in_leaf), tuple(batch.rows.old_log_probs[r, :n]), tuple(batch.rows.advantages[r, :n])
 
 
 @pytest.mark.parametrize(("count", "size", "per_batch"), [(1, 2, 1), (4, 3, 2), (5, 2, 2), (7, 4, 3), (2, 2, 5)])
@@ -68,10 +76,10 @@ def test_every_token_is_found_again(count, size, per_batch):
             step.prompt_ids + step.completion.ids,
             step.completion.ids,
             tuple(np.float32(step.completion.log_probs)),
-            (np.float32(advantage),) * len(step.completion.ids),
+            tuple(np.float32(advantages)),
         )
         for group in groups
-        for step, advantage in zip(group.steps, group.advantages, strict=True)
+        for step, advantages in zip(group.steps, group.advantages, strict=True)
     )
     assert got == wanted
 
@@ -90,8 +98,8 @@ def test_lengths_are_multiples(multiple):
 def test_a_missing_group_is_padding():
     *_, last = pack(some_groups(1, 3, 2), per_batch=2)
     assert last.branch_length[1] == 0
-    assert not last.token_mask[2:].any()
-    assert (last.advantages[2:] == 0).all()
+    assert not last.rows.token_mask[2:].any()
+    assert (last.rows.advantages[2:] == 0).all()
     assert (last.leaf[2:] == PAD).all()
     # One token, not none: attention over nothing is nan, and nan times zero is nan.
     assert (last.leaf_length[2:] == 1).all()
@@ -100,9 +108,9 @@ def test_a_missing_group_is_padding():
 
 def test_outside_of_masks_there_is_only_padding():
     for batch in pack(some_groups(2, 5, 3), per_batch=2):
-        assert (batch.response[~batch.token_mask] == PAD).all()
-        assert (batch.old_log_probs[~batch.token_mask] == 0).all()
-        assert (batch.advantages[~batch.token_mask] == 0).all()
+        assert (batch.response[~batch.rows.token_mask] == PAD).all()
+        assert (batch.rows.old_log_probs[~batch.rows.token_mask] == 0).all()
+        assert (batch.rows.advantages[~batch.rows.token_mask] == 0).all()
         assert (batch.leaf[np.arange(batch.leaf.shape[1]) >= batch.leaf_length[:, None]] == PAD).all()
         assert (batch.branch[np.arange(batch.branch.shape[1]) >= batch.branch_length[:, None]] == PAD).all()
 
@@ -114,16 +122,15 @@ def test_response_starts_after_something():
 
 def test_the_order_of_groups_is_of_no_matter():
     draw = random.Random(4)
-    groups = [Group((a_step(draw, (9,) * n, 2, 3),) * 2, (n, -n)) for n in (5, 1, 30, 12, 7, 3)]
+    groups = [a_group((a_step(draw, (9,) * n, 2, 3),) * 2, (n, -n)) for n in (5, 1, 30, 12, 7, 3)]
     for one, other in zip(pack(groups), pack(groups[::-1]), strict=True):
-        for array, again in zip(one, other, strict=True):
-            np.testing.assert_array_equal(array, again)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_groups_of_like_length_share_a_batch():
     draw = random.Random(0)
     short, long = ((9,) * n for n in (3, 60))
-    groups = [Group((a_step(draw, branch),) * 2, (1.0, -1.0)) for branch in (long, short, long, short)]
+    groups = [a_group((a_step(draw, branch),) * 2, (1.0, -1.0)) for branch in (long, short, long, short)]
     assert [batch.branch.shape[1] for batch in pack(groups)] == [8, 64]
 
 
@@ -139,7 +146,7 @@ def test_rows_that_share_too_little_are_noticed(part):
     ids[0 if part == "trunk" else len(TRUNK)] = 5
     other = Step(tuple(ids), other.prompt_cuts, other.completion, (), Memory())
     with pytest.raises(AssertionError, match="share a trunk"):
-        pack([Group((one, other), (1.0, -1.0))])
+        pack([a_group((one, other), (1.0, -1.0))])
 
 
 def trajectories():
@@ -154,21 +161,80 @@ def trajectories():
 
 
 ADVANTAGES = np.array([[[0.7, 0.0], [-0.7, 0.0]], [[0.5, 0.0], [-0.5, 0.0]]])  # [S, G, T]
+PER_TOKEN = np.repeat(ADVANTAGES[..., None], LONGEST, -1)
 ALIVE = np.array([[True, False], [True, False]])  # Step 1 of stream 1 does not exist.
 
 
 def test_groups_pair_steps_with_their_advantages():
     given = trajectories()
-    got = batching.groups(given, ADVANTAGES, ALIVE, drop_dead=True)
-    assert [group.advantages for group in got] == [(0.7, -0.7), (0.5, -0.5)]
+    got = batching.groups(given, PER_TOKEN, ALIVE, drop_dead=True)
+    assert [(group.stream, group.step) for group in got] == [(0, 0), (1, 0)]
     assert got[0].steps == (given[0][0].steps[0], given[0][1].steps[0])
     assert got[1].steps == (given[1][0].steps[0], given[1][1].steps[0])
+    for group, values in zip(got, [(0.7, -0.7), (0.5, -0.5)], strict=True):
+        for step, row, value in zip(group.steps, group.advantages, values, strict=True):
+            np.testing.assert_array_equal(row, np.full(len(step.completion.ids), value))
 
 
 def test_dead_groups_stay_if_asked_for_but_missing_steps_never_do():
-    got = batching.groups(trajectories(), ADVANTAGES, ALIVE, drop_dead=False)
-    assert [group.advantages for group in got] == [(0.7, -0.7), (0.0, 0.0), (0.5, -0.5)]
+    got = batching.groups(trajectories(), PER_TOKEN, ALIVE, drop_dead=False)
+    assert [(group.stream, group.step) for group in got] == [(0, 0), (0, 1), (1, 0)]
 
 
 def test_all_groups_dead():
-    assert batching.groups(trajectories(), ADVANTAGES, np.zeros((2, 2), bool), drop_dead=True) == []
+    assert batching.groups(trajectories(), PER_TOKEN, np.zeros((2, 2), bool), drop_dead=True) == []
+
+
+# --------------------------------------------------------------------------------------
+# What each row is trained with
+# --------------------------------------------------------------------------------------
+
+
+def test_truncated_responses_are_not_trained_on():
+    draw = random.Random(0)
+    whole, cut = a_step(draw, (20, 21), 2, 3), a_step(draw, (20, 21), 2, 5)
+    cut = dataclasses.replace(cut, completion=dataclasses.replace(cut.completion, finish_reason="length"))
+    stream = Stream("a", "made up", (Chunk("c"),))
+    given = [[Trajectory(stream, i, (step,)) for i, step in enumerate((whole, cut))]]
+    values = np.ones((1, 2, 1, LONGEST))
+    for drop, masked, count in ((False, [3, 5], 2), (True, [3, 0], 1)):
+        groups = batching.groups(given, values, np.ones((1, 1), bool), drop_dead=True, drop_truncated=drop)
+        (batch,) = pack(groups, per_batch=1)
+        assert batch.rows.token_mask.sum(1).tolist() == masked
+        assert batch.rows.count.sum() == count
+
+
+@pytest.mark.parametrize("aggregation", ["row", "token", "stream", "constant"])
+def test_rows_weigh_the_same_however_they_are_packed(aggregation):
+    groups = [group._replace(stream=i // 2) for i, group in enumerate(some_groups(5, 6, 3))]
+    totals = []
+    for per_batch in (1, 2, 6):
+        rows = [batch.rows for batch in pack(groups, per_batch, aggregation=aggregation)]
+        weighted = sum((r.weight[:, None] * r.token_mask * r.advantages).sum() for r in rows)
+        totals.append((weighted, sum(r.count.sum() for r in rows)))
+    np.testing.assert_allclose(totals, [totals[0]] * 3, rtol=1e-5)
+
+
+def test_log_probs_to_compare_with_are_aligned():
+    draw = random.Random(0)
+    steps = tuple(a_step(draw, (20, 21), 2, n) for n in (3, 5))
+    old, reference, factors = (tuple(np.arange(n) + shift for n in (3, 5)) for shift in (10.0, 20.0, 30.0))
+    group = a_group(steps, (1.0, -1.0), old_log_probs=old, reference_log_probs=reference, unclipped_factors=factors)
+    (batch,) = pack([group], per_batch=1)
+    for r, n in enumerate((3, 5)):
+        np.testing.assert_array_equal(batch.rows.old_log_probs[r, :n], old[r])
+        np.testing.assert_array_equal(batch.rows.reference_log_probs[r, :n], reference[r])
+        np.testing.assert_array_equal(batch.rows.unclipped_factor[r, :n], factors[r])
+        np.testing.assert_allclose(batch.rows.sampler_log_probs[r, :n], steps[r].completion.log_probs)
+    plain = pack([a_group(steps, (1.0, -1.0))], per_batch=1)[0].rows
+    assert plain.reference_log_probs is None and plain.unclipped_factor is None
+    np.testing.assert_array_equal(plain.old_log_probs, plain.sampler_log_probs)
+
+
+def test_batches_come_with_their_groups_in_order():
+    groups = some_groups(6, 5, 2)
+    for batch, packed in batching.microbatches(groups, 2, 8, LONGEST, PAD):
+        for b, group in enumerate(packed):
+            np.testing.assert_array_equal(
+                batch.response[2 * b, : len(group.steps[0].completion.ids)], group.steps[0].completion.ids
+            )

@@ -25,10 +25,15 @@ BAD = {
     "data.num_test": -1,
     "memory.top_k": 0,
     "memory.view_tokens": 0,
-    "memory.retrieval": "dense",
+    "memory.view_items": -1,
+    "memory.core_tokens": 0,
+    "memory.layout": "tree",
+    "memory.retrieval": "tfidf",
+    "memory.embedder": "bert",
     "manager.chunk_tokens": 0,
     "manager.long_chunk": "cut",
     "manager.num_examples": 3,
+    "manager.wire": "xml",
     "sampler.num_slots": 0,
     "sampler.steps_per_call": 0,
     "sampler.length_multiple": 0,
@@ -43,7 +48,20 @@ BAD = {
     "rollout.global_question_threshold": -1,
     "reader.num_examples": -1,
     "reader.temperature": -0.1,
+    "reader.kind": "oracle",
     "credit.beta": 1.5,
+    "credit.rule": "Full",
+    "credit.bloat_weight": -0.1,
+    "credit.type_factor": -1.0,
+    "credit.type_factor_on": "loss",
+    "credit.gain_transform": "square",
+    "credit.cited_by": "judge",
+    "objective.ratio": "turn",
+    "objective.kl_weight": -0.1,
+    "objective.importance_cap": -1.0,
+    "objective.std_floor": -0.1,
+    "objective.advantage_scale": "mad",
+    "objective.advantage_ddof": 2,
     "model.tokenizer": "words",
     "model.remat": "all",
     "objective.aggregation": "mean",
@@ -111,6 +129,40 @@ def test_every_field_has_a_comment(name):
     # A group of fields with one meaning may have it on the group's line.
     group = name.rpartition(".")[0]
     assert comment(name) or (group and comment(group))
+
+
+def test_curriculum_by_hand():
+    config = with_value("data.chunks_per_stream", 8)
+    assert config_lib.curriculum(config) == [(0, 8)]
+    config.train.curriculum = "0:2, 20:4,60:8"
+    assert config_lib.curriculum(config) == [(0, 2), (20, 4), (60, 8)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5:2", "ascend from 0.*got '5:2'"),
+        ("0:2,20:4,20:8", "ascend from 0"),
+        ("0:2,20:4,10:8", "ascend from 0"),
+        ("0:2,", "step:chunks.*'0:2,'"),
+        ("0-2", "step:chunks"),
+        ("2", "step:chunks"),
+        ("0:-2", "step:chunks"),
+        ("0:0", "got 0 in '0:0'; lower it"),
+        ("0:2,5:11", "data.chunks_per_stream=10 chunks.*got 11 .*raise data.chunks_per_stream"),
+    ],
+)
+def test_a_curriculum_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ValueError, match=rf"train.curriculum must .*{message}"):
+        config_lib.validate(with_value("train.curriculum", text))
+
+
+def test_conflicts_leave_out_how_long_a_run_is():
+    config = config_lib.default()
+    saved = config_lib.flatten(config)
+    config.train.num_steps += 1
+    config.credit.beta = 0.25
+    assert config_lib.conflicts(config, saved) == ["credit.beta: 0.5 → 0.25"]
 
 
 def test_misspelt_fields_fail():

@@ -1,168 +1,68 @@
-"""Tests of finemem_jax/credit.py: each reward by hand, its laws, and a slow loop over ragged rollouts."""
+"""Tests of finemem_jax/credit.py: every kernel by hand, its law and its edge. Whole rules are in rules_test."""
 
-import dataclasses
-import random
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
 from finemem_jax import credit
-from finemem_jax.credit import RewardInputs, Weights
 
-PAPER = Weights(beta=0.5, chunk=0.5, compression=0.05, format=1.0)
-
-# Q=2, K=3, T=3: evidence of q0 from steps 0, 0, 2; of q1 from steps 1, 2 and a padding slot, which holds step 0.
+# Q=2, K=3, T=3, one operation a step, so that slots are steps: evidence of q0 from steps 0, 0, 2; of q1 from steps 1, 2
+# and a padding slot, which holds step 0.
 SCORES = np.array([1.0, 0.5], np.float32)
 QUESTION_MASK = np.array([True, True])
-SOURCE_STEP = np.array([[0, 0, 2], [1, 2, 0]])
+SLOT = np.array([[0, 0, 2], [1, 2, 0]])
 IS_EVIDENCE = np.array([[True, True, True], [True, True, False]])
 STEP_MASK = np.array([True, True, True])
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """One rollout as ragged lists: what `RewardInputs` holds before padding."""
-
-    chunk_scores: list[list[float]]
-    scores: list[float]
-    evidence: list[list[int]]
-    valid: list[int]
-    written: list[int]
-    memory_tokens: int
-    stream_tokens: int
-
-
-def random_group(rng, group_size, most_steps=5, most_questions=4, most_evidence=3, most_chunk_questions=3):
-    """The rollouts of one stream: same steps and questions, other scores, evidence and operations."""
-    steps = rng.randint(1, most_steps)
-    # A quarter of the streams has no questions, a quarter of the chunks none, a quarter of the questions no evidence.
-    questions = rng.choice([0, *range(1, most_questions)]) if rng.random() < 0.5 else most_questions
-    per_chunk = [rng.choice([0, rng.randint(1, most_chunk_questions)]) for _ in range(steps)]
-    stream_tokens = rng.randint(1, 400)
-
-    def one():
-        written = [rng.randint(0, 4) for _ in range(steps)]
-        return Rollout(
-            chunk_scores=[[rng.random() for _ in range(n)] for n in per_chunk],
-            scores=[rng.choice([0.0, 1.0, rng.random()]) for _ in range(questions)],
-            evidence=[[rng.randrange(steps) for _ in range(rng.randint(0, most_evidence))] for _ in range(questions)],
-            valid=[rng.randint(0, n) for n in written],
-            written=written,
-            memory_tokens=rng.randint(0, 500),
-            stream_tokens=stream_tokens,
-        )
-
-    return [one() for _ in range(group_size)]
-
-
-def padded(groups, steps=5, per_chunk=3, questions=4, evidence=3, garbage=None):
-    """[S, G, ...] arrays of these sizes; `garbage` (a generator) fills the places that no mask holds."""
-    shape = (len(groups), len(groups[0]))
-
-    def floats(*size):
-        # NaN is the hardest of all garbage: even zero times NaN is NaN.
-        return np.zeros((*shape, *size)) if garbage is None else np.full((*shape, *size), np.nan)
-
-    def counts(*size):
-        return np.zeros((*shape, *size), int) if garbage is None else garbage.integers(0, 9, (*shape, *size))
-
-    def mask(*size):
-        return np.zeros((*shape, *size), bool)
-
-    inputs = RewardInputs(
-        step_mask=mask(steps),
-        chunk_scores=floats(steps, per_chunk),
-        chunk_mask=mask(steps, per_chunk),
-        scores=floats(questions),
-        question_mask=mask(questions),
-        source_step=counts(questions, evidence),
-        is_evidence=mask(questions, evidence),
-        valid_operations=counts(steps),
-        written_operations=counts(steps),
-        memory_tokens=np.zeros(shape, int),
-        stream_tokens=np.ones(shape, int),
-    )
-    for s, group in enumerate(groups):
-        for g, rollout in enumerate(group):
-            num_steps = len(rollout.written)
-            inputs.step_mask[s, g, :num_steps] = True
-            inputs.valid_operations[s, g, :num_steps] = rollout.valid
-            inputs.written_operations[s, g, :num_steps] = rollout.written
-            inputs.memory_tokens[s, g] = rollout.memory_tokens
-            inputs.stream_tokens[s, g] = rollout.stream_tokens
-            for t, scores in enumerate(rollout.chunk_scores):
-                inputs.chunk_scores[s, g, t, : len(scores)] = scores
-                inputs.chunk_mask[s, g, t, : len(scores)] = True
-            inputs.scores[s, g, : len(rollout.scores)] = rollout.scores
-            inputs.question_mask[s, g, : len(rollout.scores)] = True
-            for j, sources in enumerate(rollout.evidence):
-                inputs.source_step[s, g, j, : len(sources)] = sources
-                inputs.is_evidence[s, g, j, : len(sources)] = True
-    return inputs
-
-
-def slow_rewards(rollout, weights):
-    """METHOD.md's equations, one number at a time."""
-    steps, questions = len(rollout.written), len(rollout.scores)
-    outcome = sum(rollout.scores) / questions if questions else 0.0
-    contribution = [0.0] * steps
-    for score, sources in zip(rollout.scores, rollout.evidence, strict=True):
-        for t in sources or range(steps):
-            contribution[t] += score / (len(sources or range(steps)) * questions)
-    evidence = [(1 - weights.beta) * outcome / steps + weights.beta * n for n in contribution]
-    chunk = [sum(scores) / len(scores) if scores else 0.0 for scores in rollout.chunk_scores]
-    form = [v / w if w else 0.0 for v, w in zip(rollout.valid, rollout.written, strict=True)]
-    compression = [1 - rollout.memory_tokens / rollout.stream_tokens] * steps
-    total = [
-        evidence[t] + weights.format * form[t] + weights.chunk * chunk[t] + weights.compression * compression[t]
-        for t in range(steps)
-    ]
-    return credit.Rewards(total, evidence, contribution, chunk, form, compression, outcome)
-
-
-def float64_rewards(inputs, weights):
-    """As `rewards.judge` calls the kernels."""
-    with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, credit.step_rewards(inputs, Weights(*(np.float64(w) for w in weights))))
-
-
-def assert_same(got, expected, atol=1e-12):
-    for name, a, b in zip(credit.Rewards._fields, got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
-
-
-@pytest.fixture(scope="module")
-def ragged_groups():
-    rng = random.Random(0)
-    groups = [random_group(rng, group_size=3) for _ in range(200)]
-    # The edges that the laws are about do occur.
-    rollouts = [rollout for group in groups for rollout in group]
-    assert any(not r.scores for r in rollouts)
-    assert any(not any(r.chunk_scores) for r in rollouts)
-    assert any([] in r.evidence and any(r.evidence) for r in rollouts)
-    assert any(r.evidence and not any(r.evidence) for r in rollouts)
-    assert any(len(r.written) == 1 for r in rollouts)
-    return groups
+def contribution(scores=SCORES, share=None, slot=SLOT, is_evidence=IS_EVIDENCE, step_mask=STEP_MASK, operations=1):
+    share = credit.equal_share(is_evidence) if share is None else share
+    return credit.contribution(scores, share, slot, QUESTION_MASK, step_mask, operations)
 
 
 # --------------------------------------------------------------------------------------
-# By hand
+# From questions to steps and operations
 # --------------------------------------------------------------------------------------
 
 
 def test_contribution_by_hand():
     # s=(1, 1/2). q0 gives 1/(3*2) to each of steps 0, 0, 2; q1 gives (1/2)/(2*2) to each of steps 1, 2.
     # N = (2/6, 1/8, 1/6 + 1/8); the sum 3/4 is the mean score.
-    got = credit.evidence_contribution(SCORES, QUESTION_MASK, SOURCE_STEP, IS_EVIDENCE, STEP_MASK)
-    np.testing.assert_allclose(got, [1 / 3, 1 / 8, 7 / 24], rtol=1e-6)
+    np.testing.assert_allclose(contribution().total, [1 / 3, 1 / 8, 7 / 24], rtol=1e-6)
 
 
 def test_contribution_of_a_question_without_evidence_by_hand():
     # q1 has nothing: its (1/2)/2 is spread over the 3 steps, 1/12 each, on top of q0's 1/6 per item.
-    is_evidence = IS_EVIDENCE & np.array([[True], [False]])
-    got = credit.evidence_contribution(SCORES, QUESTION_MASK, SOURCE_STEP, is_evidence, STEP_MASK)
-    np.testing.assert_allclose(got, [1 / 3 + 1 / 12, 1 / 12, 1 / 6 + 1 / 12], rtol=1e-6)
+    got = contribution(is_evidence=IS_EVIDENCE & np.array([[True], [False]]))
+    np.testing.assert_allclose(got.total, [1 / 3 + 1 / 12, 1 / 12, 1 / 6 + 1 / 12], rtol=1e-6)
+    np.testing.assert_allclose(got.operation[:, 0], [1 / 3, 0, 1 / 6], atol=1e-7)
+    np.testing.assert_allclose(got.step, [1 / 12] * 3, rtol=1e-6)
+
+
+def test_operations_share_their_steps_credit_by_hand():
+    # Two operations a step: slot 2t + o. q0's evidence was written by (0,0), (0,1), (2,1); q1's by (1,0), (2,1).
+    got = contribution(slot=np.array([[0, 1, 5], [2, 5, 0]]), operations=2)
+    np.testing.assert_allclose(got.operation, [[1 / 6, 1 / 6], [1 / 8, 0], [0, 7 / 24]], rtol=1e-6)
+    np.testing.assert_allclose(got.step, 0, atol=1e-7)
+
+
+def test_a_step_that_does_not_exist_gets_nothing():
+    got = contribution(is_evidence=np.zeros_like(IS_EVIDENCE), step_mask=np.array([True, True, False]))
+    np.testing.assert_allclose(got.total, [3 / 8, 3 / 8, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cited", "expected"),
+    [
+        ([[1, 0, 0], [0, 1, 0]], [[1, 0, 0], [0, 1, 0]]),
+        ([[0, 1, 1], [0, 0, 0]], [[0, 0.5, 0.5], [0.5, 0.5, 0]]),  # Nothing cited: all that was retrieved.
+        ([[1, 1, 1], [1, 1, 1]], [[1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]]),  # All cited, padding too: as evidence.
+    ],
+)
+def test_cited_share_by_hand(cited, expected):
+    np.testing.assert_allclose(credit.cited_share(np.array(cited, bool), IS_EVIDENCE), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -174,15 +74,153 @@ def test_contribution_of_a_question_without_evidence_by_hand():
     ],
 )
 def test_evidence_reward_by_hand(beta, expected):
-    contribution = np.array([1 / 3, 1 / 8, 7 / 24])
-    got = credit.evidence_reward(np.float32(0.75), contribution, STEP_MASK, beta)
+    got = credit.evidence_reward(np.float32(0.75), contribution(), STEP_MASK, beta)
+    np.testing.assert_allclose(got.total, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reduce", "expected"), [("mean", [1, 0.75, 0.25]), ("sum", [1, 1.5, 0.25])], ids=["mean", "sum"]
+)
+def test_by_gold_by_hand(reduce, expected):
+    # q0 (1) needs steps 0 and 1, q1 (1/2) step 1, q2 (1/4) is unknown and goes to step 2; q3 does not exist.
+    value = np.array([1, 0.5, 0.25, np.nan])
+    gold = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 1, 1]], bool)
+    got = credit.by_gold(value, gold, np.array([True, True, True, False]), np.int32(2), reduce)
+    np.testing.assert_allclose(got, expected)
+
+
+def test_by_gold_of_a_step_without_questions_is_zero():
+    got = credit.by_gold(np.ones(1), np.array([[False, True]]), np.array([True]), np.int32(0), "mean")
+    np.testing.assert_allclose(got, [0, 1])
+
+
+def test_differences_telescope():
+    value = np.random.default_rng(0).normal(size=20)
+    got = np.asarray(credit.differences(value))
+    np.testing.assert_allclose(got.sum(), value[-1] - value[0], rtol=1e-5)
+    np.testing.assert_allclose(credit.differences(np.array([1.0, 3.0, 2.0])), [2, -1])
+
+
+@pytest.mark.parametrize(
+    ("gamma", "reduce", "expected"),
+    [
+        (1.0, "sum", [7, 6, 4, 0]),
+        (0.5, "sum", [1 + 1 + 1, 2 + 2, 4, 0]),
+        (0.0, "sum", [1, 2, 4, 0]),
+        (1.0, "mean", [7 / 3, 3, 4, 0]),
+        (0.5, "mean", [3 / 1.75, 4 / 1.5, 4, 0]),
+    ],
+)
+def test_to_go_by_hand(gamma, reduce, expected):
+    got = credit.to_go(
+        np.array([1.0, 2.0, 4.0, np.nan], np.float32), np.array([True, True, True, False]), gamma, reduce
+    )
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["by_adding", "by_comparing"])
+def test_scatter_by_hand(how, monkeypatch):
+    # TPUs take the branch that no test here would otherwise run.
+    def choose(*args, tpu, default):
+        return (tpu if how == "by_comparing" else default)(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    got = credit.scatter(np.array([[1.0, 2.0], [4.0, 0.0]], np.float32), np.array([[0, 3], [0, 99]]), 4)
+    np.testing.assert_allclose(got, [5, 0, 0, 2])
+
+
+# --------------------------------------------------------------------------------------
+# What an item was worth
+# --------------------------------------------------------------------------------------
+
+
+def test_ablation_by_hand():
+    # Without item 0 the answer is lost, without item 1 it is better.
+    scores, without = np.array([0.5]), np.array([[0.0, 1.0, np.nan]])
+    is_evidence = np.array([[True, True, False]])
+    np.testing.assert_allclose(credit.ablation_worth(scores, without, is_evidence, False), [[0.5, -0.5, 0]])
+    np.testing.assert_allclose(credit.ablation_worth(scores, without, is_evidence, True), [[0.5, 0, 0]])
+
+
+def test_ablation_that_conserves_shares_alike_what_no_item_alone_is_needed_for():
+    got = credit.ablation_worth(np.array([0.5]), np.array([[0.5, 0.7]]), np.array([[True, True]]), True)
+    np.testing.assert_allclose(got, [[0.25, 0.25]])
+
+
+def test_shapley_of_two_items_by_hand():
+    # v(∅)=0.1, v(1)=0.5, v(2)=0.2, v(12)=1: φ_1 = ((0.5-0.1) + (1-0.2))/2 = 0.6, φ_2 = ((0.2-0.1) + (1-0.5))/2 = 0.3.
+    got = credit.shapley_worth(np.array([[0.1, 0.5, 0.2, 1.0]], np.float32))
+    np.testing.assert_allclose(got, [[0.6, 0.3]], rtol=1e-6)
+
+
+def test_shapley_of_one_item_is_its_gain():
+    np.testing.assert_allclose(credit.shapley_worth(np.array([[0.25, 1.0]], np.float32)), [[0.75]])
+
+
+def test_shapley_of_nobody():
+    assert credit.shapley_worth(np.ones((3, 1), np.float32)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("players", [1, 2, 3, 4, 6])
+def test_shapley_laws(players):
+    values = np.random.default_rng(players).normal(size=(10, 2**players))
+    with jax.enable_x64(True):
+        got = np.asarray(credit.shapley_worth(values))
+        np.testing.assert_allclose(got.sum(-1), values[:, -1] - values[:, 0], atol=1e-12)
+        # Linear in the game.
+        np.testing.assert_allclose(credit.shapley_worth(2 * values + 1), 2 * got, atol=1e-12)
+        # Renaming the players renames their values.
+        order = np.random.default_rng(0).permutation(players)
+        renamed = [sum(1 << int(order[p]) for p in range(players) if c >> p & 1) for c in range(2**players)]
+        np.testing.assert_allclose(credit.shapley_worth(values[:, renamed]), got[:, order], atol=1e-12)
+        # One that changes nothing gets nothing.
+        idle = values[:, [c & ~1 for c in range(2**players)]]
+        np.testing.assert_allclose(credit.shapley_worth(idle)[:, 0], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("transform", "expected"), [("prob", [0.5, -0.25]), ("log", [np.log(2), np.log(0.5) / 2])])
+def test_state_gain_by_hand(transform, expected):
+    # V: (0.5+0.5)/2 = 0.5, then 1, then 0.75. Logarithms: log ½, then 0, then (log ½ + 0)/2. The third is no question.
+    states = np.array([[0.5, 0.5, np.nan], [1, 1, np.nan], [0.5, 1, np.nan]])
+    got = credit.state_gain(states, np.array([True, True, False]), transform, -5.0)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_score_of_zero_has_a_floor():
+    got = credit.state_gain(np.array([[0.0], [1.0]]), np.array([True]), "log", -5.0)
+    np.testing.assert_allclose(got, [5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(0, 0), (70, 0), (100, 0.3), (170, 1)])
+def test_bloat_by_hand(memory, expected):
+    got = credit.bloat(np.asarray(memory), np.asarray(100), np.float32)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------
+# Parts that ask nobody, and weights
+# --------------------------------------------------------------------------------------
+
+
+def test_chunk_reward_by_hand():
+    # Step 0: scores 1 and 0, mean 1/2. The first rests on (0,0) alone, so (0,0) has 1/2.
+    # Step 1: one score of 1, on (1,1) and on (0,0), which is not of this step: half to (1,1), half to the step.
+    # Step 2: no questions.
+    scores = np.array([[1.0, 0.0], [1.0, np.nan], [np.nan, np.nan]])
+    mask = np.array([[True, True], [True, False], [False, False]])
+    slot = np.array([[[0, 9], [9, 9]], [[3, 0], [9, 9]], [[4, 4], [4, 4]]])
+    is_evidence = np.array([[[1, 0], [0, 0]], [[1, 1], [0, 0]], [[1, 1], [1, 1]]], bool)
+    got = credit.chunk_reward(scores, mask, slot, is_evidence, 2)
+    np.testing.assert_allclose(got.operation, [[0.5, 0], [0, 0.5], [0, 0]])
+    np.testing.assert_allclose(got.step, [0, 0.5, 0], atol=1e-7)
+    np.testing.assert_allclose(got.total, [0.5, 1, 0])
 
 
 def test_format_reward_by_hand():
     # All, half, none of the operations valid; and nothing written at all.
-    got = credit.format_reward(np.array([3, 1, 0, 0]), np.array([3, 2, 4, 0]), np.float32)
-    np.testing.assert_allclose(got, [1, 0.5, 0, 0])
+    valid = np.array([[1, 1], [1, 0], [0, 0], [1, 1]], np.float32)
+    written = np.array([[1, 1], [1, 1], [1, 0], [0, 0]], bool)
+    np.testing.assert_allclose(credit.mean_over_operations(valid, written).total, [1, 0.5, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -193,25 +231,47 @@ def test_compression_reward_by_hand(memory_tokens, expected):
     np.testing.assert_allclose(got, expected)
 
 
-def test_step_rewards_by_hand():
-    # The case above (r_EARA = 7/24, 3/16, 13/48 at β = 1/2) with
-    # chunk scores (1, 0), none, (1/2): r_chunk = 1/2, 0, 1/2, weighted by 1/2;
-    # operations 2 of 2, 0 of 1, none: r_fmt = 1, 0, 0;
-    # a memory of 20 tokens for 100 read: r_comp = 4/5, weighted by 1/20.
-    rollout = Rollout(
-        chunk_scores=[[1.0, 0.0], [], [0.5]],
-        scores=[1.0, 0.5],
-        evidence=[[0, 0, 2], [1, 2]],
-        valid=[2, 0, 0],
-        written=[2, 1, 0],
-        memory_tokens=20,
-        stream_tokens=100,
-    )
-    got = credit.step_rewards(padded([[rollout]]), PAPER)
-    total = [7 / 24 + 1 + 1 / 4 + 1 / 25, 3 / 16 + 0 + 0 + 1 / 25, 13 / 48 + 0 + 1 / 4 + 1 / 25]
-    np.testing.assert_allclose(got.total[0, 0], [*total, 0, 0], rtol=1e-6)
-    np.testing.assert_allclose(got.compression[0, 0], [0.8, 0.8, 0.8, 0, 0], rtol=1e-6)
-    np.testing.assert_allclose(got.outcome[0, 0], 0.75)
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        ([[2, 2], [3, 0]], [1, 1, 4, 1]),  # Semantic twice, episodic once.
+        ([[1, 1], [3, 0]], [1, 1, 1, 4]),  # The exempt type never wins.
+        ([[3, 2], [2, 3]], [1, 1, 4, 1]),  # Of equals the first.
+    ],
+)
+def test_type_factors_by_hand(types, expected):
+    is_evidence = np.array([[True, True], [True, types[1][1] != 0]])
+    np.testing.assert_allclose(credit.type_factors(np.array(types), is_evidence, 4, 1, 4.0), expected)
+
+
+def test_type_factors_where_nothing_was_retrieved():
+    got = credit.type_factors(np.zeros((2, 2), int), np.zeros((2, 2), bool), 4, 1, 4.0)
+    np.testing.assert_allclose(got, [1, 1, 1, 1])
+
+
+def test_keep_top_by_hand():
+    # Of category 0 the better half of three, rounded up: 5 and 3. Of category 1 one of two. The 9 is not valid.
+    score = np.array([1.0, 5.0, 3.0, 2.0, 2.0, 9.0])
+    got = credit.keep_top(score, np.array([0, 0, 0, 1, 1, 0]), 0.5, np.array([1, 1, 1, 1, 1, 0], bool))
+    np.testing.assert_array_equal(got, [False, True, True, True, False, False])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
+def test_keep_top_agrees_with_a_slow_loop(fraction):
+    rng = np.random.default_rng(0)
+    for n in [1, 2, 17, 100]:
+        score, category, valid = rng.integers(0, 5, n) / 4, rng.integers(0, 3, n), rng.random(n) < 0.7
+        expected = np.zeros(n, bool)
+        for c in range(3):
+            places = [i for i in range(n) if category[i] == c and valid[i]]
+            ranked = sorted(places, key=lambda i: (-score[i], i))
+            expected[ranked[: int(np.ceil(fraction * len(places)))]] = True
+        np.testing.assert_array_equal(credit.keep_top(score, category, fraction, valid), expected)
+
+
+def test_spread_to_tokens_by_hand():
+    got = credit.spread_to_tokens(np.array([1.0, 2.0]), np.float32(9), np.array([-1, 0, 0, -1, 1, -1]))
+    np.testing.assert_allclose(got, [9, 1, 1, 9, 2, 9])
 
 
 @pytest.mark.parametrize(
@@ -221,89 +281,10 @@ def test_masked_mean(mask, expected):
     assert credit.masked_mean(np.array([1.0, 3.0, 8.0]), np.array(mask)) == expected
 
 
-# --------------------------------------------------------------------------------------
-# Laws
-# --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "weights", [PAPER, Weights(0.0, 0.0, 0.05, 1.0), Weights(1.0, 2.0, 0.0, 0.3)], ids=["paper", "outcome", "other"]
-)
-def test_agrees_with_a_slow_loop(ragged_groups, weights):
-    got = float64_rewards(padded(ragged_groups), weights)
-    for s, group in enumerate(ragged_groups):
-        for g, rollout in enumerate(group):
-            steps = len(rollout.written)
-            one = credit.Rewards(*(part[s, g] for part in got))
-            assert_same([part[..., :steps] for part in one[:-1]] + [one.outcome], slow_rewards(rollout, weights))
-            assert not any(part[steps:].any() for part in one[:-1])
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
-def test_credit_is_conserved(ragged_groups, beta):
-    got = float64_rewards(padded(ragged_groups), PAPER._replace(beta=beta))
-    outcome = [[np.mean(r.scores) if r.scores else 0.0 for r in group] for group in ragged_groups]
-    np.testing.assert_allclose(got.contribution.sum(-1), outcome, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(got.evidence.sum(-1), outcome, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(got.outcome, outcome, rtol=0, atol=1e-12)
-
-
-def test_float32_is_the_default_and_agrees(ragged_groups):
-    inputs = padded(ragged_groups)
-    got = credit.step_rewards(inputs, PAPER)
-    assert {part.dtype for part in got} == {np.dtype(np.float32)}
-    expected = float64_rewards(inputs, PAPER)
-    assert {part.dtype for part in expected} == {np.dtype(np.float64)}
-    # r_comp reaches -499 here (500 tokens kept of 1 read), and float32 has seven digits.
-    assert_same(got, expected, atol=1e-4)
-
-
-def test_padding_changes_nothing(ragged_groups):
-    expected = float64_rewards(padded(ragged_groups), PAPER)
-    garbage = np.random.default_rng(0)
-    got = float64_rewards(padded(ragged_groups, 8, 5, 6, 7, garbage), PAPER)
-    assert not any(part[..., 5:].any() for part in got[:-1])
-    assert_same([part[..., :5] for part in got[:-1]] + [got.outcome], expected)
-
-
-def test_permuting_rollouts_permutes_rewards(ragged_groups):
-    expected = float64_rewards(padded(ragged_groups), PAPER)
-    order = [2, 0, 1]
-    got = float64_rewards(padded([[group[i] for i in order] for group in ragged_groups]), PAPER)
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(a, b[:, order])
-
-
-def test_order_of_questions_and_evidence_does_not_matter(ragged_groups):
-    def reverse(r):
-        return dataclasses.replace(r, scores=r.scores[::-1], evidence=[sources[::-1] for sources in r.evidence[::-1]])
-
-    expected = float64_rewards(padded(ragged_groups), PAPER)
-    got = float64_rewards(padded([[reverse(r) for r in group] for group in ragged_groups]), PAPER)
-    assert_same(got, expected)
-
-
-# --------------------------------------------------------------------------------------
-# Edges
-# --------------------------------------------------------------------------------------
-
-
-def test_a_stream_without_questions_earns_no_evidence_reward():
-    rollout = Rollout([[1.0], [0.0]], [], [], [1, 1], [1, 1], 10, 20)
-    got = credit.step_rewards(padded([[rollout]]), PAPER)
-    assert not got.outcome.any()
-    assert not got.contribution.any()
-    assert not got.evidence.any()
-    # What is left: 1 + 1/2 * r_chunk + 1/20 * 1/2.
-    np.testing.assert_allclose(got.total[0, 0, :2], [1 + 0.5 + 0.025, 1 + 0.025], rtol=1e-6)
-
-
-def test_all_evidence_from_one_step_credits_that_step_alone():
-    rollout = Rollout([[], [], []], [1.0, 1.0], [[1, 1], [1]], [0, 0, 0], [0, 0, 0], 0, 1)
-    got = credit.step_rewards(padded([[rollout]]), PAPER)
-    np.testing.assert_allclose(got.contribution[0, 0], [0, 1, 0, 0, 0])
-
-
-def test_a_wrong_answer_credits_nobody():
-    rollout = Rollout([[], []], [0.0], [[0, 1]], [0, 0], [0, 0], 0, 1)
-    assert not credit.step_rewards(padded([[rollout]]), PAPER).contribution.any()
+def test_kernels_agree_with_themselves_under_vmap():
+    rng = np.random.default_rng(0)
+    worth, slot = rng.normal(size=(4, 3, 5, 2)), rng.integers(0, 6, (4, 3, 5, 2))
+    got = jax.vmap(jax.vmap(lambda w, s: credit.scatter(w, s, 6)))(worth, slot)
+    for s, g in itertools.product(range(4), range(3)):
+        expected = np.bincount(slot[s, g].reshape(-1), worth[s, g].reshape(-1), 6)
+        np.testing.assert_allclose(got[s, g], expected, atol=1e-5)

@@ -7,12 +7,29 @@ import pytest
 
 from finemem_jax import operations, prompts
 from finemem_jax.environment import Environment
-from finemem_jax.episode import Action, Chunk, Memory, MemoryItem, Operation, Question, Status, Stream
+from finemem_jax.episode import (
+    CORE,
+    EPISODIC,
+    SEMANTIC,
+    Action,
+    Chunk,
+    Memory,
+    MemoryItem,
+    Operation,
+    Question,
+    Status,
+    Stream,
+)
+from finemem_jax.operations import LAYOUTS, WIRES, Dialect
 from finemem_jax.tokenizer import ByteTokenizer
 
 TOKENS = ByteTokenizer()
 START, END = 256, 257
 RULES = Environment(TOKENS, num_examples=0, view_tokens=400, chunk_tokens=60, long_chunk="split", repair_json=False)
+
+
+DIALECTS = [Dialect(layout, wire) for layout in LAYOUTS for wire in WIRES]
+TYPED = Dialect("typed", "json_lines")
 
 
 def rules(**changes):
@@ -71,16 +88,21 @@ def test_a_long_item_hides_what_is_older():
 
 def test_act_reads_operations_and_stops_at_the_end_token():
     text = operations.render(Operation(Action.INSERT, "Ana lives in Oslo.")) + "\nnonsense"
-    after, outcomes = RULES.act(Memory(), (*TOKENS.encode(text), END), step=4)
+    after, outcomes, owners = RULES.act(Memory(), (*TOKENS.encode(text), END), step=4)
     assert after.items == (MemoryItem(1, "Ana lives in Oslo.", 4),)
     assert [outcome.status for outcome in outcomes] == [Status.APPLIED, Status.MALFORMED]
+    # The newline and the end belong to neither line.
+    assert owners == (*[0] * (len(text) - 9), -1, *[1] * 8, -1)
 
 
 @pytest.mark.parametrize("ids", [(), (END,), (END, END), (255, 254, END), (START, 65), tuple(range(258))])
 def test_act_takes_whatever_was_sampled(ids):
-    after, outcomes = RULES.act(memory("kept"), ids, step=1)
-    assert after == memory("kept")
-    assert not any(outcome.valid for outcome in outcomes)
+    for dialect in DIALECTS:
+        after, outcomes, owners = rules(dialect=dialect).act(memory("kept"), ids, step=1)
+        assert after == memory("kept")
+        assert not any(outcome.valid for outcome in outcomes)
+        assert len(owners) == len(ids)
+        assert set(owners) - {-1} == set(range(len(outcomes)))
 
 
 HOSTILE = [
@@ -102,12 +124,157 @@ def test_text_of_a_chunk_or_an_item_stays_text(text):
     assert text in TOKENS.decode(hostile.ids)
 
 
+def owned(tokens, ids, dialect=operations.DEFAULT):
+    """The text of the tokens of each operation, and of those of none."""
+    environment = rules(tokenizer=tokens, dialect=dialect)
+    _, outcomes, owners = environment.act(Memory(), ids, step=0)
+    return {
+        number: "".join(tokens.decode([token]) for token, owner in zip(ids, owners, strict=True) if owner == number)
+        for number in range(-1, len(outcomes))
+    }
+
+
+def test_a_token_belongs_to_the_call_in_which_it_starts():
+    # "}\n" starts in a line, and is its; "\n{" starts before the line that its brace begins.
+    tokens = ByteTokenizer(["}\n", "\n{", "{"])
+    closing, opening, brace = 258, 259, 260
+    ids = [*TOKENS.encode(' {"a'), closing, *TOKENS.encode("b"), opening, *TOKENS.encode(" c"), brace, END]
+    assert owned(tokens, ids) == {0: '{"a}\n', 1: "b", 2: " c{", -1: " \n{<|end|>"}
+
+
+def test_owners_where_characters_are_several_tokens():
+    # The bytes of "é" start where it does. So does the newline that shows a character to be broken off.
+    ids = [*TOKENS.encode("é\n"), 0xC3, *TOKENS.encode("\nø")]
+    _, outcomes, owners = RULES.act(Memory(), ids, step=0)
+    assert len(outcomes) == 3
+    assert owners == (0, 0, -1, 1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("wire, between", [("hermes", " and\n"), ("qwen_agent", ", then\n")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_owners_on_other_wires(layout, wire, between):
+    dialect = Dialect(layout, wire)
+    memory_type = "" if layout == "flat" else SEMANTIC
+    first, second = (
+        operations.render(Operation(Action.INSERT, text, None, memory_type), dialect) for text in ("one", "two")
+    )
+    ids = [*TOKENS.encode(f"So: {first}{between}{second}\nDone."), END]
+    got = owned(TOKENS, ids, dialect)
+    # Bytes are shown one by one, so the markers' letters are not put together again.
+    assert got[0] == "".join(TOKENS.decode([token]) for token in TOKENS.encode(first))
+    assert got[1] == "".join(TOKENS.decode([token]) for token in TOKENS.encode(second))
+    assert got[-1] == f"So: {between}\nDone.<|end|>"
+
+
+def act(text, held=None, **changes):
+    given = {"dialect": TYPED} | changes
+    after, outcomes, _ = rules(**given).act(held or Memory(), TOKENS.encode(text), step=1)
+    return after, outcomes
+
+
+def update_core(text):
+    return operations.render(Operation(Action.UPDATE, text, None, CORE), TYPED)
+
+
+def test_a_long_core_is_shortened_by_words_and_says_so():
+    # Bytes are tokens. The mark, "[shortened to 40 tokens]", takes 24 of them and a space: 15 are left, and "one two
+    # three" has 13, with " four" 18.
+    after, (outcome,) = act(update_core("one two three four five six seven eight nine"), core_tokens=40)
+    assert after.items == (MemoryItem(1, "one two three [shortened to 40 tokens]", 1, 0, CORE),)
+    # Reports show it, too.
+    assert outcome.operation.content == after.items[0].text
+    # Writing the same again changes nothing.
+    again, (outcome,) = act(update_core("one two three four five six seven eight nine"), after, core_tokens=40)
+    assert again == after and outcome.status is Status.DUPLICATE
+
+
+@pytest.mark.parametrize(
+    "text, kept", [("x" * 40, "x" * 40), ("x" * 41, "x" * 15), ("é" * 21, "é" * 7), ("a " + "x" * 40, "a")]
+)
+def test_the_core_at_its_bound(text, kept):
+    (item,), _ = act(update_core(text), core_tokens=40)[0].items, None
+    assert item.text == (kept if kept == text else f"{kept} [shortened to 40 tokens]")
+    assert RULES.count_tokens(item.text) <= 40
+
+
+def test_other_items_are_not_shortened():
+    text = "\n".join(
+        operations.render(Operation(Action.INSERT, "y" * 100, None, memory_type), TYPED)
+        for memory_type in (SEMANTIC, EPISODIC)
+    )
+    after, _ = act(text, core_tokens=40)
+    assert [item.text for item in after.items] == ["y" * 100] * 2
+
+
+def test_the_core_always_fits_into_the_view():
+    # As JSON, every quote takes two characters.
+    after, _ = act(update_core('"' * 200), core_tokens=300, view_tokens=150)
+    (item,) = after.items
+    assert len(prompts.memory_line(item)) + 1 <= 150
+    assert item.text.endswith('" [shortened to 300 tokens]')
+
+
+@pytest.mark.parametrize("changes", [{"core_tokens": 20}, {"view_tokens": 30}])
+def test_a_core_without_room_is_refused(changes):
+    rules(**changes)  # A flat memory has none.
+    with pytest.raises(ValueError, match="mark of a shortened core memory alone takes more"):
+        rules(dialect=TYPED, **changes)
+
+
+def typed_memory(*types):
+    items = tuple(MemoryItem(i, f"text {i}", 0, i, memory_type) for i, memory_type in enumerate(types, start=1))
+    return Memory(items, len(items) + 1)
+
+
+def test_the_typed_view_by_hand():
+    held = typed_memory(SEMANTIC, CORE, SEMANTIC, EPISODIC, SEMANTIC)
+    core, line = (len(prompts.memory_line(item)) + 1 for item in held.items[1:3])
+
+    def shown(**changes):
+        text = parts(rules(dialect=TYPED, **changes).observe(Chunk("c"), held))[-1]
+        return text.removesuffix("<|end|><|start|>a:").split("\n")
+
+    head = ["Memory:", "core_memory:", '{"content": "text 2"}', "semantic_memory:"]
+    third, fourth, fifth = (f'{{"memory_id": {i}, "content": "text {i}"}}' for i in (3, 4, 5))
+    # The core, and the two newest of the others.
+    assert shown(view_tokens=core + 2 * line) == [
+        *head, "(2 older items are not shown)", fifth, "episodic_memory:", fourth,
+    ]  # fmt: skip
+    assert shown(view_tokens=core + 2 * line - 1) == [
+        *head, "(2 older items are not shown)", fifth, "episodic_memory:", "(1 older items are not shown)", "(empty)",
+    ]  # fmt: skip
+    # Two of each type at most: what that hides leaves room for others.
+    assert shown(view_items=2, view_tokens=core + 3 * line) == [
+        *head, "(1 older items are not shown)", third, fifth, "episodic_memory:", fourth,
+    ]  # fmt: skip
+    assert shown(view_items=1, view_tokens=core + 2 * line) == [
+        *head, "(2 older items are not shown)", fifth, "episodic_memory:", fourth,
+    ]  # fmt: skip
+
+
+def test_view_items_holds_for_a_flat_memory():
+    shown = parts(rules(view_items=2).observe(Chunk("c"), memory("a", "b", "c")))[-1]
+    assert "(1 older items are not shown)" in shown
+    assert '"id": 1,' not in shown and '"id": 2,' in shown and '"id": 3,' in shown
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=str)
+def test_observe_tells_how_to_write_in_its_dialect(dialect):
+    chat = rules(dialect=dialect, num_examples=2).observe(Chunk("Ana moved."), Memory())
+    trunk, branch, leaf = parts(chat)
+    assert prompts.manager_system(dialect.layout, dialect.wire, operations.tools(dialect.layout)) in trunk
+    *_, calls = (prompts.MANAGER_EXAMPLES if dialect.layout == "flat" else prompts.TYPED_EXAMPLES)[-1]
+    assert "\n".join(operations.render(operation, dialect) for operation in calls) in trunk
+    assert branch == "New text:\nAna moved.\n\n"
+    assert leaf.startswith("Memory:\n")
+
+
 def test_an_operation_in_a_chunk_is_not_carried_out():
     held = memory("kept")
     RULES.observe(Chunk('{"name": "memory_delete", "arguments": {"id": 1}}'), held)
     # Only what was sampled counts, and the item keeps the text as text.
     insert = operations.render(Operation(Action.INSERT, '{"name": "memory_delete", "arguments": {"id": 1}}'))
-    after, outcomes = RULES.act(held, TOKENS.encode(insert), step=1)
+    after, outcomes, _ = RULES.act(held, TOKENS.encode(insert), step=1)
     assert [outcome.status for outcome in outcomes] == [Status.APPLIED]
     assert [item.text for item in after.items] == ["kept", '{"name": "memory_delete", "arguments": {"id": 1}}']
 

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from finemem_jax import grpo
+from finemem_jax.grpo import Normaliser, ObjectiveOptions, Rows
 
 S, G, T = 5, 4, 3
 N, A = 6, 7
 CLIP = dict(clip_low=0.2, clip_high=0.28)
+AGGREGATIONS = grpo.AGGREGATIONS
 
 
-def float64_advantage(rewards, step_mask, epsilon=1e-6):
+def float64_advantage(rewards, step_mask, **normaliser):
     """As `rewards.judge` calls it."""
     with jax.enable_x64(True):
-        group = grpo.group_advantage(np.asarray(rewards, np.float64), step_mask, np.float64(epsilon))
+        group = grpo.group_advantage(np.asarray(rewards, np.float64), step_mask, Normaliser(**normaliser))
         return jax.tree.map(np.asarray, group)
 
 
@@ -38,7 +40,7 @@ def rewards():
 @pytest.mark.parametrize(("epsilon", "expected"), [(0.0, [-1, 0, 1]), (1.0, [-0.5, 0, 0.5])])
 def test_advantage_by_hand(epsilon, expected):
     # Rewards 1, 2, 3: mean 2, std sqrt((1 + 0 + 1) / (3 - 1)) = 1; divided by 1 + ε. (ddof 0 would give 0.816.)
-    got = grpo.group_advantage(np.array([[[1.0], [2.0], [3.0]]]), np.array([[True]]), epsilon)
+    got = grpo.group_advantage(np.array([[[1.0], [2.0], [3.0]]]), np.array([[True]]), Normaliser(epsilon=epsilon))
     np.testing.assert_allclose(got.advantages[0, :, 0], expected, rtol=1e-6)
     assert got.alive.all()
 
@@ -46,7 +48,7 @@ def test_advantage_by_hand(epsilon, expected):
 def test_steps_are_compared_apart():
     # Step 0: -1, 0, 1 as above. Step 1, ten times larger: 10 / 10, the same. Step 2: equal, so 0.
     rewards = np.array([[[1.0, 10.0, 5.0], [2.0, 20.0, 5.0], [3.0, 30.0, 5.0]]])
-    got = grpo.group_advantage(rewards, all_steps(rewards), 0.0)
+    got = grpo.group_advantage(rewards, all_steps(rewards), Normaliser(epsilon=0.0))
     np.testing.assert_allclose(got.advantages[0], [[-1, -1, 0], [0, 0, 0], [1, 1, 0]], atol=1e-6)
     np.testing.assert_array_equal(got.alive, [[True, True, False]])
 
@@ -114,6 +116,79 @@ def test_a_group_of_one_teaches_nothing():
 
 
 # --------------------------------------------------------------------------------------
+# Any groups
+# --------------------------------------------------------------------------------------
+
+
+def standardized(x, group, mask=None, weight=None, **normaliser):
+    with jax.enable_x64(True):
+        x = np.asarray(x, np.float64)
+        mask = np.ones(len(x), bool) if mask is None else np.asarray(mask)
+        value, alive = grpo.standardize(
+            x, np.asarray(group), mask, int(np.max(group)) + 1, Normaliser(**normaliser), weight
+        )
+        return np.asarray(value), np.asarray(alive)
+
+
+def test_standardize_by_hand():
+    # Group 0: 1, 2, 3 → -1, 0, 1. Group 1: one entry → 0. Group 2: equal → 0. The last entry is masked out.
+    got, alive = standardized([1, 2, 7, 3, 4, 4, 99], [0, 0, 1, 0, 2, 2, 0], [True] * 6 + [False], epsilon=0.0)
+    np.testing.assert_allclose(got, [-1, 0, 0, 1, 0, 0, 0], atol=1e-12)
+    np.testing.assert_array_equal(alive, [True, True, False, True, False, False, False])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(ddof=0), 1 / np.sqrt(2 / 3)),
+        (dict(scale="none"), 1.0),
+        (dict(std_floor=4.0), 0.25),
+        (dict(std_floor=0.5), 1.0),  # Below the standard deviation, so of no effect.
+        (dict(epsilon=1.0), 0.5),
+    ],
+)
+def test_normalisers_by_hand(settings, expected):
+    got, _ = standardized([1, 2, 3], [0, 0, 0], **({"epsilon": 0.0} | settings))
+    np.testing.assert_allclose(got, [-expected, 0, expected], atol=1e-12)
+
+
+def test_weights_count_entries_as_repeats():
+    # An entry of weight 2 is like two entries: mean and spread of 0, 0, 3, 3, 3, 9.
+    whole = np.array([0, 0, 3, 3, 3, 9.0])
+    expected = (np.array([0, 3, 9]) - whole.mean()) / whole.std(ddof=1)
+    got, _ = standardized([0, 3, 9], [0, 0, 0], weight=np.array([2.0, 3.0, 1.0]), epsilon=0.0)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_standardize_agrees_with_numpy_on_random_groups():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n, groups = rng.integers(1, 60), rng.integers(1, 9)
+        x, group, mask = rng.normal(size=n), rng.integers(0, groups, n), rng.random(n) < 0.8
+        expected = np.zeros(n)
+        for g in range(groups):
+            held = (group == g) & mask
+            if held.sum() > 1:
+                expected[held] = (x[held] - x[held].mean()) / (x[held].std(ddof=1) + 1e-6)
+        got, _ = standardized(np.where(mask, x, np.nan), np.append(group, groups)[:-1], mask)
+        np.testing.assert_allclose(got, expected, atol=1e-9)
+
+
+def test_a_stream_can_be_one_group():
+    rewards = np.random.default_rng(0).normal(size=(S, G, T))
+    group = np.asarray(grpo.stream_groups(rewards.shape)).reshape(-1)
+    got, _ = standardized(rewards.reshape(-1), group)
+    flat = rewards.reshape(S, -1)
+    expected = (flat - flat.mean(1, keepdims=True)) / (flat.std(1, keepdims=True, ddof=1) + 1e-6)
+    np.testing.assert_allclose(got.reshape(S, -1), expected, atol=1e-9)
+
+
+def test_unknown_scales_are_refused():
+    with pytest.raises(ValueError, match="advantage_scale must be 'std' or 'none', got 'mad'"):
+        standardized([1, 2], [0, 0], scale="mad")
+
+
+# --------------------------------------------------------------------------------------
 # The clipped objective
 # --------------------------------------------------------------------------------------
 
@@ -128,9 +203,21 @@ def batch(seed=0):
     return log_probs, old, advantages, token_mask, rng.uniform(size=(N, A))
 
 
-@functools.partial(jax.jit, static_argnames="aggregation")
-def objective_of(log_probs, old, advantages, token_mask, entropy, aggregation="token"):
-    return grpo.clipped_objective(log_probs, old, advantages, token_mask, entropy, aggregation=aggregation, **CLIP)
+def rows_of(old, advantages, token_mask, aggregation="token", stream=None, **more):
+    token_mask = np.asarray(token_mask)
+    stream = np.arange(len(token_mask)) if stream is None else stream
+    weight, count = grpo.aggregation_weights(token_mask.sum(1), stream, aggregation, A)
+    return Rows(token_mask, advantages, old, weight, count, **more)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def jitted(log_probs, entropy, rows, options):
+    return grpo.clipped_objective(log_probs, entropy, rows, options)
+
+
+def objective_of(log_probs, old, advantages, token_mask, entropy, aggregation="token", more=None, **options):
+    rows = rows_of(old, advantages, token_mask, aggregation, **(more or {}))
+    return jitted(log_probs, entropy, rows, ObjectiveOptions(**(CLIP | options)))
 
 
 def value(log_probs, *rest, **settings):
@@ -138,40 +225,193 @@ def value(log_probs, *rest, **settings):
     return objective.numerator / objective.denominator
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "expected", "gradient"),
-    [
-        # Gradients are with respect to log π_θ: ρ A where the ratio counts, 0 where the clip does.
-        (1.5, 2.0, 2.56, 0.0),  # min(3, 1.28 * 2): a good token, already likelier: cut
-        (1.5, -2.0, -3.0, -3.0),  # min(-3, -2.56): a bad token, likelier: pushed back in full
-        (0.5, 2.0, 1.0, 1.0),  # min(1, 0.8 * 2): a good token, less likely: pulled in full
-        (0.5, -2.0, -1.6, 0.0),  # min(-1, -1.6): a bad token, already less likely: cut
-        (1.25, 2.0, 2.5, 2.5),  # inside the upper clip, though outside the lower's width
-        (0.75, -2.0, -1.6, 0.0),  # outside the lower clip, though inside the upper's width
-        (1.1, 0.0, 0.0, 0.0),
-    ],
-)
-def test_clip_by_hand(ratio, advantage, expected, gradient):
+CLIP_CASES = [
+    # Gradients are with respect to log π_θ: ρ A where the ratio counts, 0 where the clip does.
+    (1.5, 2.0, 2.56, 0.0),  # min(3, 1.28 * 2): a good token, already likelier: cut
+    (1.5, -2.0, -3.0, -3.0),  # min(-3, -2.56): a bad token, likelier: pushed back in full
+    (0.5, 2.0, 1.0, 1.0),  # min(1, 0.8 * 2): a good token, less likely: pulled in full
+    (0.5, -2.0, -1.6, 0.0),  # min(-1, -1.6): a bad token, already less likely: cut
+    (1.25, 2.0, 2.5, 2.5),  # inside the upper clip, though outside the lower's width
+    (0.75, -2.0, -1.6, 0.0),  # outside the lower clip, though inside the upper's width
+    (1.1, 0.0, 0.0, 0.0),
+]
+
+
+def one_token(rho, advantage, more=None, **options):
+    """Value and gradient at one token whose old log-probability is -1; and the diagnostics."""
+
     def surrogate(log_prob):
-        one = jnp.ones((1, 1))
-        objective, diagnostics = objective_of(log_prob * one, -one, advantage * one, one > 0, one)
+        one = np.ones((1, 1), np.float32)
+        objective, diagnostics = objective_of(log_prob * one, -one, advantage * one, one > 0, one, more=more, **options)
         return objective.numerator, diagnostics
 
-    (got, diagnostics), slope = jax.value_and_grad(surrogate, has_aux=True)(-1.0 + np.log(ratio))
+    (got, diagnostics), slope = jax.value_and_grad(surrogate, has_aux=True)(-1.0 + np.log(rho))
+    return float(got), float(slope), diagnostics
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+@pytest.mark.parametrize(("ratio", "advantage", "expected", "gradient"), CLIP_CASES)
+def test_clip_by_hand(ratio, advantage, expected, gradient, kind):
+    # A row of one token is a sequence: both ratios are the same there.
+    got, slope, diagnostics = one_token(ratio, advantage, ratio=kind)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     np.testing.assert_allclose(slope, gradient, rtol=1e-6)
     assert diagnostics.clipped == (gradient == 0 and advantage != 0)
 
 
-@pytest.mark.parametrize(("aggregation", "expected"), [("token", 5 / 4), ("row", 2.0)])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "gradient"),
+    [
+        (5.0, -2.0, -6.0, 0.0),  # -10 without the second clip; 3 * -2 with it
+        (2.0, -2.0, -4.0, -4.0),  # inside it
+        (5.0, 2.0, 2.56, 0.0),  # of no effect on good tokens
+    ],
+)
+def test_dual_clip_by_hand(ratio, advantage, expected, gradient):
+    got, slope, _ = one_token(ratio, advantage, dual_clip=3.0)
+    np.testing.assert_allclose([got, slope], [expected, gradient], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("advantage", "expected"), [(1.0, 1.0), (-1.0, -4.0)])
+def test_a_factor_on_the_unclipped_term_amplifies_punishments_only(advantage, expected):
+    # At ratio 1: min(4 A, A) is A for A > 0 and 4 A for A < 0, and so are the slopes.
+    got, slope, _ = one_token(1.0, advantage, more=dict(unclipped_factor=np.full((1, 1), 4.0)))
+    np.testing.assert_allclose([got, slope], [expected, expected], rtol=1e-6)
+
+
+def test_sequence_ratio_by_hand():
+    # One row of ratios 2 and 1/2: as a sequence 1, so that nothing is clipped, and each token pulls with A / 1.
+    old = np.full((1, 2), -1.0)
+    log_probs = old + np.log([[2.0, 0.5]])
+    arrays = (old, np.full((1, 2), 3.0), np.ones((1, 2), bool), np.zeros((1, 2)))
+    got, slope = jax.value_and_grad(lambda x: value(x, *arrays, aggregation="row", ratio="sequence"))(log_probs)
+    np.testing.assert_allclose(got, 3.0, rtol=1e-6)
+    np.testing.assert_allclose(slope, [[1.5, 1.5]], rtol=1e-6)
+    # Ratios 2 and 2: as a sequence 2, clipped for A > 0.
+    log_probs = old + np.log([[2.0, 2.0]])
+    got, slope = jax.value_and_grad(lambda x: value(x, *arrays, aggregation="row", ratio="sequence"))(log_probs)
+    np.testing.assert_allclose(got, 3 * 1.28, rtol=1e-6)
+    np.testing.assert_allclose(slope, 0, atol=1e-7)
+
+
+def test_sequence_ratio_has_gspos_gradient():
+    """∇ s A with s = exp(mean of the row's log ratios), taken by differentiating that formula itself."""
+    log_probs, old, advantages, token_mask, entropy = batch()
+    wide = dict(clip_low=1.0, clip_high=1e6)
+
+    def direct(x):
+        log_ratio = jnp.where(token_mask, x - old, 0).sum(1) / np.maximum(token_mask.sum(1), 1)
+        return (jnp.exp(log_ratio) * advantages[:, 0] * (token_mask.sum(1) > 0)).sum() / (token_mask.sum(1) > 0).sum()
+
+    got = jax.grad(
+        lambda x: value(x, old, advantages, token_mask, entropy, aggregation="row", ratio="sequence", **wide)
+    )(log_probs)
+    np.testing.assert_allclose(got, jax.grad(direct)(log_probs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected", "slope"),
+    [
+        # log π - log π_ref = ln 2, so d = -ln 2. k2 = (ln 2)²/2, slope ln 2. k3 = 1/2 + ln 2 - 1, slope 1 - 1/2.
+        ("k2", np.log(2) ** 2 / 2, np.log(2)),
+        ("k3", 0.5 + np.log(2) - 1, 0.5),
+    ],
+)
+def test_kl_in_the_loss_by_hand(estimator, expected, slope):
+    more = dict(reference_log_probs=np.full((1, 1), -1.0 - np.log(2), np.float32))
+    got, gradient, diagnostics = one_token(1.0, 0.0, more=more, kl_weight=0.1, kl_estimator=estimator)
+    np.testing.assert_allclose([got, gradient], [-0.1 * expected, -0.1 * slope], rtol=1e-5)
+    np.testing.assert_allclose(diagnostics.kl, 0.5 + np.log(2) - 1, rtol=1e-5)
+
+
+def test_a_policy_against_itself_has_no_kl():
+    _, old, _, token_mask, _ = batch()
+    for estimator in ("k1", "k2", "k3"):
+        assert not grpo.kl_estimate(old, old, estimator, token_mask).any()
+
+
+def test_kl_estimators_agree_in_the_mean():
+    """Over all tokens of two distributions, weighted by π: k1 and k3 give the KL itself, k2 nearly."""
+    rng = np.random.default_rng(0)
+    log_p, log_q = (jax.nn.log_softmax(0.3 * rng.normal(size=(1, 50))) for _ in range(2))
+    kl = float((jnp.exp(log_p) * (log_p - log_q)).sum())
+    mean = {
+        k: float((jnp.exp(log_p) * grpo.kl_estimate(log_p, log_q, k, np.ones((1, 50), bool))).sum())
+        for k in ("k1", "k2", "k3")
+    }
+    assert mean["k1"] == pytest.approx(kl, rel=1e-4) and mean["k3"] == pytest.approx(kl, rel=1e-4)
+    assert mean["k2"] == pytest.approx(kl, rel=0.1)
+
+
+def test_k1_in_the_loss_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"mean over samples is zero.*credit\.kl_weight"):
+        ObjectiveOptions(kl_estimator="k1")
+
+
+def test_k1s_gradient_is_noise():
+    """Why it is refused: weighted by π, the slopes of log π - log π_ref add up to 0 whatever the reference."""
+    logits = np.random.default_rng(0).normal(size=20)
+
+    def mean_of_k1(x):
+        log_p = jax.nn.log_softmax(x)
+        weights = jax.lax.stop_gradient(jnp.exp(log_p))
+        return (weights * (log_p - np.log(1 / 20))).sum()
+
+    np.testing.assert_allclose(jax.grad(mean_of_k1)(logits), 0, atol=1e-6)
+
+
+def test_importance_weights_by_hand():
+    # π_old / π_sampler = 2, capped at 1.5: the surrogate 3 becomes 4.5; a weight of 1/2 is not capped.
+    for sampler, expected in ((-1 - np.log(2), 4.5), (-1 + np.log(2), 1.5)):
+        more = dict(sampler_log_probs=np.full((1, 1), sampler, np.float32))
+        got, gradient, diagnostics = one_token(1.0, 3.0, more=more, importance_cap=1.5)
+        np.testing.assert_allclose(
+            [got, gradient, diagnostics.importance], [expected, expected, expected / 3], rtol=1e-5
+        )
+
+
+def test_entropy_bonus_by_hand():
+    got, slope, _ = one_token(1.0, 0.0, entropy_weight=0.25)
+    assert (got, slope) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize("bad", [dict(kl_estimator="k4"), dict(ratio="turn"), dict(dual_clip=0.5)])
+def test_unknown_objectives_are_refused(bad):
+    (name,) = bad
+    with pytest.raises(ValueError, match=rf"objective\.{name} must be"):
+        ObjectiveOptions(**bad)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [("token", 5 / 4), ("row", 2.0), ("stream", 5 / 4), ("constant", 5 / (2 * A))],
+)
 def test_aggregation_by_hand(aggregation, expected):
     # Ratio 1 throughout. Row 0: three tokens of advantage 1/2; row 1: one of 7/2; row 2: padding.
-    # Tokens: (3 * 1/2 + 7/2) / 4 = 5/4. Rows: (1/2 + 7/2) / 2 = 2.
+    # Tokens: (3 * 1/2 + 7/2) / 4 = 5/4. Rows: (1/2 + 7/2) / 2 = 2. All rows are one stream: as tokens.
+    # Constant: 5 / (2 rows * A).
     zeros = np.zeros((3, 3))
     advantages = np.array([[0.5] * 3, [3.5] * 3, [9.0] * 3])
     token_mask = np.array([[True, True, True], [True, False, False], [False, False, False]])
-    got = value(zeros, zeros, advantages, token_mask, zeros, aggregation=aggregation)
+    got = value(
+        zeros, zeros, advantages, token_mask, zeros, aggregation=aggregation, more=dict(stream=np.array([4, 4, 4]))
+    )
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_streams_weigh_the_same():
+    # Stream 0 has rows of 3 and 1 tokens, stream 1 one of 2: means 5/4 and 8, together 37/8.
+    weight, count = grpo.aggregation_weights(np.array([3, 1, 2, 0]), np.array([0, 0, 1, 1]), "stream", A)
+    sums = np.array([1.5, 3.5, 16.0, 0.0])
+    np.testing.assert_allclose((weight * sums).sum() / count.sum(), (5 / 4 + 8) / 2, rtol=1e-6)
+    assert count.sum() == 2
+
+
+def test_unknown_aggregation_is_refused():
+    with pytest.raises(
+        ValueError, match=r"objective\.aggregation must be one of row, token, stream, constant; got 'batch'"
+    ):
+        grpo.aggregation_weights(np.array([1]), np.array([0]), "batch", A)
 
 
 def test_a_policy_against_itself_has_ratio_one():
@@ -198,20 +438,22 @@ def test_gradient_at_the_sampling_policy_is_the_advantage():
         np.testing.assert_allclose(got, np.where(token_mask, slopes, 0), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("aggregation", ["token", "row"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_micro_batches_add_up(aggregation):
-    arrays = batch()
+    log_probs, old, advantages, token_mask, entropy = batch()
+    rows = rows_of(old, advantages, token_mask, aggregation, stream=np.arange(N) // 2)
 
-    def sums(*rows):
-        objective, _ = objective_of(*rows, aggregation=aggregation)
-        return objective
+    def sums(x, entropy, rows):
+        return jitted(x, entropy, rows, ObjectiveOptions(**CLIP))[0]
 
-    whole, whole_slope = jax.value_and_grad(lambda x: sums(x, *arrays[1:]).numerator)(arrays[0])
+    whole, whole_slope = jax.value_and_grad(lambda x: sums(x, entropy, rows).numerator)(log_probs)
     for split in ([3, 3], [1, 2, 3], [2, 1, 1, 2]):
         ends = np.cumsum(split)
-        parts = [[a[end - n : end] for a in arrays] for n, end in zip(split, ends, strict=True)]
+        cuts = [slice(end - n, end) for n, end in zip(split, ends, strict=True)]
+        parts = [jax.tree.map(lambda a, cut=cut: a[cut], (log_probs, entropy, rows)) for cut in cuts]
         np.testing.assert_allclose(sum(sums(*part).numerator for part in parts), whole, rtol=1e-5)
-        assert sum(sums(*part).denominator for part in parts) == sums(*arrays).denominator
+        total = sum(sums(*part).denominator for part in parts)
+        np.testing.assert_allclose(total, sums(log_probs, entropy, rows).denominator, rtol=1e-6)
         slopes = [jax.grad(lambda x, rest: sums(x, *rest).numerator)(part[0], part[1:]) for part in parts]
         np.testing.assert_allclose(np.concatenate(slopes), whole_slope, rtol=1e-5, atol=1e-7)
 
@@ -219,25 +461,31 @@ def test_micro_batches_add_up(aggregation):
 @pytest.mark.parametrize("aggregation", ["token", "row"])
 def test_masked_tokens_change_nothing(aggregation):
     *arrays, token_mask, entropy = batch()
-    call = functools.partial(value, aggregation=aggregation)
-    expected, expected_slope = jax.value_and_grad(call)(*arrays, token_mask, entropy)
+    more = dict(reference_log_probs=arrays[1] - 0.1, sampler_log_probs=arrays[1] + 0.1)
+    options = dict(aggregation=aggregation, kl_weight=0.1, importance_cap=2.0, ratio="sequence")
+    expected, expected_slope = jax.value_and_grad(functools.partial(value, more=more, **options))(
+        *arrays, token_mask, entropy
+    )
     spoilt = [np.where(token_mask, x, np.nan) for x in arrays]
+    spoilt_more = {name: np.where(token_mask, x, np.nan) for name, x in more.items()}
     spoilt_entropy = np.where(token_mask, entropy, np.nan)
-    got, slope = jax.value_and_grad(call)(*spoilt, token_mask, spoilt_entropy)
+    got, slope = jax.value_and_grad(functools.partial(value, more=spoilt_more, **options))(
+        *spoilt, token_mask, spoilt_entropy
+    )
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     np.testing.assert_allclose(slope, expected_slope, rtol=1e-6)
-    _, diagnostics = objective_of(*spoilt, token_mask, spoilt_entropy)
+    _, diagnostics = objective_of(*spoilt, token_mask, spoilt_entropy, more=spoilt_more, kl_weight=0.1)
     assert all(np.isfinite(x) for x in diagnostics)
 
 
 def test_diagnostics_by_hand():
     # Two trained tokens with ρ = 2 (A = 1: cut) and ρ = 1/2 (A = 1: not cut), entropies 1 and 3; one masked token.
-    # log ratios: ln 2 and -ln 2, so they sum to 0 and their absolute values to 2 ln 2.
+    # log ratios: ln 2 and -ln 2, so they sum to 0 and their absolute values to 2 ln 2. No reference, no correction.
     old = np.array([[-1.0, -1.0, -1.0]])
     log_probs = old + np.log([[2.0, 0.5, 8.0]])
     token_mask = np.array([[True, True, False]])
     _, got = objective_of(log_probs, old, np.ones((1, 3)), token_mask, np.array([[1.0, 3.0, 9.0]]))
-    expected = grpo.Diagnostics(2, 1, 0, 2 * np.log(2), np.log(2), 4)
+    expected = grpo.Diagnostics(2, 1, 0, 2 * np.log(2), np.log(2), 4, 0, 2)
     np.testing.assert_allclose(np.array(got), np.array(expected), rtol=1e-6, atol=1e-6)
 
 
@@ -249,11 +497,6 @@ def test_diagnostics_carry_no_gradient():
 
 def test_nothing_to_train_on_is_zero_over_zero_tokens():
     log_probs, old, advantages, token_mask, entropy = batch()
-    for aggregation in ("token", "row"):
+    for aggregation in AGGREGATIONS:
         objective, diagnostics = objective_of(log_probs, old, advantages, token_mask & False, entropy, aggregation)
         assert objective.numerator == objective.denominator == diagnostics.tokens == 0
-
-
-def test_unknown_aggregation_is_refused():
-    with pytest.raises(ValueError, match=r"objective\.aggregation must be 'token' or 'row', got 'stream'"):
-        value(*batch(), aggregation="stream")

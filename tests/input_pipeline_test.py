@@ -8,6 +8,7 @@ import pytest
 
 from finemem_jax import input_pipeline
 from finemem_jax.episode import Chunk, Stream, StreamSpec
+from finemem_jax.input_pipeline import Stage
 
 SPEC = StreamSpec("train", 0, 2, 1, 50, 1, 1)
 
@@ -64,6 +65,11 @@ def source(n):
     return [Stream(f"s{i}", "made up", (Chunk(f"text {i}"),)) for i in range(n)]
 
 
+def order(source, seed, batch_size):
+    """The order of a run without a curriculum."""
+    return input_pipeline.training_order([Stage(0, lambda: source)], seed, batch_size)
+
+
 def ids(batches, n):
     return [[stream.stream_id for stream in next(batches)] for _ in range(n)]
 
@@ -74,22 +80,20 @@ def flat(lists):
 
 def test_batches_hold_whole_streams():
     streams = source(6)
-    batch = next(input_pipeline.training_order(streams, seed=0, batch_size=4))
+    batch = next(order(streams, seed=0, batch_size=4))
     assert isinstance(batch, list)
     assert len(batch) == 4
     assert all(stream in streams for stream in batch)
 
 
 def test_the_same_seed_gives_the_same_order():
-    def order(seed):
-        return ids(input_pipeline.training_order(source(20), seed, 4), 8)
-
-    assert order(0) == order(0)
-    assert order(0) != order(1)
+    first, again, other = (ids(order(source(20), seed, 4), 8) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
 
 
 def test_an_epoch_holds_each_stream_once_and_the_next_is_shuffled_anew():
-    batches = input_pipeline.training_order(source(20), seed=3, batch_size=5)
+    batches = order(source(20), seed=3, batch_size=5)
     epochs = [flat(ids(batches, 4)) for _ in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == sorted(s.stream_id for s in source(20))
@@ -99,18 +103,18 @@ def test_an_epoch_holds_each_stream_once_and_the_next_is_shuffled_anew():
 
 def test_batches_run_over_the_end_of_an_epoch():
     # 7 streams in threes: after seven batches each was seen three times.
-    batches = input_pipeline.training_order(source(7), seed=0, batch_size=3)
+    batches = order(source(7), seed=0, batch_size=3)
     seen = collections.Counter(flat(ids(batches, 7)))
     assert set(seen.values()) == {3}
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 9])
 def test_a_resumed_order_goes_on_with_the_very_next_batch(taken):
-    batches = input_pipeline.training_order(source(10), seed=5, batch_size=3)
+    batches = order(source(10), seed=5, batch_size=3)
     ids(batches, taken)
     position = json.loads(json.dumps(batches.get_state()))  # As a checkpoint keeps it.
     wanted = ids(batches, 6)
-    resumed = input_pipeline.training_order(source(10), seed=5, batch_size=3)
+    resumed = order(source(10), seed=5, batch_size=3)
     resumed.set_state(position)
     assert ids(resumed, 6) == wanted
 
@@ -126,6 +130,79 @@ def test_streams_are_read_as_they_are_needed():
             read.append(int(index))
             return Stream(f"s{index}", "made up", (Chunk("c"),))
 
-    batches = input_pipeline.training_order(Lazy(), seed=0, batch_size=2)
+    batches = order(Lazy(), seed=0, batch_size=2)
     ids(batches, 3)
     assert len(read) < 20
+
+
+def test_a_position_of_an_older_checkpoint_still_counts_batches():
+    # What Grain's own iterator saved, before there were stages.
+    wanted = ids(order(source(10), seed=5, batch_size=3), 4)[3]
+    resumed = order(source(10), seed=5, batch_size=3)
+    resumed.set_state({"next_index": 3})
+    assert ids(resumed, 1) == [wanted]
+
+
+@pytest.mark.parametrize("state", [{}, {"stage": 1, "next_index": 2}, {"position": 3}])
+def test_a_position_of_another_form_is_refused(state):
+    with pytest.raises(ValueError, match="another version.*start in another --workdir"):
+        order(source(10), seed=5, batch_size=3).set_state(state)
+
+
+def staged(name, n, chunks):
+    return [Stream(f"{name}{i}", "made up", (Chunk("c"),) * chunks) for i in range(n)]
+
+
+def curriculum(loaded=None):
+    """Batches 0 and 1 have streams of 1 chunk, 2 to 4 of 2, and the rest of 4."""
+    loaded = [] if loaded is None else loaded
+
+    def load(chunks):
+        loaded.append(chunks)
+        return staged(f"{chunks}-", 12, chunks)
+
+    stages = [Stage(start, lambda chunks=chunks: load(chunks)) for start, chunks in ((0, 1), (2, 2), (5, 4))]
+    return input_pipeline.training_order(stages, seed=5, batch_size=3)
+
+
+def test_each_stage_gives_streams_of_its_length():
+    lengths = [{len(stream.chunks) for stream in next(batches)} for batches in [curriculum()] for _ in range(8)]
+    assert lengths == [{1}, {1}, {2}, {2}, {2}, {4}, {4}, {4}]
+
+
+def test_stages_share_an_epoch():
+    # 12 streams in threes: batches 0 to 3 are one epoch, though batch 2 begins another stage.
+    epoch = flat(ids(curriculum(), 4))
+    assert sorted(int(name.split("-")[1]) for name in epoch) == list(range(12))
+
+
+@pytest.mark.parametrize("taken", range(8))
+def test_resumes_within_a_stage_and_at_its_borders(taken):
+    batches = curriculum()
+    ids(batches, taken)
+    position = json.loads(json.dumps(batches.get_state()))
+    wanted = ids(batches, 5)
+    for resumed in (curriculum(), batches):  # In a new process, and going back in the same.
+        resumed.set_state(position)
+        assert ids(resumed, 5) == wanted
+        assert resumed.get_state() == {"next_index": taken + 5}
+
+
+def test_a_stage_is_loaded_when_it_begins():
+    loaded = []
+    batches = curriculum(loaded)
+    assert loaded == []
+    ids(batches, 2)
+    assert loaded == [1]
+    ids(batches, 1)
+    assert loaded == [1, 2]
+    resumed = curriculum(loaded)
+    resumed.set_state({"next_index": 5})
+    ids(resumed, 1)
+    assert loaded == [1, 2, 4]
+
+
+@pytest.mark.parametrize("starts", [[], [1], [0, 3, 3], [0, 4, 2]])
+def test_stages_out_of_order_are_refused(starts):
+    with pytest.raises(ValueError, match="ascending batches from 0"):
+        input_pipeline.training_order([Stage(start, lambda: source(3)) for start in starts], 0, 1)

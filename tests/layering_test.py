@@ -9,18 +9,18 @@ import finemem_jax
 
 PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 
-# From nouns to programs. `models` is one module here, whose files may import each other. `report` stands beside
-# `train` because it lays out tables with `evaluate`.
+# From nouns to programs. `models` is one module here, whose files may import each other. `report` and `sweep` stand
+# beside `train` because they lay out tables with `evaluate`.
 SHELVES = (
     ("episode", "credit", "grpo", "config", "optimizer", "writer"),
     (
-        "operations", "memory", "retrieval", "scoring", "prompts", "rewards", "batching", "input_pipeline", "tokenizer",
-        "records", "models",
+        "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
+        "models",
     ),
-    ("environment", "reader", "decoding", "learner"),
+    ("environment", "reader", "embedding", "probes", "decoding", "learner", "rewards", "records"),
     ("sampler", "rollout", "checkpoint"),
     ("assembly", "evaluate"),
-    ("train", "report"),
+    ("train", "report", "sweep"),
     ("main",),
 )  # fmt: skip
 SHELF = {name: number for number, names in enumerate(SHELVES) for name in names}
@@ -78,7 +78,7 @@ def test_the_table_lists_what_exists():
 def test_the_equations_import_only_jax(name):
     own, others = imports_of((PACKAGE / f"{name}.py").read_text(encoding="utf-8"), set(SHELF))
     assert own == set()
-    assert others <= {"jax", "jaxtyping", "typing", "__future__"}
+    assert others <= {"jax", "numpy", "jaxtyping", "math", "dataclasses", "typing", "__future__"}
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from finemem_jax import batching, learner
+from finemem_jax.grpo import ObjectiveOptions, Rows, aggregation_weights
 from finemem_jax.models import decoder, presets, sharding
 
 MODEL = presets.preset("tiny")
-OPTIONS = learner.LearnerOptions(MODEL, "attention", 0.2, 0.2, "row")
+OPTIONS = learner.LearnerOptions(MODEL, "attention", ObjectiveOptions())
 ONE = jnp.float32(1.0)
 response_log_probs = jax.jit(learner.response_log_probs, static_argnums=0)
 hidden_states = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
@@ -43,12 +44,16 @@ def make_batch(params, seed=0, groups=2, size=4, trunk=5, branch=6, leaf=12, res
         leaf_length=start + length,
         response_start=start,
         response=responses,
-        token_mask=np.arange(response) < length[:, None],
-        old_log_probs=np.zeros((rows, response), np.float32),
-        advantages=np.repeat(rng.normal(size=(rows, 1)), response, axis=1).astype(np.float32),
+        rows=Rows(
+            token_mask=np.arange(response) < length[:, None],
+            advantages=np.repeat(rng.normal(size=(rows, 1)), response, axis=1).astype(np.float32),
+            old_log_probs=np.zeros((rows, response), np.float32),
+            weight=(1 / length).astype(np.float32),
+            count=np.ones(rows, np.float32),
+        ),
     )
-    old, _ = response_log_probs(OPTIONS, params, batch, ONE)
-    return batch._replace(old_log_probs=np.asarray(old))
+    old = np.asarray(learner.score(OPTIONS, params, batch, ONE))
+    return batch._replace(rows=batch.rows._replace(old_log_probs=old, sampler_log_probs=old))
 
 
 def accumulated(params, batches, options=OPTIONS):
@@ -56,6 +61,12 @@ def accumulated(params, batches, options=OPTIONS):
     for batch in batches:
         sums = learner.accumulate(options, params, sums, batch, ONE)
     return sums
+
+
+def joined(first, second):
+    """Both batches as one; they have the same trunk."""
+    whole = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+    return whole._replace(trunk=first.trunk, trunk_length=first.trunk_length)
 
 
 def test_policy_against_itself_has_ratio_one(params):
@@ -76,7 +87,7 @@ def test_log_probs_equal_those_of_plain_rows(params):
         padded = np.pad(row, (0, 24 - len(row)))
         hidden = hidden_states(MODEL, params, [padded[None]], [np.array([len(row)])])[0][0, : len(row)]
         log_probs = jax.nn.log_softmax(hidden @ params["embedding"].T)
-        count = int(batch.token_mask[r].sum())
+        count = int(batch.rows.token_mask[r].sum())
         want = np.take_along_axis(np.asarray(log_probs)[-count - 1 : -1], row[-count:, None], axis=1)[:, 0]
         np.testing.assert_allclose(got[r, :count], want, atol=1e-5)
 
@@ -91,7 +102,10 @@ def test_gradient_equals_that_of_plain_rows(params):
         plain = batch._replace(
             branch=batch.branch[b : b + 1],
             branch_length=batch.branch_length[b : b + 1],
-            **{name: getattr(batch, name)[r : r + 1] for name in batching.Batch._fields[4:]},
+            **{
+                name: jax.tree.map(lambda x, r=r: x[r : r + 1], getattr(batch, name))
+                for name in batching.Batch._fields[4:]
+            },
         )
         one = accumulated(params, [plain])
         total = one if total is None else jax.tree.map(jnp.add, total, one)
@@ -101,14 +115,7 @@ def test_gradient_equals_that_of_plain_rows(params):
 def test_split_into_microbatches_changes_nothing(params):
     first, second = make_batch(params, seed=1), make_batch(params, seed=2)
     second = second._replace(trunk=first.trunk)
-    both = batching.Batch(
-        *(
-            getattr(first, name)
-            if name.startswith("trunk")
-            else np.concatenate([getattr(first, name), getattr(second, name)])
-            for name in batching.Batch._fields
-        )
-    )
+    both = joined(first, second)
     apart, together = accumulated(params, [first, second]), accumulated(params, [both])
     assert float(apart.objective.denominator) == float(together.objective.denominator)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(together.gradients))
@@ -119,13 +126,9 @@ def test_split_into_microbatches_changes_nothing(params):
 
 def test_padding_groups_change_nothing(params):
     batch = make_batch(params)
-    padded = batching.Batch(
-        *(
-            value if name.startswith("trunk") else np.concatenate([value, np.ones_like(value) * (name != "token_mask")])
-            for name, value in batch._asdict().items()
-        )
-    )
-    padded = padded._replace(token_mask=padded.token_mask.astype(bool))
+    ones = jax.tree.map(np.ones_like, batch)
+    nothing = ones.rows._replace(token_mask=np.zeros_like(batch.rows.token_mask), count=np.zeros_like(batch.rows.count))
+    padded = joined(batch, ones._replace(rows=nothing))
     a, b = accumulated(params, [batch]), accumulated(params, [padded])
     assert float(a.objective.denominator) == float(b.objective.denominator)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a.gradients, b.gradients)
@@ -134,7 +137,7 @@ def test_padding_groups_change_nothing(params):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_remat_changes_nothing(params, remat):
     batch = make_batch(params)
-    other = learner.LearnerOptions(MODEL, remat, 0.2, 0.2, "row")
+    other = learner.LearnerOptions(MODEL, remat, ObjectiveOptions())
     a, b = accumulated(params, [batch]), accumulated(params, [batch], other)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a.gradients, b.gradients)
 
@@ -145,8 +148,8 @@ def test_update_raises_what_was_better(params):
     tx = optax.sgd(1e-2)
     state, metrics = learner.update(OPTIONS, tx, learner.init(jax.tree.map(jnp.copy, params), tx), [batch], 1.0)
     new, _ = response_log_probs(OPTIONS, state.params, batch, ONE)
-    change = np.where(batch.token_mask, np.asarray(new) - batch.old_log_probs, 0)
-    assert (batch.advantages * change / batch.token_mask.sum(1, keepdims=True)).sum() > 0
+    change = np.where(batch.rows.token_mask, np.asarray(new) - batch.rows.old_log_probs, 0)
+    assert (batch.rows.advantages * change / batch.rows.token_mask.sum(1, keepdims=True)).sum() > 0
     assert metrics["loss/gradient_norm"] > 0
 
 
@@ -164,6 +167,44 @@ def test_sharded_equals_single_device(params, sizes):
     want = accumulated(params, [batch])
     mesh = sharding.make_mesh(*sizes)
     placed = sharding.place(MODEL, params, mesh)
-    rows = batching.Batch(*(jax.device_put(x, sharding.rows(mesh, len(x))) for x in batch))
+    rows = jax.tree.map(lambda x: jax.device_put(x, sharding.rows(mesh, len(x))), batch)
     got = accumulated(placed, [rows])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.gradients, want.gradients)
+
+
+@pytest.mark.parametrize(("aggregation", "kind"), [("stream", "token"), ("row", "sequence")])
+def test_every_objective_is_indifferent_to_the_split(params, aggregation, kind):
+    objective = ObjectiveOptions(
+        dual_clip=3.0, ratio=kind, kl_weight=0.1, kl_estimator="k2", entropy_weight=0.01, importance_cap=2.0
+    )
+    options = learner.LearnerOptions(MODEL, "attention", objective)
+    first, second = make_batch(params, seed=1), make_batch(params, seed=2)
+    both = joined(first, second._replace(trunk=first.trunk))
+    lengths = both.rows.token_mask.sum(1)
+    weight, count = aggregation_weights(lengths, np.arange(len(lengths)) // 6, aggregation, 6)
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(0, 0.3, (*lengths.shape, 6)).astype(np.float32) for _ in range(3)]
+    rows = both.rows._replace(weight=weight, count=count)
+    rows = rows._replace(
+        old_log_probs=rows.old_log_probs + noise[0],
+        sampler_log_probs=rows.old_log_probs + noise[1],
+        reference_log_probs=rows.old_log_probs + noise[2],
+    )
+    both = both._replace(rows=rows)
+    n, b = len(lengths) // 2, len(both.branch) // 2
+
+    def half(batch, low):
+        parts = {}
+        for name in batching.Batch._fields[2:]:
+            size = b if name.startswith("branch") else n
+            parts[name] = jax.tree.map(lambda x, size=size: x[low * size : (low + 1) * size], getattr(batch, name))
+        return batch._replace(**parts)
+
+    together = accumulated(params, [both], options)
+    apart = accumulated(params, [half(both, 0), half(both, 1)], options)
+    np.testing.assert_allclose(*(float(sums.objective.denominator) for sums in (together, apart)), rtol=1e-6)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(together.gradients))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6 * max(scale, 1)), apart.gradients, together.gradients
+    )
+    np.testing.assert_allclose(float(apart.diagnostics.kl), float(together.diagnostics.kl), rtol=1e-4)

@@ -1,11 +1,13 @@
 """Tests of the command line: bad input gets a sentence that names the field or file and the remedy."""
 
+import gzip
 import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import smoke_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,6 +38,10 @@ def squad_file(folder, *, broken=False):
         (["--config.rollout.streams_per_step=17"], "raise data.num_train"),
         (["--config.manager.chunk_tokens=20", "--config.manager.long_chunk=refuse"], "manager.long_chunk='split'"),
         (["--config.mesh.tensor=3"], "does not fit"),
+        (["--config.train.curriculum=0:1,9:3"], "raise data.chunks_per_stream"),
+        (["--sweep=seed=0,1"], "--sweep needs --mode=sweep"),
+        (["--mode=sweep"], "has no function sweep()"),
+        (["--mode=sweep", "--sweep=sead=0,1"], "no setting 'sead'"),
     ],
 )
 def test_bad_settings(tmp_path, arguments, message):
@@ -98,3 +104,20 @@ def test_real_text_from_a_folder(tmp_path):
     # Two training articles of one paragraph each.
     result = command(f"--workdir={tmp_path / 'run'}", *arguments, "--config.rollout.streams_per_step=1")
     assert result.returncode == 0, result.stderr + result.stdout
+
+
+def test_a_curriculum_lengthens_the_streams_and_resumes_at_its_border(tmp_path):
+    def run(name, num_steps):
+        changes = {"train.num_steps": num_steps, "train.curriculum": "0:1,1:2", "train.evaluate_first": False}
+        smoke_run.run(tmp_path / name, smoke_run.config(**changes))
+
+    def trajectories(name, step):
+        with gzip.open(tmp_path / name / "trajectories" / f"step_{step:06d}.jsonl.gz", "rt", encoding="utf-8") as file:
+            return file.read().splitlines()
+
+    run("whole", 2)
+    run("halves", 1)
+    run("halves", 2)
+    lengths = [{len(json.loads(line)["steps"]) for line in trajectories("whole", step)} for step in (1, 2)]
+    assert lengths == [{1}, {2}]
+    assert trajectories("halves", 2) == trajectories("whole", 2)

@@ -5,25 +5,37 @@ import pytest
 from hypothesis import strategies as st
 
 from finemem_jax import memory
-from finemem_jax.episode import Action, Malformed, Memory, MemoryItem, Operation, Outcome, Status
+from finemem_jax.episode import (
+    CORE,
+    EPISODIC,
+    MEMORY_TYPES,
+    SEMANTIC,
+    Action,
+    Malformed,
+    Memory,
+    MemoryItem,
+    Operation,
+    Outcome,
+    Status,
+)
 
 few_examples = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 NONSENSE = Malformed("blah", "not JSON")
 SKIP = Operation(Action.SKIP)
-TWO_ITEMS = Memory((MemoryItem(1, "cat", 0), MemoryItem(2, "dog", 0)), next_id=3)
+TWO_ITEMS = Memory((MemoryItem(1, "cat", 0, 0), MemoryItem(2, "dog", 0, 1)), next_id=3)
 
 
-def insert(content):
-    return Operation(Action.INSERT, content=content)
+def insert(content, memory_type=""):
+    return Operation(Action.INSERT, content, None, memory_type)
 
 
-def update(item_id, content):
-    return Operation(Action.UPDATE, content=content, item_id=item_id)
+def update(item_id, content, memory_type=""):
+    return Operation(Action.UPDATE, content, item_id, memory_type)
 
 
-def delete(item_id):
-    return Operation(Action.DELETE, item_id=item_id)
+def delete(item_id, memory_type=""):
+    return Operation(Action.DELETE, "", item_id, memory_type)
 
 
 # Few texts and few ids, so that duplicates and unknown ids come up all the time.
@@ -37,6 +49,16 @@ anything = st.one_of(
     st.just(NONSENSE),
 )
 responses = st.lists(st.lists(anything, max_size=6), max_size=6)
+typed = st.sampled_from([SEMANTIC, EPISODIC])
+typed_anything = st.one_of(
+    st.builds(insert, texts, typed),
+    st.builds(update, few_ids, texts, typed),
+    st.builds(delete, few_ids, typed),
+    st.builds(update, st.none(), texts, st.just(CORE)),
+    st.just(delete(None, CORE)),
+    st.just(NONSENSE),
+)
+typed_responses = st.lists(st.lists(typed_anything, max_size=6), max_size=6)
 
 
 def run(responses):
@@ -44,6 +66,10 @@ def run(responses):
     for step, written in enumerate(responses):
         start, _ = memory.apply(start, written, step)
     return start
+
+
+def without_sources(held):
+    return [(item.item_id, item.text, item.source_step) for item in held.items], held.next_id
 
 
 def statuses(written, start=TWO_ITEMS):
@@ -59,13 +85,73 @@ def test_one_step_by_hand():
     # Item 1 is rewritten and keeps its place; item 2 goes; "fish" gets the next id, 3.
     written = [update(1, "cats"), delete(2), NONSENSE, insert("fish")]
     after, outcomes = memory.apply(TWO_ITEMS, written, step=5)
-    assert after == Memory((MemoryItem(1, "cats", 5), MemoryItem(3, "fish", 5)), next_id=4)
+    # The malformed line is counted, so "fish" comes from operation 3.
+    assert after == Memory((MemoryItem(1, "cats", 5, 0), MemoryItem(3, "fish", 5, 3)), next_id=4)
     assert outcomes == (
-        Outcome(written[0], Status.APPLIED, 1),
-        Outcome(written[1], Status.APPLIED, 2),
+        Outcome(written[0], Status.APPLIED, 1, previous=MemoryItem(1, "cat", 0, 0)),
+        Outcome(written[1], Status.APPLIED, 2, previous=MemoryItem(2, "dog", 0, 1)),
         Outcome(NONSENSE, Status.MALFORMED),
         Outcome(written[3], Status.APPLIED, 3),
     )
+
+
+def test_previous_is_what_this_step_wrote_if_it_did():
+    after, outcomes = memory.apply(TWO_ITEMS, [update(1, "cats"), update(1, "lions"), delete(1)], step=5)
+    assert [outcome.previous for outcome in outcomes] == [
+        MemoryItem(1, "cat", 0, 0),
+        MemoryItem(1, "cats", 5, 0),
+        MemoryItem(1, "lions", 5, 1),
+    ]
+    assert after.items == TWO_ITEMS.items[1:]
+
+
+def test_typed_step_by_hand():
+    # The core is created as item 1; its update replaces it. Item 2 is semantic, so its update as episodic is unknown.
+    written = [
+        update(None, "Ana", CORE),
+        insert("cat", SEMANTIC),
+        insert("cat", EPISODIC),
+        update(2, "cats", EPISODIC),
+        update(None, "Ana and Bo", CORE),
+        delete(3, EPISODIC),
+        insert("cat", SEMANTIC),
+    ]
+    after, outcomes = memory.apply(Memory(), written, step=2)
+    core, semantic = MemoryItem(1, "Ana and Bo", 2, 4, CORE), MemoryItem(2, "cat", 2, 1, SEMANTIC)
+    assert after == Memory((core, semantic), next_id=4)
+    assert outcomes == (
+        Outcome(written[0], Status.APPLIED, 1),
+        Outcome(written[1], Status.APPLIED, 2),
+        Outcome(written[2], Status.APPLIED, 3),
+        Outcome(written[3], Status.UNKNOWN_ID),
+        Outcome(written[4], Status.APPLIED, 1, previous=MemoryItem(1, "Ana", 2, 0, CORE)),
+        Outcome(written[5], Status.APPLIED, 3, previous=MemoryItem(3, "cat", 2, 2, EPISODIC)),
+        Outcome(written[6], Status.DUPLICATE),
+    )
+
+
+def test_the_core_is_one_item_without_an_id():
+    core = Memory((MemoryItem(4, "Ana", 0, 0, CORE),), next_id=5)
+    # Saying again is not writing.
+    assert statuses([update(None, "Ana", CORE)], core) == [Status.DUPLICATE]
+    # Only as core memory can it be changed, whatever its id.
+    assert statuses([update(4, "Bo", SEMANTIC), delete(4, EPISODIC)], core) == [Status.UNKNOWN_ID] * 2
+    assert statuses([delete(None, CORE)], Memory()) == [Status.UNKNOWN_ID]
+    after, outcomes = memory.apply(core, [delete(None, CORE), delete(None, CORE), update(None, "Ana", CORE)], step=1)
+    assert [outcome.status for outcome in outcomes] == [Status.APPLIED, Status.UNKNOWN_ID, Status.APPLIED]
+    # Ids are never given out again, not even to the core memory.
+    assert after == Memory((MemoryItem(5, "Ana", 1, 2, CORE),), next_id=6)
+    # An insert, which no manager can write, does not make a second one.
+    after, _ = memory.apply(core, [insert("Bo", CORE)], step=1)
+    assert after == Memory((MemoryItem(4, "Bo", 1, 0, CORE),), next_id=5)
+
+
+@pytest.mark.parametrize("memory_type", ["", *MEMORY_TYPES])
+def test_texts_are_unique_within_a_type(memory_type):
+    others = [insert("cat", SEMANTIC), insert("cat", EPISODIC), update(None, "cat", CORE), insert("cat")]
+    before, _ = memory.apply(Memory(), [o for o in others if o.memory_type != memory_type], step=0)
+    (same,) = [o for o in others if o.memory_type == memory_type]
+    assert statuses([same, same], before) == [Status.APPLIED, Status.DUPLICATE]
 
 
 @pytest.mark.parametrize(
@@ -125,9 +211,68 @@ def test_nothing_written():
 
 
 @few_examples
-@hypothesis.given(responses)
+@hypothesis.given(st.one_of(responses, typed_responses))
 def test_invariants_hold_whatever_is_written(responses):
     assert memory.invariants(run(responses), max(len(responses), 1)) == []
+
+
+with_response = st.one_of(
+    st.tuples(responses, st.lists(anything, max_size=6)),
+    st.tuples(typed_responses, st.lists(typed_anything, max_size=6)),
+)
+
+
+@few_examples
+@hypothesis.given(with_response)
+def test_states_lead_from_one_memory_to_the_next(case):
+    responses, written = case
+    before = run(responses)
+    after, outcomes = memory.apply(before, written, step=len(responses))
+    states = memory.states(before, outcomes, step=len(responses))
+    assert len(states) == len(written)
+    assert [before, *states][-1] == after
+    for index, state in enumerate(states):
+        # As if the response had ended here.
+        assert state == memory.apply(before, written[: index + 1], step=len(responses))[0]
+        if outcomes[index].item_id is None:
+            assert state is [before, *states][index]
+
+
+def test_states_by_hand():
+    _, outcomes = memory.apply(TWO_ITEMS, [insert("fish"), NONSENSE, update(1, "cats"), delete(2)], step=1)
+    cat, dog, fish, cats = *TWO_ITEMS.items, MemoryItem(3, "fish", 1, 0), MemoryItem(1, "cats", 1, 2)
+    assert memory.states(TWO_ITEMS, outcomes, step=1) == [
+        Memory((cat, dog, fish), next_id=4),
+        Memory((cat, dog, fish), next_id=4),
+        Memory((cats, dog, fish), next_id=4),
+        Memory((cats, fish), next_id=4),
+    ]
+    assert memory.states(TWO_ITEMS, (), step=1) == []
+
+
+@few_examples
+@hypothesis.given(with_response)
+def test_sources_name_the_operation(case):
+    responses, written = case
+    before = run(responses)
+    after, outcomes = memory.apply(before, written, step=len(responses))
+    for item in after.items:
+        if item.source_step == len(responses):
+            outcome = outcomes[item.source_operation]
+            assert (outcome.item_id, outcome.operation.content) == (item.item_id, item.text)
+        else:
+            assert item in before.items
+    held = {item.item_id: item for item in before.items}
+    for index, outcome in enumerate(outcomes):
+        changes = outcome.valid and outcome.operation.action in (Action.UPDATE, Action.DELETE)
+        assert (outcome.previous is not None) <= changes
+        # None only for an UPDATE that created the core memory.
+        assert outcome.previous == (held.pop(outcome.item_id, None) if changes else None)
+        if outcome.valid and outcome.operation.content:
+            operation = outcome.operation
+            held[outcome.item_id] = MemoryItem(
+                outcome.item_id, operation.content, len(responses), index, operation.memory_type
+            )
 
 
 @few_examples
@@ -145,8 +290,9 @@ def test_outcomes_account_for_the_change(responses, written):
         item for item in before.items if item.item_id not in touched
     ]
     assert all(item.source_step == len(responses) for item in after.items if item.item_id in touched)
-    # What was not valid did nothing: leaving it out gives the same memory.
-    assert memory.apply(before, [o.operation for o in outcomes if o.valid], step=len(responses))[0] == after
+    # What was not valid did nothing: leaving it out gives the same memory, but for the numbers of the operations.
+    again, _ = memory.apply(before, [o.operation for o in outcomes if o.valid], step=len(responses))
+    assert without_sources(again) == without_sources(after)
 
 
 @few_examples
@@ -176,9 +322,14 @@ def test_a_large_memory():
 @pytest.mark.parametrize(
     "items, said",
     [
-        ([MemoryItem(1, "a", 0), MemoryItem(1, "b", 0)], "share an id"),
-        ([MemoryItem(1, "a", 0), MemoryItem(2, "a", 0)], "share a text"),
-        ([MemoryItem(2, "a", 0), MemoryItem(1, "b", 0)], "order of insertion"),
+        ([MemoryItem(1, "a", 0), MemoryItem(1, "b", 1)], "share an id"),
+        ([MemoryItem(1, "a", 0), MemoryItem(2, "a", 1)], "share a text"),
+        ([MemoryItem(2, "a", 0), MemoryItem(1, "b", 1)], "order of insertion"),
+        ([MemoryItem(1, "a", 0, 3), MemoryItem(2, "b", 0, 3)], "by the same operation"),
+        ([MemoryItem(1, "a", 0, -1)], "source_operation -1, below 0"),
+        ([MemoryItem(1, "a", 0, 0, "working")], "unknown memory type 'working'"),
+        ([MemoryItem(1, "a", 0, 0, CORE), MemoryItem(2, "b", 0, 1)], "some have none"),
+        ([MemoryItem(1, "a", 0, 0, CORE), MemoryItem(2, "b", 0, 1, CORE)], "more than one core"),
         ([MemoryItem(3, "a", 0)], "outside [1, next_id) = [1, 3)"),
         ([MemoryItem(0, "a", 0)], "outside [1, next_id) = [1, 3)"),
         ([MemoryItem(1, "a", 4)], "source_step 4, outside [0, 4)"),

@@ -1,14 +1,15 @@
-"""Tests of finemem_jax/operations.py: one line of text, one operation or one reason why not."""
+"""Tests of finemem_jax/operations.py: one written call, one operation or one reason why not."""
 
 import json
-import random
 
+import fuzz_operations
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax import memory, operations
-from finemem_jax.episode import Action, Malformed, Memory, Operation
+from finemem_jax import operations
+from finemem_jax.episode import CORE, EPISODIC, SEMANTIC, Action, Malformed, Operation
+from finemem_jax.operations import LAYOUTS, WIRES, Dialect
 
 few_examples = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -25,6 +26,45 @@ well_formed = st.one_of(
     st.builds(Operation, st.just(Action.DELETE), st.just(""), ids),
     st.just(SKIP),
 )
+typed_well_formed = st.one_of(
+    st.builds(Operation, st.just(Action.INSERT), contents, st.none(), st.sampled_from([SEMANTIC, EPISODIC])),
+    st.builds(Operation, st.just(Action.UPDATE), contents, ids, st.sampled_from([SEMANTIC, EPISODIC])),
+    st.builds(Operation, st.just(Action.UPDATE), contents, st.none(), st.just(CORE)),
+    st.builds(Operation, st.just(Action.DELETE), st.just(""), ids, st.sampled_from([SEMANTIC, EPISODIC])),
+    st.just(Operation(Action.DELETE, memory_type=CORE)),
+)
+
+TYPED = Dialect("typed", "json_lines")
+HERMES = Dialect("flat", "hermes")
+QWEN_AGENT = Dialect("typed", "qwen_agent")
+DIALECTS = [Dialect(layout, wire) for layout in LAYOUTS for wire in WIRES]
+FUNCTION, ARGS, RESULT, RETURN = (f"\u273f{word}\u273f" for word in ("FUNCTION", "ARGS", "RESULT", "RETURN"))
+
+# One operation of each kind that the typed layout has, and its call by hand.
+TYPED_CALLS = [
+    (
+        Operation(Action.INSERT, "Ana moved to Oslo.", None, SEMANTIC),
+        '{"name": "new_memory_insert", "arguments": '
+        '{"memory_type": "semantic_memory", "content": "Ana moved to Oslo."}}',
+    ),
+    (
+        Operation(Action.UPDATE, "In May Ana moved.", 3, EPISODIC),
+        '{"name": "memory_update", "arguments": '
+        '{"memory_type": "episodic_memory", "new_content": "In May Ana moved.", "memory_id": 3}}',
+    ),
+    (
+        Operation(Action.UPDATE, "About Ana.", None, CORE),
+        '{"name": "memory_update", "arguments": {"memory_type": "core_memory", "new_content": "About Ana."}}',
+    ),
+    (
+        Operation(Action.DELETE, "", 3, SEMANTIC),
+        '{"name": "memory_delete", "arguments": {"memory_type": "semantic_memory", "memory_id": 3}}',
+    ),
+    (
+        Operation(Action.DELETE, "", None, CORE),
+        '{"name": "memory_delete", "arguments": {"memory_type": "core_memory"}}',
+    ),
+]
 
 
 def call(name, **arguments):
@@ -36,9 +76,9 @@ def short(value):
     return repr(value)[:40]
 
 
-def reason(line, repair=False):
-    """The reason for which a single line is refused."""
-    (malformed,) = operations.parse(line, repair)
+def reason(written, repair=False, dialect=operations.DEFAULT):
+    """The reason for which a single call is refused."""
+    (malformed,) = operations.parse(written, repair, dialect)
     assert isinstance(malformed, Malformed), malformed
     return malformed.reason
 
@@ -245,89 +285,33 @@ def test_parse_is_total(text, repair):
     assert len(got) == sum(bool(line.strip()) for line in text.split("\n"))
 
 
-def adversarial_completions(num_random):
-    """Texts that a broken or a scheming manager might write; the same ones at each call."""
-    rng = random.Random(0)
-    good = [operations.render(operation) for operation in (INSERT, UPDATE, DELETE, SKIP)]
-    pieces = [
-        '{"name": ',
-        '"skip"',
-        '"arguments": ',
-        "{",
-        "}",
-        "[",
-        "]",
-        '"',
-        "'",
-        "\\",
-        "\\u",
-        "\\ud83d",
-        ":",
-        ",",
-        "\n",
-    ]
-    pieces += [
-        "NaN",
-        "1e999",
-        "-0",
-        "null",
-        "/*",
-        "//",
-        "```json",
-        "<think>",
-        "\u2028",
-        "\ufeff",
-        "\x00",
-        "\ud800",
-        "é",
-    ]
-    yield "[" * 10_000
-    yield '{"a":' * 10_000
-    yield "[" * 10_000 + "]" * 10_000
-    yield '{"name": "skip", "arguments": ' * 10_000
-    yield '{"name": "memory_insert", "arguments": {"content": "' + "a" * 1_000_000 + '"}}'
-    yield "{" * 1_000_000
-    yield '"' * 1_000_000
-    yield "\\" * 1_000_000
-    yield "9" * 1_000_000
-    yield "\n" * 1_000_000
-    yield "x\n" * 10_000
-    yield (good[3] + "\n") * 10_000
-    for _ in range(num_random):
-        kind = rng.randrange(4)
-        if kind == 0:
-            yield rng.randbytes(rng.randrange(80)).decode("utf-8", "surrogateescape")
-        elif kind == 1:
-            yield "".join(rng.choices(pieces, k=rng.randrange(40)))
-        elif kind == 2:
-            line = rng.choice(good)
-            yield line[rng.randrange(3) : rng.randrange(len(line) + 1)]
-        else:
-            line = list(rng.choice(good))
-            for _ in range(rng.randrange(1, 5)):
-                line[rng.randrange(len(line))] = rng.choice(pieces)
-            yield "".join(line)
+def test_fuzz():
+    # A sample of what `python tests/fuzz_operations.py` tries by the million.
+    chains = fuzz_operations.fuzz("sample", 3000)
+    assert sum(chain.num_applied for chain in chains) > 500
+    reasons = set().union(*(chain.reasons for chain in chains))
+    assert {"not JSON", "unclosed tag", "unknown memory_type", "unknown name"} <= reasons
 
 
-@pytest.mark.parametrize("repair", [False, True])
-def test_fuzz(repair):
-    store, reasons = Memory(), set()
-    for step, text in enumerate(adversarial_completions(2000)):
-        written = operations.parse(text, repair)
-        store, outcomes = memory.apply(store, written, step)
-        assert len(outcomes) == len(written)
-        for entry in written:
-            if isinstance(entry, Malformed):
-                assert 0 < len(entry.text.encode()) <= 4 * operations.MAX_MALFORMED_CHARS
-                reasons.add(entry.reason)
-            else:
-                assert operations.parse(operations.render(entry)) == (entry,)
-        if step % 100 == 0:
-            assert memory.invariants(store, step + 1) == []
-    assert memory.invariants(store, step + 1) == []
-    # Reasons are categories to count, free of what was written.
-    assert len(reasons) <= 20
-    assert {"not JSON", "nested too deep", "content is too long"} <= reasons
+def test_fuzz_act():
+    fuzz_operations.fuzz_act("sample", 40)
+
+
+@pytest.mark.parametrize("unit", ["[", f"{FUNCTION}{ARGS}{{", "<tool_call>{", "x\n"])
+@pytest.mark.parametrize("wire", WIRES)
+def test_time_is_linear(wire, unit):
+    # Twice, since another process can spoil one measurement.
+    ratios = (fuzz_operations.growth(unit, Dialect("typed", wire), True, size=5_000)[0] for _ in range(2))
+    assert any(ratio < 3 for ratio in ratios)
+
+
+def test_time_of_quadratic_code_would_be_noticed(monkeypatch):
+    def slow(text, repair, dialect):
+        sum(i < j for i in range(len(text)) for j in range(len(text)))
+        return ()
+
+    monkeypatch.setattr(operations, "parse", slow)
+    assert fuzz_operations.growth("x", operations.DEFAULT, False, size=250)[0] > 3
 
 
 # --------------------------------------------------------------------------------------
@@ -335,14 +319,245 @@ def test_fuzz(repair):
 # --------------------------------------------------------------------------------------
 
 
-def test_tools_describe_what_parse_accepts():
-    examples = {"id": 3, "content": "Ana lives in Oslo."}
+@pytest.mark.parametrize("dialect", [operations.DEFAULT, TYPED])
+def test_tools_describe_what_parse_accepts(dialect):
+    examples = {
+        "id": 3,
+        "memory_id": 3,
+        "content": "Ana lives in Oslo.",
+        "new_content": "Ana lives in Oslo.",
+        "memory_type": "episodic_memory",
+    }
+    for tool in operations.tools(dialect.layout):
+        function, parameters = tool["function"], tool["function"]["parameters"]
+        assert all(schema["description"] for schema in parameters["properties"].values())
+        line = call(function["name"], **{name: examples[name] for name in parameters["properties"]})
+        (got,) = operations.parse(line, dialect=dialect)
+        assert isinstance(got, Operation)
+        for memory_type in parameters["properties"].get("memory_type", {}).get("enum", ()):
+            named = {name: examples[name] for name in parameters["properties"]} | {"memory_type": memory_type}
+            (got,) = operations.parse(call(function["name"], **named), dialect=dialect)
+            assert got.memory_type == memory_type.removesuffix("_memory")
+        # What is required is enough, if only for the core memory.
+        needed = {name: examples[name] for name in parameters["required"]}
+        needed |= {"memory_type": parameters["properties"].get("memory_type", {}).get("enum", [""])[0]}
+        needed = {name: value for name, value in needed.items() if name in parameters["required"]}
+        (got,) = operations.parse(call(function["name"], **needed), dialect=dialect)
+        assert isinstance(got, Operation)
+    tools = operations.tools(dialect.layout)
+    assert json.loads(json.dumps(tools)) == list(tools)
+
+
+def test_tools_of_the_flat_layout():
+    assert operations.tools("flat") is operations.TOOLS
     assert [tool["function"]["name"] for tool in operations.TOOLS] == [action.value for action in Action]
     for tool in operations.TOOLS:
-        parameters = tool["function"]["parameters"]
-        assert set(parameters["required"]) == set(parameters["properties"])
-        (got,) = operations.parse(
-            call(tool["function"]["name"], **{name: examples[name] for name in parameters["required"]})
-        )
-        assert isinstance(got, Operation)
-    assert json.loads(json.dumps(operations.TOOLS)) == list(operations.TOOLS)
+        assert set(tool["function"]["parameters"]["required"]) == set(tool["function"]["parameters"]["properties"])
+
+
+def test_tools_of_the_typed_layout():
+    names = [tool["function"]["name"] for tool in operations.tools("typed")]
+    assert names == ["new_memory_insert", "memory_update", "memory_delete"]
+    insert, update, delete = (tool["function"]["parameters"] for tool in operations.TYPED_TOOLS)
+    assert insert["properties"]["memory_type"]["enum"] == ["semantic_memory", "episodic_memory"]
+    assert update["properties"]["memory_type"]["enum"] == ["core_memory", "semantic_memory", "episodic_memory"]
+    assert update["required"] == ["memory_type", "new_content"]
+    assert delete["required"] == ["memory_type"]
+
+
+# --------------------------------------------------------------------------------------
+# Dialects
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout, wire, field", [("tree", "hermes", "memory.layout"), ("flat", "xml", "manager.wire")])
+def test_unknown_dialects_are_refused(layout, wire, field):
+    with pytest.raises(ValueError, match=f"{field} must be one of"):
+        Dialect(layout, wire)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parse_undoes_render_in_every_dialect(layout, wire):
+    dialect = Dialect(layout, wire)
+    marks = [
+        "<tool_call>",
+        "</tool_call>",
+        "\\</tool_call>",
+        FUNCTION,
+        f"\\{ARGS}",
+        RESULT,
+        "a } b",
+        "{",
+        "a\nb",
+        '"',
+        "Done",
+    ]
+    texts = st.one_of(contents, st.sampled_from(marks))
+    kinds = well_formed if layout == "flat" else typed_well_formed
+
+    @few_examples
+    @hypothesis.given(st.lists(kinds, max_size=5), texts, st.booleans())
+    def check(written, text, repair):
+        written = [Operation(o.action, text, o.item_id, o.memory_type) if o.content else o for o in written]
+        lines = [operations.render(operation, dialect) for operation in written]
+        assert operations.parse("\n".join(lines), repair, dialect) == tuple(written)
+        # Each rendered call is one span, from its first character to its last.
+        joined = "\n".join(lines)
+        assert [joined[start:end] for start, end in operations.spans(joined, dialect)] == lines
+
+    check()
+
+
+def test_typed_calls_by_hand():
+    for operation, line in TYPED_CALLS:
+        assert operations.render(operation, TYPED) == line
+        assert operations.parse(line, dialect=TYPED) == (operation,)
+    text = "\n".join(line for _, line in TYPED_CALLS)
+    assert operations.parse(text, dialect=TYPED) == tuple(operation for operation, _ in TYPED_CALLS)
+
+
+def test_hermes_by_hand():
+    text = (
+        "I will store this.\n"
+        '<tool_call>\n{"name": "memory_insert", "arguments": {"content": "Ana moved to Oslo."}}\n</tool_call>\n'
+        "and\n<tool_call>nonsense</tool_call></tool_call>"
+        '<tool_call>{"name": "skip",\n "arguments": {}}</tool_call> Done.'
+    )
+    assert operations.parse(text, dialect=HERMES) == (
+        INSERT,
+        Malformed("<tool_call>nonsense</tool_call>", "not JSON"),
+        SKIP,
+    )
+    assert operations.render(DELETE, HERMES) == (
+        '<tool_call>\n{"name": "memory_delete", "arguments": {"id": 3}}\n</tool_call>'
+    )
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_hermes_tags_must_be_closed(repair):
+    skip = operations.render(SKIP)
+    cut_off = f"<tool_call>\n{skip}"
+    assert reason(cut_off, repair, HERMES) == "unclosed tag"
+    assert reason("<tool_call>", repair, HERMES) == "unclosed tag"
+    assert reason(cut_off + "\n</tool_call", repair, HERMES) == "unclosed tag"
+    # The next tag ends it, and is read.
+    got = operations.parse(f"{cut_off}\n<tool_call>{skip}</tool_call>", repair, HERMES)
+    assert got == (Malformed(cut_off, "unclosed tag"), SKIP)
+
+
+def test_qwen_agent_by_hand():
+    semantic, episodic, *_ = [operation for operation, _ in TYPED_CALLS]
+    text = (
+        "Let me think.\n"
+        f"{FUNCTION}: new_memory_insert\n"
+        f'{ARGS}: {{"memory_type": "semantic_memory", "content": "Ana moved to Oslo."}}\n'
+        f"{FUNCTION}: memory_update\n"
+        f'{ARGS}: {{"memory_type": "episodic_memory", "new_content": "In May Ana moved.", "memory_id": "3"}}'
+        " as asked.\n"
+        f"{RESULT}: ok\n{FUNCTION}: memory_delete\n{ARGS}: {{}}"
+    )
+    assert operations.parse(text, dialect=QWEN_AGENT) == (semantic, episodic)
+    (_, end_of_first), (start, end) = operations.spans(text, QWEN_AGENT)
+    assert text[end_of_first] == "\n"
+    assert text[start:].startswith(f"{FUNCTION}: memory_update")
+    assert text[end:].startswith(" as asked.")
+    assert operations.render(TYPED_CALLS[4][0], QWEN_AGENT) == (
+        f'{FUNCTION}: memory_delete\n{ARGS}: {{"memory_type": "core_memory"}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (f"{FUNCTION}", "missing 'arguments'"),
+        (f"{FUNCTION}: memory_delete", "missing 'arguments'"),
+        (f"{FUNCTION}: memory_delete {{}}", "missing 'arguments'"),
+        (f"{FUNCTION}: memory_delete\n{ARGS}:", "not JSON"),
+        (f"{FUNCTION}: memory_delete\n{ARGS}: 3", "arguments are not an object"),
+        (f"{FUNCTION}: memory_delete\n{ARGS}: {{}}", "missing argument 'memory_type'"),
+        (f"{FUNCTION}: search_memory\n{ARGS}: {{}}", "unknown name"),
+        (f"{FUNCTION}: memory_delete\n{ARGS}: {{'memory_type': 'core_memory'}}", "not JSON"),
+    ],
+)
+def test_qwen_agent_reasons(text, expected):
+    assert reason(text, dialect=QWEN_AGENT) == expected
+    # What the model says after RETURN is an answer, and no part of the call.
+    assert reason(f"{text}\n{RETURN}: }}", dialect=QWEN_AGENT) == expected
+
+
+def test_qwen_agent_arguments_are_repaired():
+    # A quote that is missing, and a reply cut off in its content.
+    broken = (
+        f"{FUNCTION}: new_memory_insert\n{ARGS}: {{'memory_type': 'semantic_memory', content: 'Ana moved to Oslo.'}} ok"
+    )
+    assert reason(broken, dialect=QWEN_AGENT) == "not JSON"
+    assert operations.parse(broken, True, QWEN_AGENT) == (TYPED_CALLS[0][0],)
+    cut_off = (
+        f'{FUNCTION}: new_memory_insert\n{ARGS}: {{"memory_type": "semantic_memory", "content": "Ana moved to Oslo.'
+    )
+    assert operations.parse(cut_off, True, QWEN_AGENT) == (TYPED_CALLS[0][0],)
+
+
+@pytest.mark.parametrize("text", ["Done", "Done.", " Done. \r\n\n", "Done\nDone"])
+def test_done_writes_nothing(text):
+    for dialect in DIALECTS:
+        if dialect.layout == "typed" or dialect.wire != "json_lines":
+            assert operations.parse(text, dialect=dialect) == ()
+    # A flat manager has SKIP for that.
+    assert {entry.reason for entry in operations.parse(text)} == {"not JSON"}
+    assert reason("Done!", dialect=TYPED) == "not JSON"
+
+
+def test_typed_has_no_skip():
+    with pytest.raises(ValueError, match="no call for Action.SKIP"):
+        operations.render(SKIP, TYPED)
+    assert reason(operations.render(SKIP), dialect=TYPED) == "unknown name"
+    assert reason(operations.render(INSERT), dialect=TYPED) == "unknown name"
+    assert reason(TYPED_CALLS[0][1]) == "unknown name"
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        (call("new_memory_insert", content="x"), "missing argument 'memory_type'"),
+        (call("new_memory_insert", memory_type="core_memory", content="x"), "core_memory takes no insert"),
+        (call("new_memory_insert", memory_type="semantic", content="x"), "unknown memory_type"),
+        (call("new_memory_insert", memory_type=["semantic_memory"], content="x"), "unknown memory_type"),
+        (call("new_memory_insert", memory_type=None, content="x"), "unknown memory_type"),
+        (call("new_memory_insert", memory_type="semantic_memory"), "missing argument 'content'"),
+        (call("new_memory_insert", memory_type="semantic_memory", content="x", memory_id=1), "unexpected argument"),
+        (call("memory_update", memory_type="semantic_memory", new_content="x"), "missing argument 'memory_id'"),
+        (call("memory_update", memory_type="core_memory"), "missing argument 'new_content'"),
+        (call("memory_update", memory_type="core_memory", content="x"), "missing argument 'new_content'"),
+        (call("memory_update", memory_type="core_memory", new_content="x", id=1), "unexpected argument"),
+        (call("memory_delete", memory_type="episodic_memory"), "missing argument 'memory_id'"),
+        (call("memory_delete", memory_type="episodic_memory", memory_id=None), "id is not an integer"),
+        (call("memory_delete", memory_type="episodic_memory", memory_id="a3f0"), "id is not an integer"),
+    ],
+    ids=short,
+)
+def test_typed_reasons(line, expected):
+    assert reason(line, dialect=TYPED) == expected
+
+
+@pytest.mark.parametrize("given", [1, None, "", "core", [1], -1, 10**30])
+def test_the_core_needs_no_id_and_ignores_one(given):
+    core = call("memory_update", memory_type="core_memory", new_content="About Ana.", memory_id=given)
+    assert operations.parse(core, dialect=TYPED) == (TYPED_CALLS[2][0],)
+    core = call("memory_delete", memory_type="core_memory", memory_id=given)
+    assert operations.parse(core, dialect=TYPED) == (TYPED_CALLS[4][0],)
+
+
+def test_spans_by_hand():
+    # 0 " ", 1-3 "ab", 3 "\r", 4 "\n", 5 "\n", 6 "Done" and a newline, 11 "c".
+    assert operations.spans(" ab\r\n\nDone\nc", operations.DEFAULT) == ((1, 3), (6, 10), (11, 12))
+    assert operations.spans(" ab\r\n\nDone\nc", TYPED) == ((1, 3), (11, 12))
+    # Tags are 11 and 12 characters long.
+    assert operations.spans("a<tool_call>b</tool_call>\n<tool_call> c ", HERMES) == ((1, 25), (26, 39))
+    # Markers are 10 and 6 characters long.
+    assert operations.spans(f"a{FUNCTION}b{ARGS}{{}}, {FUNCTION}c \n{RETURN}{FUNCTION}", QWEN_AGENT) == (
+        (1, 20),
+        (22, 33),
+        (43, 53),
+    )

@@ -14,8 +14,9 @@ BETA, CHUNK_WEIGHT, COMPRESSION_WEIGHT, EPSILON = 0.5, 0.5, 0.05, 1e-6
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("recompute")
-    # Chunk counts that differ within a batch, and answers that are sometimes right: scores are not all 0.
-    smoke_run.run(folder, smoke_run.config(**{"train.num_steps": 2, "train.evaluate_first": False}))
+    # Answers that are sometimes right, so that scores are not all 0: the reader of random weights never is.
+    settings = {"train.num_steps": 2, "train.evaluate_first": False, "reader.kind": "evidence"}
+    smoke_run.run(folder, smoke_run.config(**settings))
     return folder
 
 
@@ -71,6 +72,21 @@ def test_every_reward_and_advantage(workdir):
     assert count == 2 * 2 * 4 * 2  # steps × streams × rollouts × chunks
 
 
-def test_some_groups_are_alive(workdir):
+def test_there_is_something_to_compute(workdir):
     """Else the test above would compare zeros with zeros."""
-    assert any(step["advantage"] for records in read(workdir) for record in records for step in record["steps"])
+    steps = [step for records in read(workdir) for record in records for step in record["steps"]]
+    assert any(step["advantage"] for step in steps)
+    assert any(step["rewards"]["chunk"] for step in steps)
+    assert any(step["rewards"]["contribution"] for step in steps)
+    assert len({step["rewards"]["contribution"] for step in steps}) > 2
+
+
+def test_operations_share_their_steps_credit(workdir):
+    for records in read(workdir):
+        for record in records:
+            for step in record["steps"]:
+                if step["operations"]:
+                    shares = [operation["credit"] for operation in step["operations"]]
+                    assert sum(shares) == pytest.approx(step["rewards"]["credit"], abs=1e-9)
+                    rewards = [operation["reward"] for operation in step["operations"]]
+                    assert sum(rewards) / len(rewards) == pytest.approx(step["rewards"]["total"], abs=1e-9)

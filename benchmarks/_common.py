@@ -1,0 +1,136 @@
+"""What all benchmarks share: pairs of timings, claims, and the JSON line at the end.
+
+    ratios = [common.ratio(ours, theirs) for _ in range(7)]
+    common.report("attention", [common.claim("prefill vs peer", ratios, "x", target=1.0)], ["peer"])
+
+A benchmark installs nothing. Its file must not be called like a package that it imports: Python would find it first.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+# Other work on the machine before this began; by the end the benchmark itself has raised it.
+_LOAD = os.getloadavg()[0]
+
+
+def peer(package: str, install: str) -> ModuleType:
+    """Imports what is compared with; ends the program if it is not there, and says how to get it.
+
+    Args:
+        package: Name to import.
+        install: The command that installs it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        sys.exit(f"This benchmark compares with {package}, which is not installed here. To get it: {install}")
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """Wall time of one call. What JAX computes counts only if the call waits for it (`jax.block_until_ready`)."""
+    # Collected before and not during: one side's garbage would be paid for by the other.
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        began = time.perf_counter()
+        action()
+        return time.perf_counter() - began
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def ratio(ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
+    """How many times as long theirs takes, both timed right after one another: above 1, ours is faster."""
+    own = seconds(ours)
+    return seconds(theirs) / own
+
+
+def claim(
+    name: str, runs: Sequence[float], unit: str, target: float | None = None, lower_is_better: bool = False
+) -> dict[str, Any]:
+    """A claim, measured several times; its value is the median.
+
+    Args:
+        name: What is measured, e.g. "update and 5 queries vs rebuilding, 100 items".
+        runs: One value per repeat; ratios are taken pair by pair (`ratio`).
+        unit: "x" for ratios, else a unit: "ms", "GB", "tokens/s".
+        target: What the value must reach; None for what is only reported.
+        lower_is_better: Whether the value must stay at or below the target, as times and sizes do.
+    """
+    value = statistics.median(runs)
+    holds = None if target is None else value <= target if lower_is_better else value >= target
+    return {
+        "claim": name,
+        "value": _rounded(value),
+        "unit": unit,
+        "target": target,
+        "holds": holds,
+        "runs": [_rounded(run) for run in runs],
+    }
+
+
+def report(benchmark: str, claims: Sequence[dict[str, Any]], packages: Sequence[str] = ()) -> None:
+    """Prints the claims for people, and as the last line all of it as one JSON object.
+
+    Args:
+        benchmark: The file's name without ending.
+        packages: Distributions whose versions matter, besides Python, jax, jaxlib and numpy.
+    """
+    width = max(len(one["claim"]) for one in claims)
+    for one in claims:
+        verdict = {None: "", True: "holds", False: "DOES NOT HOLD"}[one["holds"]]
+        target = "" if one["target"] is None else f"target {one['target']:g} {one['unit']}"
+        print(f"{one['claim']:{width}}  {one['value']:>10g} {one['unit']:9} {target:18} {verdict}".rstrip())
+    line = {"benchmark": benchmark, "claims": list(claims), "machine": machine(), "versions": versions(packages)}
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on: processor, cores this process may use, memory, accelerators, and other work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"platform": platform.platform(), "processor": _processor(), "cores": cores}
+    found["memory_gigabytes"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    found["load_before"] = round(_LOAD, 2)
+    if "jax" in sys.modules:
+        import jax
+
+        found["devices"] = [device.device_kind for device in jax.devices()]
+    return found
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python and of what is installed among jax, jaxlib, numpy and `packages`."""
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "numpy", *packages):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _rounded(value):
+    return float(f"{value:.4g}")

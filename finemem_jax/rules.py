@@ -1,0 +1,526 @@
+"""The credit rules of the field side by side, as compositions of `credit`'s kernels.
+
+`RULES` is the table. A rule turns the global scores of one rollout into credit of its steps and operations; the other
+parts of the reward (format, compression, and for some rules the chunk's own score) are added alike for all of them:
+
+    r_t = w_global credit_t + w_fmt r_fmt(t) + w1 r_chunk(t) + w2 r_comp      (METHOD.md)
+
+Knows nothing of text, readers or rollouts. Sizes as in `credit`; S streams, G rollouts per stream.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from finemem_jax import credit, grpo
+from finemem_jax.credit import Credit
+from finemem_jax.grpo import Normaliser
+
+# Memory types as numbers: flat, core, semantic, episodic.
+NUM_TYPES = 4
+CORE_TYPE = 1
+
+
+class RewardInputs(NamedTuple):
+    """What was measured on each rollout. All arrays lead with [S, G]; slots are numbered t O + o (see `credit`).
+
+    Attributes:
+        step_mask: Steps that exist; the same for all rollouts of a stream.
+        chunk_scores, chunk_mask: Scores of each chunk's own questions, answered from M_t.
+        chunk_slot, chunk_is_evidence, chunk_type: Of the items retrieved for them: who last wrote each, and its type.
+        scores, question_mask: s_j, scores of the global questions, answered from M_T.
+        slot, is_evidence: Who last wrote each item retrieved for them; False in padding.
+        gold: Steps whose chunk states what a question's answer needs; none where unknown.
+        written, valid: Operations written at each step, and those that took effect.
+        operation_type: Memory type that each operation is about.
+        operation_action: Which of the actions it is; a category for `credit.keep_top`.
+        memory_tokens: tokens(M_T).
+        stream_tokens: Σ_t tokens(c_t); positive.
+        cited: Retrieved items that the answer rests on; for rules that need "citations".
+        content, content_mask: Verdicts of the content judge, 1 valid or 0; the mask leaves out where it gave none.
+        state_scores: Mean score over the global questions of the empty memory, then after each operation slot (slots
+            without an operation repeat what was before); for rules that need "states".
+        without: Score of each question's answer without evidence k; "without".
+        subset_scores, player_slot, is_player: Scores of all coalitions of each question's players
+            (`credit.shapley_worth`), and which operation each player is; "subsets".
+        kl: Σ over a response's tokens of log π_old - log π_ref, in nats.
+    """
+
+    step_mask: Bool[Array, "*SG T"]
+    chunk_scores: Float[Array, "*SG T J"]
+    chunk_mask: Bool[Array, "*SG T J"]
+    chunk_slot: Int[Array, "*SG T J K"]
+    chunk_is_evidence: Bool[Array, "*SG T J K"]
+    chunk_type: Int[Array, "*SG T J K"]
+    scores: Float[Array, "*SG Q"]
+    question_mask: Bool[Array, "*SG Q"]
+    slot: Int[Array, "*SG Q K"]
+    is_evidence: Bool[Array, "*SG Q K"]
+    gold: Bool[Array, "*SG Q T"]
+    written: Bool[Array, "*SG T O"]
+    valid: Bool[Array, "*SG T O"]
+    operation_type: Int[Array, "*SG T O"]
+    operation_action: Int[Array, "*SG T O"]
+    memory_tokens: Int[Array, "*SG"]
+    stream_tokens: Int[Array, "*SG"]
+    cited: Bool[Array, "*SG Q K"] | None = None
+    content: Float[Array, "*SG T O"] | None = None
+    content_mask: Bool[Array, "*SG T O"] | None = None
+    state_scores: Float[Array, "*SG N+1 Q"] | None = None
+    without: Float[Array, "*SG Q K"] | None = None
+    subset_scores: Float[Array, "*SG Q 2**P"] | None = None
+    player_slot: Int[Array, "*SG Q P"] | None = None
+    is_player: Bool[Array, "*SG Q P"] | None = None
+    kl: Float[Array, "*SG T"] | None = None
+
+
+class Settings(NamedTuple):
+    """Numbers of the rules; `config.default().credit` says what each means."""
+
+    beta: float = 0.5
+    global_weight: float = 1.0
+    chunk_weight: float = 0.5
+    compression_weight: float = 0.05
+    format_weight: float = 1.0
+    content_weight: float = 0.1
+    kl_weight: float = 0.0
+    bloat_weight: float = 0.3
+    used_weight: float = 0.1
+    type_factor: float = 4.0
+    gain_floor: float = -5.0
+
+
+class Variant(NamedTuple):
+    """What is chosen, not weighed. Static: part of the compilation key."""
+
+    rule: str = "full"
+    gain_transform: str = "prob"
+    ablation_conserves: bool = False
+    type_factor_on: str = "advantage"
+    standardize_channels: bool = False
+    per_operation: bool = False
+
+
+class Rewards(NamedTuple):
+    """r_t and its parts, before their weights. Zero at steps that do not exist.
+
+    Attributes:
+        total: r_t.
+        credit: What the rule makes of the global scores; for Fine-Mem r_EARA(t).
+        contribution: N_t, Fine-Mem's evidence contribution, under every rule; sums to r_global.
+        chunk: r_chunk(t).
+        format: r_fmt(t).
+        compression: r_comp, the same at every step.
+        content: Share of operations that the content judge found valid; 0 without a judge.
+        kl: Σ over the response's tokens of log π_old - log π_ref; 0 without a reference.
+        outcome: r_global, one number per rollout.
+        operation_credit: The rule's credit of each operation; a step's own is split over its operations, so that these
+            sum to `credit` wherever anything was written.
+        operation_total: r_t as if the whole step were like this operation; its mean over the step's operations is r_t.
+    """
+
+    total: Float[Array, "*SG T"]
+    credit: Float[Array, "*SG T"]
+    contribution: Float[Array, "*SG T"]
+    chunk: Float[Array, "*SG T"]
+    format: Float[Array, "*SG T"]
+    compression: Float[Array, "*SG T"]
+    content: Float[Array, "*SG T"]
+    kl: Float[Array, "*SG T"]
+    outcome: Float[Array, "*SG"]
+    operation_credit: Float[Array, "*SG T O"]
+    operation_total: Float[Array, "*SG T O"]
+
+
+class Advantages(NamedTuple):
+    """What the objective maximises.
+
+    Attributes:
+        step: A_{t,i} of each response.
+        operation: A of each operation; equal to its step's unless Variant.per_operation, or a rule weighs types.
+        unclipped_factor: Factor of the surrogate's unclipped term for each operation, ADRPO's variant; else 1.
+        alive: Whether the step's group has anything to learn from.
+    """
+
+    step: Float[Array, "S G T"]
+    operation: Float[Array, "S G T O"]
+    unclipped_factor: Float[Array, "S G T O"]
+    alive: Bool[Array, "S T"]
+
+
+# --------------------------------------------------------------------------------------
+# The rules: global scores of one rollout → credit
+# --------------------------------------------------------------------------------------
+
+
+def _outcome_score(x: RewardInputs) -> Float[Array, ""]:
+    return credit.masked_mean(x.scores, x.question_mask)
+
+
+def _step_credit(x: RewardInputs, per_step: Float[Array, " T"]) -> Credit:
+    """Credit that belongs to steps as wholes."""
+    return Credit(jnp.zeros(x.written.shape, x.scores.dtype), jnp.where(x.step_mask, per_step, 0))
+
+
+def _contribution(x: RewardInputs, share: Float[Array, "Q K"]) -> Credit:
+    return credit.contribution(x.scores, share, x.slot, x.question_mask, x.step_mask, x.written.shape[-1])
+
+
+def outcome(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """r_global / T at every step. Conserves r_global.
+
+    The final score alone, as Memory-R1 (2508.19828), AgeMem (2601.01885), AtomMem (2601.08323) and MemAgent
+    (2507.02259) use it; they give every step r_global itself, which is global_weight = T here.
+    """
+    return _step_credit(x, credit.evenly(_outcome_score(x), x.step_mask))
+
+
+def evidence(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """r_EARA(t) = (1 - β) r_global / T + β N_t      (Fine-Mem, 2601.08435). Conserves r_global for every β."""
+    contribution = _contribution(x, credit.equal_share(x.is_evidence))
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+
+
+def cited(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """EARA with N_t shared by the items that the answer rests on: 1 / #cited instead of 1 / |M_j|.
+
+    Repairs "retrieved = used". Conserves r_global; equals `evidence` where all is cited, or nothing. Ours.
+    """
+    contribution = _contribution(x, credit.cited_share(x.cited, x.is_evidence))
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+
+
+def persession(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """mean of s_j over questions whose gold evidence lies in chunk t, minus λ bloat      (Memory-R2, 2605.21768).
+
+    Questions without gold evidence go to the last step; a step without questions gets -λ bloat. Does not conserve.
+    """
+    last = jnp.maximum(x.step_mask.sum() - 1, 0)
+    by_gold = credit.by_gold(x.scores, x.gold, x.question_mask, last, "mean")
+    penalty = settings.bloat_weight * credit.bloat(x.memory_tokens, x.stream_tokens, x.scores.dtype)
+    return _step_credit(x, by_gold - penalty)
+
+
+def cumulative(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """Mean of `persession` over this and all later steps      (Memory-R2, 2605.21768). Does not conserve."""
+    return _step_credit(x, credit.to_go(persession(x, settings, variant).step, x.step_mask, 1.0, "mean"))
+
+
+def step_gain(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """V(M_t) - V(M_{t-1}), V = mean_j of what the memory scores      (after IGPO, 2510.14967).
+
+    Conserves the gain V(M_T) - V(∅), and charges whoever deletes, overwrites or crowds out what answered. Each
+    operation has the gain of its own change. IGPO measures V by the answer's likelihood; here it is the score of a
+    generated answer.
+    """
+    assert x.state_scores is not None
+    gain = credit.state_gain(x.state_scores, x.question_mask, variant.gain_transform, settings.gain_floor)
+    return Credit(gain.reshape(x.written.shape), jnp.zeros(x.step_mask.shape, gain.dtype))
+
+
+def ablation(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """EARA with N_t = (1/Q) Σ_j (s_j - s_j without the item): leave-one-out.
+
+    The nearest to AttriMem (2607.21106) whose formula is unpublished. Signed; with Variant.ablation_conserves scaled so
+    that N_t conserves r_global.
+    """
+    worth = credit.ablation_worth(x.scores, x.without, x.is_evidence, variant.ablation_conserves)
+    operation = credit.attribute(worth, x.slot, x.question_mask, x.written.shape)
+    contribution = Credit(operation, jnp.zeros(x.step_mask.shape, operation.dtype))
+    if variant.ablation_conserves:
+        # What no evidence holds goes to all steps, as in EARA.
+        contribution = contribution._replace(step=_contribution(x, credit.equal_share(x.is_evidence)).step)
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+
+
+def shapley(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """EARA with N_t = (1/Q) Σ_j φ_j(item): each item's exact Shapley value in the answer's score. Ours.
+
+    N sums to mean_j (v_full - v_∅), and is signed. A deleted item that would have been retrieved takes part as two
+    players, the operation that wrote it and the one that deleted it: with either the item is as it is now, gone; so a
+    harmful DELETE is charged, and the writer gets what the DELETE destroyed.
+    """
+    assert x.subset_scores is not None and x.player_slot is not None and x.is_player is not None
+    worth = jnp.where(x.is_player, credit.shapley_worth(x.subset_scores), 0)
+    operation = credit.attribute(worth, x.player_slot, x.question_mask, x.written.shape)
+    contribution = Credit(operation, jnp.zeros(x.step_mask.shape, operation.dtype))
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+
+
+def broadcast(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+    """r_global at every step, undivided      (Mem-alpha's r1, 2509.25911). Does not conserve."""
+    return _step_credit(x, _outcome_score(x))
+
+
+class Rule(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        attribute: Global scores to credit; None for `hindsight` and its like, which need the whole group.
+        chunk: Whether the chunk's own score is part of the reward.
+        needs: What must be measured beyond answers: "citations", "states", "without", "subsets", "content".
+        sums_to: What the credit adds up to over the steps of a rollout; "" for nothing in particular.
+        group: What is compared: the same "step" of a stream's rollouts, or all steps of the "stream".
+        weighs_types: Whether advantages are weighed by the memory type that was retrieved most (ADRPO, MemBuilder,
+            2601.05488).
+    """
+
+    attribute: Callable[[RewardInputs, Settings, Variant], Credit] | None
+    chunk: bool
+    needs: frozenset[str] = frozenset()
+    sums_to: str = ""
+    group: str = "step"
+    weighs_types: bool = False
+
+
+RULES: Mapping[str, Rule] = {
+    # The paper and its ablations.
+    "outcome": Rule(outcome, chunk=False, sums_to="r_global"),
+    "chunk": Rule(outcome, chunk=True, sums_to="r_global"),
+    "evidence": Rule(evidence, chunk=False, sums_to="r_global"),
+    "full": Rule(evidence, chunk=True, sums_to="r_global"),
+    # Repairs of "retrieved = used": Fine-Mem with another N_t.
+    "cited": Rule(cited, chunk=True, needs=frozenset(["citations"]), sums_to="r_global"),
+    "ablation": Rule(ablation, chunk=True, needs=frozenset(["without"])),
+    "shapley": Rule(shapley, chunk=True, needs=frozenset(["subsets"])),
+    # Rivals.
+    "persession": Rule(persession, chunk=False),
+    "cumulative": Rule(cumulative, chunk=False),
+    "hindsight": Rule(None, chunk=False),
+    "hindsight_top": Rule(None, chunk=False),
+    "type_weight": Rule(outcome, chunk=True, sums_to="r_global", weighs_types=True),
+    "step_gain": Rule(step_gain, chunk=False, needs=frozenset(["states"]), sums_to="V(M_T) - V(∅)"),
+    "mem_alpha": Rule(broadcast, chunk=False, needs=frozenset(["content"]), group="stream"),
+}
+
+
+def rule(name: str) -> Rule:
+    """Looks a rule up.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in RULES:
+        raise ValueError(f"credit.rule must be one of {', '.join(RULES)}; got {name!r}.")
+    return RULES[name]
+
+
+# --------------------------------------------------------------------------------------
+# From inputs to rewards
+# --------------------------------------------------------------------------------------
+
+
+def _channels(x: RewardInputs, settings: Settings, variant: Variant) -> dict[str, Credit]:
+    """The parts of one rollout's reward, before their weights."""
+    used, dtype = rule(variant.rule), x.scores.dtype
+    compression = credit.compression_reward(x.memory_tokens, x.stream_tokens, dtype)
+    no_score = _step_credit(x, jnp.zeros(x.step_mask.shape, dtype))
+    content = no_score
+    if x.content is not None and x.content_mask is not None:
+        content = credit.mean_over_operations(x.content, x.content_mask & x.written)
+    return {
+        "credit": used.attribute(x, settings, variant) if used.attribute else no_score,
+        "chunk": credit.chunk_reward(
+            x.chunk_scores, x.chunk_mask, x.chunk_slot, x.chunk_is_evidence, x.written.shape[-1]
+        ),
+        "format": credit.mean_over_operations(x.valid.astype(dtype), x.written),
+        "compression": _step_credit(x, jnp.full(x.step_mask.shape, compression)),
+        "content": content,
+        "kl": no_score if x.kl is None else _step_credit(x, x.kl),
+    }
+
+
+def _weights(settings: Settings, variant: Variant) -> dict[str, float]:
+    used = rule(variant.rule)
+    return {
+        "credit": settings.global_weight,
+        "chunk": settings.chunk_weight if used.chunk else 0.0,
+        "format": settings.format_weight,
+        "compression": settings.compression_weight,
+        "content": settings.content_weight if "content" in used.needs else 0.0,
+        "kl": -settings.kl_weight,
+    }
+
+
+def _weighted_sum(channels: Mapping[str, Credit], weights: Mapping[str, float]) -> Credit:
+    parts = [jax.tree.map(lambda part, w=weights[name]: w * part, channel) for name, channel in channels.items()]
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
+
+
+def per_operation(channel: Credit, written: Bool[Array, "*SG T O"]) -> Float[Array, "*SG T O"]:
+    """A step's credit as if all of it were like one of its operations.
+
+        n c_o + c,   n operations written, c_o credit of this one, c of the step as a whole
+
+    Its mean over the operations is the step's credit, so that crediting operations instead of steps moves credit
+    within a response, and changes no response's sum.
+    """
+    value = written.sum(-1, keepdims=True) * channel.operation + channel.step[..., None]
+    return jnp.where(written, value, 0)
+
+
+@functools.partial(jax.jit, static_argnames="variant")
+def step_rewards(inputs: RewardInputs, settings: Settings, variant: Variant) -> tuple[Rewards, dict[str, Credit]]:
+    """Rewards of every rollout of every stream, and their parts as `advantages` takes them, [S, G, ...]."""
+
+    def one(x: RewardInputs):
+        channels = _channels(x, settings, variant)
+        total = _weighted_sum(channels, _weights(settings, variant))
+        contribution = _contribution(x, credit.equal_share(x.is_evidence))
+        count = jnp.maximum(x.written.sum(-1, keepdims=True), 1)
+        rewards = Rewards(
+            total=total.total,
+            credit=channels["credit"].total,
+            contribution=contribution.total,
+            chunk=channels["chunk"].total,
+            format=channels["format"].total,
+            compression=channels["compression"].total,
+            content=channels["content"].total,
+            kl=channels["kl"].total,
+            outcome=_outcome_score(x),
+            operation_credit=jnp.where(x.written, per_operation(channels["credit"], x.written) / count, 0),
+            operation_total=per_operation(total, x.written),
+        )
+        return rewards, channels
+
+    return jax.vmap(jax.vmap(one))(inputs)
+
+
+# --------------------------------------------------------------------------------------
+# From rewards to advantages
+# --------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("variant", "normaliser"))
+def advantages(
+    inputs: RewardInputs,
+    channels: Mapping[str, Credit],
+    settings: Settings,
+    variant: Variant,
+    normaliser: Normaliser,
+) -> Advantages:
+    """Compares rollouts: the sum of the reward's parts is standardised, or each part before it is weighed and added.
+
+    With Variant.per_operation every operation has its own advantage, from the mean and spread of its group's
+    operations, each response weighing the same; never from other steps or by kind of operation (METHOD.md,
+    convention 5).
+    """
+    used, weights = rule(variant.rule), _weights(settings, variant)
+    if variant.standardize_channels:
+        # GDPO's order: a part that varies much no longer hides one that varies little.
+        compared = {name: _compare(channel, inputs, used, variant, normaliser) for name, channel in channels.items()}
+        step, operation = (sum(weights[name] * c[i] for name, c in compared.items()) for i in (0, 1))
+        alive = functools.reduce(jnp.logical_or, [c[2] for name, c in compared.items()])
+    else:
+        step, operation, alive = _compare(_weighted_sum(channels, weights), inputs, used, variant, normaliser)
+    if used.attribute is None:
+        earned, some = _hindsight(inputs, settings, normaliser)
+        if variant.rule == "hindsight_top":
+            earned = _top_half(earned, inputs)
+            step, operation, alive = jnp.zeros_like(step), jnp.zeros_like(operation), jnp.zeros_like(alive)
+            some = (earned.operation > 0).any((1, 3)) & inputs.step_mask[:, 0]
+        own = per_operation(earned, inputs.written) if variant.per_operation else earned.total[..., None]
+        step = step + settings.global_weight * earned.total
+        operation = operation + settings.global_weight * jnp.where(inputs.written, own, 0)
+        alive = alive | some
+    factor = jnp.ones_like(operation)
+    if used.weighs_types:
+        factor = _type_factors(inputs, settings)
+        if variant.type_factor_on == "advantage":
+            count = jnp.maximum(inputs.written.sum(-1), 1)
+            written = jnp.where(inputs.written, factor, 0).sum(-1)
+            row = jnp.where(inputs.written.any(-1), written / count, 1)
+            operation = operation * (factor if variant.per_operation else row[..., None])
+            step, factor = step * row, jnp.ones_like(operation)
+    return Advantages(step, operation, factor, alive)
+
+
+@jax.jit
+def token_advantages(
+    compared: Advantages, token_operations: Int[Array, "S G T A"]
+) -> tuple[Float[Array, "S G T A"], Float[Array, "S G T A"]]:
+    """Advantage and unclipped factor of each response token: those of its operation, or (-1) of its step."""
+    spread = credit.spread_to_tokens
+    for _ in range(3):
+        spread = jax.vmap(spread)
+    advantages = spread(compared.operation, compared.step, token_operations)
+    return advantages, spread(compared.unclipped_factor, jnp.ones_like(compared.step), token_operations)
+
+
+def _compare(channel, inputs, used, variant, normaliser):
+    """Standardises one credit within its groups: of steps, of operations, and whether the group has any spread."""
+    written = inputs.written
+    shape = inputs.step_mask.shape
+    num_streams, _, num_steps = shape
+    if used.group == "step":
+        group, num_groups = grpo.step_groups(shape), num_streams * num_steps
+    else:
+        group, num_groups = grpo.stream_groups(shape), num_streams
+    total = channel.total
+    if variant.per_operation:
+        # The last entry is the step's own: it counts in mean and spread only where nothing was written.
+        count = written.sum(-1, keepdims=True)
+        entries = jnp.append(per_operation(channel, written), total[..., None], -1)
+        weight = jnp.append(written / jnp.maximum(count, 1), count == 0, -1)
+        mask = jnp.append(written, jnp.ones_like(count, bool), -1) & inputs.step_mask[..., None]
+    else:
+        entries, weight = total[..., None], jnp.ones_like(total)[..., None]
+        mask = inputs.step_mask[..., None]
+    ids = jnp.broadcast_to(group[..., None], entries.shape)
+    flat = [part.reshape(-1) for part in (entries, ids, mask)]
+    value, alive = grpo.standardize(*flat, num_groups, normaliser, weight.reshape(-1).astype(total.dtype))
+    value, alive = value.reshape(entries.shape), alive.reshape(entries.shape).any((1, 3))
+    step = value[..., -1]
+    operation = value[..., :-1] if variant.per_operation else jnp.where(written, step[..., None], 0)
+    return step, operation, alive
+
+
+def _hindsight(inputs, settings, normaliser):
+    """S(t) = (1/Q) Σ_j A_j (1[gold evidence of j in chunk t] + λ 1[an item of step t retrieved for j]).
+
+    A_j compares the answers of a stream's rollouts to question j. Signed, and an advantage already: it is not compared
+    again (Mem-T, arXiv 2601.23014, in policy-gradient form; where no gold is known, only the λ term remains).
+    """
+    num_streams, _, num_questions = inputs.scores.shape
+    ids = jnp.broadcast_to(
+        jnp.arange(num_streams * num_questions).reshape(num_streams, 1, num_questions), inputs.scores.shape
+    )
+    flat = [part.reshape(-1) for part in (inputs.scores, ids, inputs.question_mask)]
+    value, _ = grpo.standardize(*flat, num_streams * num_questions, normaliser)
+
+    def one(x, value):
+        used = settings.used_weight * value[:, None] * x.is_evidence
+        operation = credit.attribute(used, x.slot, x.question_mask, x.written.shape)
+        gold = jnp.where(x.gold & x.question_mask[:, None], value[:, None], 0).sum(0)
+        return Credit(operation, jnp.where(x.step_mask, gold / jnp.maximum(x.question_mask.sum(), 1), 0))
+
+    earned = jax.vmap(jax.vmap(one))(inputs, value.reshape(inputs.scores.shape))
+    return earned, (earned.total != 0).any(1)
+
+
+def _top_half(earned, inputs):
+    """1 for the better half of the valid operations of each kind, else 0: filtered fine-tuning (Mem-T's own form)."""
+    score = per_operation(earned, inputs.written)
+    kept = credit.keep_top(
+        score.reshape(-1), inputs.operation_action.reshape(-1), 0.5, (inputs.written & inputs.valid).reshape(-1)
+    )
+    kept = kept.reshape(score.shape).astype(score.dtype)
+    count = jnp.maximum(inputs.written.sum(-1, keepdims=True), 1)
+    return Credit(kept / count, jnp.zeros_like(earned.step))
+
+
+def _type_factors(inputs, settings):
+    """Factor of each operation: that of its memory type at this step (`credit.type_factors`)."""
+
+    def one_step(types, is_evidence, mask, operation_type):
+        factors = credit.type_factors(types, is_evidence & mask[:, None], NUM_TYPES, CORE_TYPE, settings.type_factor)
+        return factors[operation_type]
+
+    over_all = jax.vmap(jax.vmap(jax.vmap(one_step)))
+    return over_all(inputs.chunk_type, inputs.chunk_is_evidence, inputs.chunk_mask, inputs.operation_type)
