@@ -12,6 +12,7 @@ Masks are True where there is something; what stands elsewhere is never read.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -39,8 +40,14 @@ class Credit(NamedTuple):
 
 def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, ...]:
     """Mean over the last axis of what the mask holds; 0 where it holds nothing."""
-    count = mask.sum(-1)
-    return jnp.where(mask, values, 0).sum(-1) / jnp.maximum(count, 1)
+    return jnp.where(mask, values, 0).sum(-1) / at_least_one(mask, -1)
+
+
+def at_least_one(mask: Bool[Array, ...], axis: int, keepdims: bool = False) -> Float[Array, ...]:
+    """How many the mask holds along an axis, to divide by: 1 where it holds none."""
+    # Counted in int32 even where the default is 64 bits, which takes twice as long; then as precise as the rest.
+    count = mask.sum(axis, dtype=jnp.int32, keepdims=keepdims)
+    return jnp.maximum(count, 1).astype(jnp.result_type(float))
 
 
 # --------------------------------------------------------------------------------------
@@ -56,15 +63,39 @@ def scatter(worth: Float[Array, "Q K"], slot: Int[Array, "Q K"], num_slots: int)
         slot: Who wrote evidence k of question j, in [0, num_slots); anything in padding.
     """
 
-    def by_adding(worth, slot):
+    # TPUs add one entry at a time; there a product with zeros and ones is faster. Elsewhere adding is.
+    return jax.lax.platform_dependent(
+        worth,
+        slot,
+        tpu=functools.partial(_by_comparing, num_slots=num_slots),
+        default=functools.partial(_by_adding, num_slots=num_slots),
+    )
+
+
+def _by_comparing(worth, slot, num_slots):
+    wrote = slot.reshape(-1)[:, None] == jnp.arange(num_slots, dtype=slot.dtype)[None]
+    return jnp.einsum("i,in->n", worth.reshape(-1), wrote.astype(worth.dtype))
+
+
+def _by_adding(worth, slot, num_slots):
+    @jax.custom_batching.custom_vmap
+    def add(worth, slot):
         return jnp.zeros(num_slots, worth.dtype).at[slot.reshape(-1)].add(worth.reshape(-1), mode="drop")
 
-    def by_comparing(worth, slot):
-        wrote = slot.reshape(-1)[:, None] == jnp.arange(num_slots)[None]
-        return jnp.einsum("i,in->n", worth.reshape(-1), wrote.astype(worth.dtype))
+    @add.def_vmap
+    def add_all(size, batched, worth, slot):
+        # As one long row of slots: adding with two indices takes three times as long on a CPU.
+        worth, slot = (
+            part if is_batched else jnp.broadcast_to(part[None], (size, *part.shape))
+            for part, is_batched in zip((worth, slot), batched, strict=True)
+        )
+        first = num_slots * jnp.arange(size, dtype=slot.dtype).reshape(-1, *(1 for _ in slot.shape[1:]))
+        # What lies outside stays outside: no rollout writes into another's slots.
+        inside = (slot >= 0) & (slot < num_slots)
+        shifted = jnp.where(inside, first + slot, size * num_slots)
+        return _by_adding(worth, shifted, size * num_slots).reshape(size, num_slots), True
 
-    # TPUs add one entry at a time; there a product with zeros and ones is faster. Elsewhere adding is.
-    return jax.lax.platform_dependent(worth, slot, tpu=by_comparing, default=by_adding)
+    return add(worth, slot)
 
 
 def attribute(
@@ -74,7 +105,7 @@ def attribute(
     shape: tuple[int, int],
 ) -> Float[Array, "T O"]:
     """Σ_j Σ_k worth_jk 1[slot_jk = (t, o)] / Q: the mean over questions of what each operation's evidence is worth."""
-    num_questions = jnp.maximum(question_mask.sum(), 1)
+    num_questions = at_least_one(question_mask, -1)
     return (
         scatter(jnp.where(question_mask[:, None], worth, 0), slot, shape[0] * shape[1]).reshape(shape) / num_questions
     )
@@ -82,12 +113,12 @@ def attribute(
 
 def evenly(amount: Float[Array, ""], step_mask: Bool[Array, " T"]) -> Float[Array, " T"]:
     """The same share of an amount for every step."""
-    return jnp.where(step_mask, amount, 0) / jnp.maximum(step_mask.sum(), 1)
+    return jnp.where(step_mask, amount, 0) / at_least_one(step_mask, -1)
 
 
 def equal_share(is_evidence: Bool[Array, "Q K"]) -> Float[Array, "Q K"]:
     """1 / |M_j| for each of the items retrieved for question j; a question without evidence has no shares."""
-    return is_evidence / jnp.maximum(is_evidence.sum(-1, keepdims=True), 1)
+    return is_evidence / at_least_one(is_evidence, -1, keepdims=True)
 
 
 def cited_share(cited: Bool[Array, "Q K"], is_evidence: Bool[Array, "Q K"]) -> Float[Array, "Q K"]:
@@ -251,12 +282,13 @@ def chunk_reward(
     What evidence written at step t itself supported belongs to its operations, the rest to the step.
     """
     num_steps = len(scores)
-    here = (slot // num_operations == jnp.arange(num_steps)[:, None, None]) & is_evidence & mask[..., None]
-    worth = scores[..., None] * equal_share(is_evidence) / jnp.maximum(mask.sum(-1), 1)[:, None, None]
-    flat = (num_steps * scores.shape[1], -1)
-    worth = jnp.where(here, worth, 0)
-    operation = scatter(worth.reshape(flat), slot.reshape(flat), num_steps * num_operations)
-    return Credit(operation.reshape(num_steps, num_operations), masked_mean(scores, mask) - worth.sum((-1, -2)))
+    first = num_operations * jnp.arange(num_steps, dtype=slot.dtype)[:, None, None]
+    # Not slot // num_operations == t: processors have no vectors of integer divisions.
+    here = (slot >= first) & (slot < first + num_operations) & is_evidence & mask[..., None]
+    worth = scores[..., None] * equal_share(is_evidence) / at_least_one(mask, -1)[:, None, None]
+    worth = jnp.where(here, worth, 0).reshape(num_steps, -1)
+    own = scatter(worth, slot.reshape(num_steps, -1), num_steps * num_operations).reshape(num_steps, num_operations)
+    return Credit(own, masked_mean(scores, mask) - own.sum(-1))
 
 
 def mean_over_operations(values: Float[Array, "T O"], mask: Bool[Array, "T O"]) -> Credit:
@@ -264,7 +296,7 @@ def mean_over_operations(values: Float[Array, "T O"], mask: Bool[Array, "T O"]) 
 
     With values 1 for valid operations and 0 for others: r_fmt(t) = valid operations / operations written.
     """
-    share = jnp.where(mask, values, 0) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    share = jnp.where(mask, values, 0) / at_least_one(mask, -1, keepdims=True)
     return Credit(share, jnp.zeros(len(values), values.dtype))
 
 

@@ -125,12 +125,14 @@ def group_advantage(
 def step_groups(shape: tuple[int, int, int]) -> Int[Array, "S G T"]:
     """Group ids by (stream, step), s T + t."""
     num_streams, _, num_steps = shape
-    return jnp.broadcast_to(jnp.arange(num_streams * num_steps).reshape(num_streams, 1, num_steps), shape)
+    return jnp.broadcast_to(
+        jnp.arange(num_streams * num_steps, dtype=jnp.int32).reshape(num_streams, 1, num_steps), shape
+    )
 
 
 def stream_groups(shape: tuple[int, int, int]) -> Int[Array, "S G T"]:
     """Group ids by stream: all steps of all its rollouts are one group (Mem-alpha)."""
-    return jnp.broadcast_to(jnp.arange(shape[0])[:, None, None], shape)
+    return jnp.broadcast_to(jnp.arange(shape[0], dtype=jnp.int32)[:, None, None], shape)
 
 
 # --------------------------------------------------------------------------------------
@@ -295,12 +297,9 @@ def kl_estimate(
 ) -> Float[Array, "N A"]:
     """KL(π_θ ‖ π_ref) at each token, estimated from the sampled token alone; 0 where the mask is 0.
 
-    "k1": log π_θ - log π_ref, unbiased, of either sign; for rewards. "k2" and "k3" (see `clipped_objective`) are
-    never negative; for losses. Differences beyond ±20 nats count as 20.
+    "k2" and "k3" (see `clipped_objective`) are never negative. Differences beyond ±20 nats count as 20.
     """
     difference = jnp.clip(jnp.where(mask, reference_log_probs - log_probs, 0), -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
-    if estimator == "k1":
-        return -difference
     return difference**2 / 2 if estimator == "k2" else jnp.exp(difference) - difference - 1
 
 

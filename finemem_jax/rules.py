@@ -361,7 +361,7 @@ def per_operation(channel: Credit, written: Bool[Array, "*SG T O"]) -> Float[Arr
     Its mean over the operations is the step's credit, so that crediting operations instead of steps moves credit
     within a response, and changes no response's sum.
     """
-    value = written.sum(-1, keepdims=True) * channel.operation + channel.step[..., None]
+    value = written.sum(-1, dtype=jnp.int32, keepdims=True) * channel.operation + channel.step[..., None]
     return jnp.where(written, value, 0)
 
 
@@ -373,7 +373,7 @@ def step_rewards(inputs: RewardInputs, settings: Settings, variant: Variant) -> 
         channels = _channels(x, settings, variant)
         total = _weighted_sum(channels, _weights(settings, variant))
         contribution = _contribution(x, credit.equal_share(x.is_evidence))
-        count = jnp.maximum(x.written.sum(-1, keepdims=True), 1)
+        count = credit.at_least_one(x.written, -1, keepdims=True)
         rewards = Rewards(
             total=total.total,
             credit=channels["credit"].total,
@@ -433,7 +433,7 @@ def advantages(
     if used.weighs_types:
         factor = _type_factors(inputs, settings)
         if variant.type_factor_on == "advantage":
-            count = jnp.maximum(inputs.written.sum(-1), 1)
+            count = credit.at_least_one(inputs.written, -1)
             written = jnp.where(inputs.written, factor, 0).sum(-1)
             row = jnp.where(inputs.written.any(-1), written / count, 1)
             operation = operation * (factor if variant.per_operation else row[..., None])
@@ -465,7 +465,7 @@ def _compare(channel, inputs, used, variant, normaliser):
     total = channel.total
     if variant.per_operation:
         # The last entry is the step's own: it counts in mean and spread only where nothing was written.
-        count = written.sum(-1, keepdims=True)
+        count = written.sum(-1, dtype=jnp.int32, keepdims=True)
         entries = jnp.append(per_operation(channel, written), total[..., None], -1)
         weight = jnp.append(written / jnp.maximum(count, 1), count == 0, -1)
         mask = jnp.append(written, jnp.ones_like(count, bool), -1) & inputs.step_mask[..., None]
@@ -498,7 +498,7 @@ def _hindsight(inputs, settings, normaliser):
         used = settings.used_weight * value[:, None] * x.is_evidence
         operation = credit.attribute(used, x.slot, x.question_mask, x.written.shape)
         gold = jnp.where(x.gold & x.question_mask[:, None], value[:, None], 0).sum(0)
-        return Credit(operation, jnp.where(x.step_mask, gold / jnp.maximum(x.question_mask.sum(), 1), 0))
+        return Credit(operation, jnp.where(x.step_mask, gold / credit.at_least_one(x.question_mask, -1), 0))
 
     earned = jax.vmap(jax.vmap(one))(inputs, value.reshape(inputs.scores.shape))
     return earned, (earned.total != 0).any(1)
@@ -511,7 +511,7 @@ def _top_half(earned, inputs):
         score.reshape(-1), inputs.operation_action.reshape(-1), 0.5, (inputs.written & inputs.valid).reshape(-1)
     )
     kept = kept.reshape(score.shape).astype(score.dtype)
-    count = jnp.maximum(inputs.written.sum(-1, keepdims=True), 1)
+    count = credit.at_least_one(inputs.written, -1, keepdims=True)
     return Credit(kept / count, jnp.zeros_like(earned.step))
 
 

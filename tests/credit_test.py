@@ -125,7 +125,7 @@ def test_scatter_by_hand(how, monkeypatch):
         return (tpu if how == "by_comparing" else default)(*args)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
-    got = credit.scatter(np.array([[1.0, 2.0], [4.0, 0.0]], np.float32), np.array([[0, 3], [0, 99]]), 4)
+    got = credit.scatter(np.array([[1.0, 2.0], [4.0, 0.0]], np.float32), np.array([[0, 3], [0, 99]], np.int32), 4)
     np.testing.assert_allclose(got, [5, 0, 0, 2])
 
 
@@ -208,7 +208,7 @@ def test_chunk_reward_by_hand():
     # Step 2: no questions.
     scores = np.array([[1.0, 0.0], [1.0, np.nan], [np.nan, np.nan]])
     mask = np.array([[True, True], [True, False], [False, False]])
-    slot = np.array([[[0, 9], [9, 9]], [[3, 0], [9, 9]], [[4, 4], [4, 4]]])
+    slot = np.array([[[0, 9], [9, 9]], [[3, 0], [9, 9]], [[4, 4], [4, 4]]], np.int32)
     is_evidence = np.array([[[1, 0], [0, 0]], [[1, 1], [0, 0]], [[1, 1], [1, 1]]], bool)
     got = credit.chunk_reward(scores, mask, slot, is_evidence, 2)
     np.testing.assert_allclose(got.operation, [[0.5, 0], [0, 0.5], [0, 0]])
@@ -281,10 +281,16 @@ def test_masked_mean(mask, expected):
     assert credit.masked_mean(np.array([1.0, 3.0, 8.0]), np.array(mask)) == expected
 
 
-def test_kernels_agree_with_themselves_under_vmap():
+def test_scatter_under_vmap():
     rng = np.random.default_rng(0)
     worth, slot = rng.normal(size=(4, 3, 5, 2)), rng.integers(0, 6, (4, 3, 5, 2))
     got = jax.vmap(jax.vmap(lambda w, s: credit.scatter(w, s, 6)))(worth, slot)
     for s, g in itertools.product(range(4), range(3)):
         expected = np.bincount(slot[s, g].reshape(-1), worth[s, g].reshape(-1), 6)
         np.testing.assert_allclose(got[s, g], expected, atol=1e-5)
+
+
+def test_slots_outside_do_not_reach_the_next_rollout():
+    worth, slot = np.ones((2, 1, 3), np.float32), np.array([[[0, 2, -1]], [[1, 7, 1]]], np.int32)
+    got = jax.vmap(lambda w, s: credit.scatter(w, s, 2))(worth, slot)
+    np.testing.assert_allclose(got, [[1, 0], [0, 2]])

@@ -3,54 +3,23 @@
 import math
 
 import pytest
+from small_trajectories import ENVIRONMENT, MALFORMED, TOKENS, answers, inserted, item, step, trajectory
 
 from finemem_jax import evaluate, operations
-from finemem_jax.environment import Environment
-from finemem_jax.episode import (
-    Action,
-    Answer,
-    Chunk,
-    Completion,
-    Malformed,
-    Memory,
-    MemoryItem,
-    Operation,
-    Outcome,
-    Question,
-    Status,
-    Step,
-    Stream,
-    Trajectory,
-)
+from finemem_jax.episode import Action, Chunk, Completion, Operation, Question, Stream
 from finemem_jax.rollout import RolloutOptions
-from finemem_jax.tokenizer import ByteTokenizer
-
-TOKENS = ByteTokenizer()
-RULES = Environment(TOKENS, num_examples=0, view_tokens=200, chunk_tokens=200, long_chunk="split", repair_json=False)
-GOOD = Outcome(Operation(Action.INSERT, "x"), Status.APPLIED, 1)
-BAD = Outcome(Malformed("?", "not JSON"), Status.MALFORMED)
-
-
-def answers(*scores, kind=""):
-    return tuple(Answer(Question("q", ("a",), kind=kind), (), "a", score) for score in scores)
-
-
-def step(outcomes=(), scores=(), text=""):
-    items = (MemoryItem(1, text, 0),) if text else ()
-    return Step((1,), (1,), Completion((1,), (0.0,), "stop", 0), tuple(outcomes), Memory(items), answers(*scores))
-
-
-def trajectory(name, steps, global_answers=()):
-    return Trajectory(Stream(name, "made up", (Chunk("c"),) * len(steps)), 0, tuple(steps), tuple(global_answers))
-
 
 ONE = trajectory(
-    "one",
-    [step([GOOD, BAD], [1.0, 0.0]), step([], []), step([GOOD], [0.25], text="Ærø")],
+    [
+        step([inserted(), MALFORMED], answers(1.0, 0.0)),
+        step(),
+        step([inserted()], answers(0.25), [item(text="Ærø")]),
+    ],
     answers(1.0, 0.5, kind="plain") + answers(0.0, kind="latest_value"),
+    name="one",
 )
-TWO = trajectory("two", [step()], answers(0.5, kind="plain"))
-SILENT = trajectory("silent", [step([BAD], text="abcd")])
+TWO = trajectory([step()], answers(0.5, kind="plain"), name="two")
+SILENT = trajectory([step([MALFORMED], memory=[item(text="abcd")])], name="silent")
 
 
 def test_estimate_by_hand():
@@ -87,7 +56,7 @@ def test_pairing_takes_out_how_hard_streams_are():
 
 
 def test_per_stream_by_hand():
-    got = evaluate.per_stream([ONE, TWO, SILENT], RULES)
+    got = evaluate.per_stream([ONE, TWO, SILENT], ENVIRONMENT)
     assert got == {
         "score": {"one": 0.5, "two": 0.5},  # `silent` has no questions: no score, which is not a score of 0.
         "chunk_score": {"one": (0.5 + 0.25) / 2},  # Over chunks that have questions.
@@ -132,8 +101,14 @@ def test_table_of_a_single_stream():
     assert rows[0] == ["held-out score", "0.500 ± –", "0.250 ± –", "-0.250 ± –", "1"]
 
 
+def test_table_says_nothing_of_what_was_not_asked():
+    found = evaluate.summary([SILENT], ENVIRONMENT)
+    _, rows = evaluate.table({"before": found, "after": found})
+    assert rows[0] == ["held-out score", "–", "–", "–", "0"]
+
+
 def test_summary_holds_what_the_table_needs():
-    found = evaluate.summary([ONE, TWO, SILENT], RULES)
+    found = evaluate.summary([ONE, TWO, SILENT], ENVIRONMENT)
     _, rows = evaluate.table({"before": found, "after": found})
     assert rows[0] == ["held-out score", "0.500 ± 0.000", "0.500 ± 0.000", "+0.000 ± 0.000", "2"]
     assert found["by_kind"]["plain"]["n"] == 3
@@ -157,8 +132,8 @@ def test_run_rolls_each_stream_out_once():
     )
     asked = Question("Where does Ana live?", ("Oslo",))
     streams = [Stream(name, "made up", (Chunk("c", (asked,)), Chunk("d")), (asked,)) for name in ("a", "b")]
-    got = evaluate.run(streams, options, RULES, policy, lambda queries: ["Oslo" for _ in queries], (0, "evaluate"))
+    got = evaluate.run(streams, options, ENVIRONMENT, policy, lambda queries: ["Oslo" for _ in queries], (0, "evaluate"))
     assert [one.stream.stream_id for one in got] == ["a", "b"]
-    assert evaluate.summary(got, RULES)["estimates"]["score"]["mean"] == 1.0
+    assert evaluate.summary(got, ENVIRONMENT)["estimates"]["score"]["mean"] == 1.0
     # The second INSERT says the same again.
-    assert evaluate.per_stream(got, RULES)["valid_operations"] == {"a": 0.5, "b": 0.5}
+    assert evaluate.per_stream(got, ENVIRONMENT)["valid_operations"] == {"a": 0.5, "b": 0.5}

@@ -12,10 +12,10 @@ PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 # From nouns to programs. `models` is one module here, whose files may import each other. `report` and `sweep` stand
 # beside `train` because they lay out tables with `evaluate`.
 SHELVES = (
-    ("episode", "credit", "grpo", "config", "optimizer", "writer"),
+    ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page"),
     (
         "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
-        "models",
+        "models", "report_plots",
     ),
     ("environment", "reader", "embedding", "probes", "decoding", "learner", "rewards", "records"),
     ("sampler", "rollout", "checkpoint"),
@@ -78,7 +78,7 @@ def test_the_table_lists_what_exists():
 def test_the_equations_import_only_jax(name):
     own, others = imports_of((PACKAGE / f"{name}.py").read_text(encoding="utf-8"), set(SHELF))
     assert own == set()
-    assert others <= {"jax", "numpy", "jaxtyping", "math", "dataclasses", "typing", "__future__"}
+    assert others <= {"jax", "numpy", "jaxtyping", "functools", "math", "dataclasses", "typing", "__future__"}
 
 
 @pytest.mark.parametrize(

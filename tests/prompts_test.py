@@ -265,3 +265,26 @@ def test_only_contents_are_judged(action):
 )
 def test_verdict(text, expected):
     assert prompts.verdict(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "cited"),
+    [
+        ("Porto [2]", "Porto", (False, True)),
+        ("Porto [1] [2]", "Porto", (True, True)),
+        ("Porto", "Porto", (False, False)),
+        ("[2]", "", (False, True)),
+        ("label [17]", "label [17]", (False, False)),  # No such note: part of the answer.
+        ("[0] [3] x", "[0] [3] x", (False, False)),
+        ("a [1]b", "a b", (True, False)),
+    ],
+)
+def test_split_citations(reply, answer, cited):
+    assert prompts.split_citations(reply, 2) == (answer, cited)
+
+
+def test_a_reader_that_does_not_cite_is_asked_as_before():
+    plain = prompts.reader(["A note."], "What?", 2)
+    assert plain[-1].parts == ("Notes:\n- A note.\nQuestion: What?",)
+    assert plain[0].parts == (prompts.READER_SYSTEM,)
+    assert all("[" not in part for message in plain for part in message.parts)

@@ -3,6 +3,7 @@
 import pytest
 
 from finemem_jax import reader
+from finemem_jax.episode import Action, Operation
 from finemem_jax.reader import Query
 from finemem_jax.tokenizer import ByteTokenizer
 
@@ -66,3 +67,35 @@ def test_what_a_question_holds_stays_text():
 
     query = Query("<|end|><|start|>a:", ("<|end|>",))
     assert reader.language_model(generate, TOKENS, num_examples=0)([query]) == [""]
+
+
+def test_the_evidence_reader_answers_with_what_was_retrieved():
+    queries = [Query("q", ("best", "next")), Query("q", ())]
+    assert reader.evidence()(queries) == ["best\nnext", ""]
+    assert reader.evidence(cite=True)(queries) == ["best [1]", ""]
+
+
+def test_a_citing_reader_is_asked_to_cite():
+    prompts_seen = []
+
+    def generate(chats):
+        prompts_seen.extend(TOKENS.decode(chat.ids) for chat in chats)
+        return [tuple(TOKENS.encode("Porto [1]")) for _ in chats]
+
+    answer = reader.language_model(generate, TOKENS, 2, cite=True)
+    assert answer([Query("Where?", ("In Porto.", "Rain."))]) == ["Porto [1]"]
+    (prompt,) = prompts_seen
+    assert "[1] In Porto.\n[2] Rain.\nQuestion: Where?" in prompt
+    # The worked examples cite, and rightly.
+    assert "Porto [2]" in prompt and "14 [1]" in prompt
+
+
+def test_the_judge_reads_verdicts():
+    replies = iter(["VALID", "INVALID", "who knows"])
+
+    def generate(chats):
+        return [tuple(TOKENS.encode(next(replies))) for _ in chats]
+
+    judge = reader.content_judge(generate, TOKENS)
+    written = [Operation(Action.INSERT, f"fact {i}") for i in range(3)]
+    assert judge(written) == [True, False, None]

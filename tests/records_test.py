@@ -4,82 +4,88 @@ import json
 
 import numpy as np
 import pytest
+from small_trajectories import TOKENS, deleted, inserted, item, trajectory, updated
 
 from finemem_jax import records, rewards
-from finemem_jax.credit import Weights
 from finemem_jax.episode import (
     Action,
     Answer,
     Chunk,
     Completion,
+    Game,
     Malformed,
     Memory,
-    MemoryItem,
     Operation,
     Outcome,
+    Probes,
     Question,
     Status,
     Step,
     Stream,
     Trajectory,
 )
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.grpo import Normaliser
+from finemem_jax.rules import Settings, Variant
 
-TOKENS = ByteTokenizer()
-PAPER = Weights(beta=0.5, chunk=0.5, compression=0.05, format=1.0)
-ITEM = MemoryItem(1, "Ana lives in Oslo.", 0)
+OSLO = item(text="Ana lives in Oslo.")
+AS_JSON = {"item_id": 1, "text": "Ana lives in Oslo.", "source_step": 0, "source_operation": 0, "memory_type": ""}
 QUESTION = Question("Where does Ana live?", ("Oslo", "Oslo, Norway"), "substring", (0,), "plain")
 OUTCOMES = (
-    Outcome(Operation(Action.INSERT, "Ana lives in Oslo."), Status.APPLIED, 1),
+    inserted("Ana lives in Oslo."),
     Outcome(Operation(Action.DELETE, item_id=7), Status.UNKNOWN_ID),
     Outcome(Malformed("memory_insert(<b>)", "not JSON"), Status.MALFORMED),
 )
 
 
-def step(outcomes, memory, answers=()):
+def step(outcomes, memory, answers=(), **fields):
     prompt, text = TOKENS.encode("New text"), TOKENS.encode("Ærø")
     completion = Completion((*text, *TOKENS.end_ids), (-0.5,) * 6, "stop", 3)
-    return Step(tuple(prompt), (1, 4, 8), completion, tuple(outcomes), Memory(memory, 2), answers)
+    return Step(tuple(prompt), (1, 4, 8), completion, tuple(outcomes), Memory(memory, 2), answers=answers, **fields)
 
 
 STREAM = Stream("s-1", "made up", (Chunk("Ana moved to Oslo.", (QUESTION,)), Chunk("Rain.")), (QUESTION,), "AR")
-RIGHT = Answer(QUESTION, (ITEM,), "Oslo", 1.0)
+RIGHT = Answer(QUESTION, (OSLO,), "Oslo", 1.0, (True,))
 WRONG = Answer(QUESTION, (), "unknown", 0.0)
+PROBES = Probes(empty=(0.25,), games=(Game(((0, 0),), (0.0, 1.0)),))
+WROTE = step(OUTCOMES, (OSLO,), (RIGHT,), token_operations=(0, 0, 1, 2, 2, -1))
 GROUP = [
-    Trajectory(STREAM, 0, (step(OUTCOMES, (ITEM,), (RIGHT,)), step((), (ITEM,))), (RIGHT,)),
+    Trajectory(STREAM, 0, (WROTE, step((), (OSLO,))), (RIGHT,), PROBES),
     Trajectory(STREAM, 1, (step((), (), (WRONG,)), step((), ())), (WRONG,)),
 ]
 
 
+def judged(group, variant):
+    inputs = rewards.collect([group], lambda text: len(TOKENS.encode(text)))
+    return inputs, *rewards.judge(inputs, Settings(), variant, Normaliser())
+
+
 @pytest.fixture(scope="module")
-def judged():
-    inputs = rewards.collect([GROUP], lambda text: len(TOKENS.encode(text)))
-    return inputs, *rewards.judge(inputs, PAPER, 1e-6)
+def both():
+    """Records of both rollouts, under the paper's rule and weights."""
+    arrays = judged(GROUP, Variant("full", per_operation=True))
+    return [records.trajectory(one, (0, i), *arrays, TOKENS.decode) for i, one in enumerate(GROUP)]
 
 
-def record(rollout, judged):
-    return records.trajectory(GROUP[rollout], (0, rollout), *judged, TOKENS.decode)
+def test_a_record_is_plain_json(both):
+    assert json.loads(json.dumps(both, allow_nan=False)) == both
 
 
-def test_a_record_is_plain_json(judged):
-    one = record(0, judged)
-    assert json.loads(json.dumps(one, allow_nan=False)) == one
-
-
-def test_a_record_says_what_happened(judged):
-    one = record(0, judged)
+def test_a_record_says_what_happened(both):
+    one = both[0]
     assert {name: one[name] for name in ("stream_id", "source", "competency", "rollout")} == {
         "stream_id": "s-1", "source": "made up", "competency": "AR", "rollout": 0,
     }  # fmt: skip
     assert (one["memory_tokens"], one["stream_tokens"], one["outcome"]) == (18, 23, 1.0)
     first, second = one["steps"]
     assert (first["step"], second["step"]) == (0, 1)
+    assert (first["chunk"], second["chunk"]) == ("Ana moved to Oslo.", "Rain.")
     assert first["prompt"] == "New text"
     assert first["completion"] == "Ærø<|end|>"
     assert first["completion_ids"] == [*TOKENS.encode("Ærø"), *TOKENS.end_ids]
     assert first["log_probs"] == [-0.5] * 6
     assert (first["finish_reason"], first["policy_version"]) == ("stop", 3)
-    assert first["memory"] == [{"item_id": 1, "text": "Ana lives in Oslo.", "source_step": 0}]
+    assert first["token_operations"] == [0, 0, 1, 2, 2, -1]
+    assert first["memory"] == [AS_JSON]
     assert second["answers"] == []
     assert first["answers"] == one["answers"] == [
         {
@@ -87,24 +93,72 @@ def test_a_record_says_what_happened(judged):
             "kind": "plain",
             "gold": ["Oslo", "Oslo, Norway"],
             "metric": "substring",
-            "evidence": [{"item_id": 1, "text": "Ana lives in Oslo.", "source_step": 0}],
+            "gold_steps": [0],
+            "evidence": [AS_JSON],
+            "cited": [True],
             "answer": "Oslo",
             "score": 1.0,
         }
     ]  # fmt: skip
+    assert one["probes"] == {
+        "empty": [0.25],
+        "states": [],
+        "without": [],
+        "games": [{"players": [[0, 0]], "scores": [0.0, 1.0]}],
+    }
 
 
-def test_operations_by_hand(judged):
-    inserted, unknown, malformed = record(0, judged)["steps"][0]["operations"]
-    assert inserted.items() >= {
+def test_operations_by_hand(both):
+    # Q=1, all of its evidence from operation 0: N_0 = 1. Half of r_global = 1 goes evenly, 1/4 to each step.
+    # Operation 0 has 1/2 + 1/12 of the credit, the others 1/12, a third of the step's own 1/4.
+    inserted_, unknown, malformed = both[0]["steps"][0]["operations"]
+    assert [o["credit"] for o in (inserted_, unknown, malformed)] == pytest.approx([7 / 12, 1 / 12, 1 / 12])
+    assert sum(o["credit"] for o in (inserted_, unknown, malformed)) == pytest.approx(3 / 4)
+    assert both[0]["steps"][0]["rewards"]["credit"] == pytest.approx(3 / 4)
+    # The only one that was valid, and whose item was evidence, is above the others.
+    assert inserted_["advantage"] > unknown["advantage"] == malformed["advantage"]
+    assert inserted_["reward"] > unknown["reward"] == malformed["reward"]
+
+    def written(operation):
+        return {k: v for k, v in operation.items() if k not in ("credit", "reward", "advantage")}
+
+    assert written(inserted_) == {
         "status": "applied", "item_id": 1, "action": "memory_insert", "content": "Ana lives in Oslo.",
-    }.items()  # fmt: skip
-    assert unknown.items() >= {"status": "unknown_id", "action": "memory_delete", "content": ""}.items()
-    assert malformed.items() >= {"status": "malformed", "text": "memory_insert(<b>)", "reason": "not JSON"}.items()
+        "written_id": None, "memory_type": "", "previous": None,
+    }  # fmt: skip
+    assert written(unknown) == {
+        "status": "unknown_id", "item_id": None, "action": "memory_delete", "content": "", "written_id": 7,
+        "memory_type": "", "previous": None,
+    }  # fmt: skip
+    assert written(malformed) == {
+        "status": "malformed", "item_id": None, "text": "memory_insert(<b>)", "reason": "not JSON",
+    }  # fmt: skip
 
 
-def test_rewards_can_be_computed_again(judged):
-    both = [record(0, judged), record(1, judged)]
+def test_what_was_replaced_is_kept():
+    old = item(text="Ana lives in Rome.", item_id=4, memory_type="semantic")
+    written = step((updated(old, "Ana lives in Oslo."), deleted(old)), ())
+    update, delete = records.evaluated(trajectory([written]), TOKENS.decode)["steps"][0]["operations"]
+    assert update["content"] == "Ana lives in Oslo."
+    assert update["memory_type"] == delete["memory_type"] == "semantic"
+    assert update["previous"] == delete["previous"] == {
+        "item_id": 4, "text": "Ana lives in Rome.", "source_step": 0, "source_operation": 0, "memory_type": "semantic",
+    }  # fmt: skip
+
+
+def test_verdicts_stand_beside_what_they_are_about():
+    rollout = trajectory([step(OUTCOMES, (OSLO,), verdicts=(True, None, None))], rollout=0)
+    arrays = judged([rollout, rollout], Variant("mem_alpha"))
+    first, unknown, malformed = records.trajectory(rollout, (0, 0), *arrays, TOKENS.decode)["steps"][0]["operations"]
+    assert (first["content"], first["verdict"]) == ("Ana lives in Oslo.", True)
+    assert unknown["verdict"] is malformed["verdict"] is None
+
+
+def test_without_a_judge_there_are_no_verdicts(both):
+    assert not any("verdict" in operation for operation in both[0]["steps"][0]["operations"])
+
+
+def test_rewards_can_be_computed_again(both):
     totals = np.zeros((2, 2))
     for i, one in enumerate(both):
         for t, step_ in enumerate(one["steps"]):
@@ -114,21 +168,36 @@ def test_rewards_can_be_computed_again(judged):
             compression = 1 - one["memory_tokens"] / one["stream_tokens"]
             (asked,) = one["answers"]
             sources = [item["source_step"] for item in asked["evidence"]]
-            share = sources.count(t) / len(sources) if sources else 0.5
-            evidence = 0.5 * one["outcome"] / 2 + 0.5 * share * asked["score"]
-            totals[i, t] = evidence + form + 0.5 * chunk + 0.05 * compression
-            parts = {"evidence": evidence, "chunk": chunk, "format": form, "compression": compression}
-            assert {name: step_["rewards"][name] for name in parts} == pytest.approx(parts)
-            assert step_["rewards"]["total"] == pytest.approx(totals[i, t])
-    advantages = (totals - totals.mean(0)) / (totals.std(0, ddof=1) + 1e-6)
-    got = [[step_["advantage"] for step_ in one["steps"]] for one in both]
-    np.testing.assert_allclose(got, advantages, rtol=1e-6)
+            contribution = asked["score"] * (sources.count(t) / len(sources) if sources else 0.5)
+            credit = 0.5 * one["outcome"] / 2 + 0.5 * contribution
+            totals[i, t] = credit + form + 0.5 * chunk + 0.05 * compression
+            parts = {
+                "total": totals[i, t], "credit": credit, "contribution": contribution, "chunk": chunk, "format": form,
+                "compression": compression, "content": 0.0, "kl": 0.0,
+            }  # fmt: skip
+            assert step_["rewards"] == pytest.approx(parts)
+            # Each operation's reward is as if the whole step were like it.
+            if written:
+                assert np.mean([o["reward"] for o in written]) == pytest.approx(totals[i, t])
 
 
-def test_an_evaluated_record(judged):
+def test_advantages_can_be_computed_again():
+    inputs, earned, compared = judged(GROUP, Variant("full"))
+    both = [records.trajectory(one, (0, i), inputs, earned, compared, TOKENS.decode) for i, one in enumerate(GROUP)]
+    totals = np.array([[step_["rewards"]["total"] for step_ in one["steps"]] for one in both])
+    wanted = (totals - totals.mean(0)) / (totals.std(0, ddof=1) + 1e-6)
+    np.testing.assert_allclose([[s["advantage"] for s in one["steps"]] for one in both], wanted, rtol=1e-6)
+    # Unless operations are compared, each has its step's.
+    assert {o["advantage"] for o in both[0]["steps"][0]["operations"]} == {both[0]["steps"][0]["advantage"]}
+
+
+def test_an_evaluated_record(both):
     one = records.evaluated(GROUP[0], TOKENS.decode)
     assert json.loads(json.dumps(one, allow_nan=False)) == one
-    trained = record(0, judged)
+    trained = both[0]
     assert one["answers"] == trained["answers"]
-    for name in ("completion", "operations", "memory", "answers"):
+    for name in ("chunk", "completion", "memory", "answers"):
         assert [s[name] for s in one["steps"]] == [s[name] for s in trained["steps"]]
+    for written, also in zip(one["steps"][0]["operations"], trained["steps"][0]["operations"], strict=True):
+        assert written.items() <= also.items()
+        assert also.keys() - written.keys() == {"credit", "reward", "advantage"}

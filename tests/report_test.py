@@ -1,5 +1,6 @@
 """Tests of finemem_jax/report.py: one page that loads nothing, escapes everything, and survives half a run."""
 
+import dataclasses
 import gzip
 import html.parser
 import json
@@ -7,10 +8,9 @@ import math
 import re
 
 import pytest
+from small_trajectories import ENVIRONMENT, TOKENS, answers, deleted, inserted, item, step, trajectory, updated
 
-from finemem_jax import operations, prompts, records, report, rewards, tokenizer, writer
-from finemem_jax.credit import Weights
-from finemem_jax.environment import Environment
+from finemem_jax import operations, records, report, report_plots, rewards, writer
 from finemem_jax.episode import (
     Action,
     Answer,
@@ -23,14 +23,13 @@ from finemem_jax.episode import (
     Stream,
     Trajectory,
 )
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.grpo import Normaliser
+from finemem_jax.rules import Settings, Variant
 
-TOKENS = ByteTokenizer()
-RULES = Environment(TOKENS, num_examples=2, view_tokens=400, chunk_tokens=900, long_chunk="split", repair_json=False)
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&\"'"
-CONFIG = {"experiment": "a run", "manager.num_examples": 2, "train.num_steps": 5, "seed": 0}
+CONFIG = {"experiment": "a run", "manager.num_examples": 2, "train.num_steps": 5, "credit.rule": "full", "seed": 0}
 METRICS = {
-    "reward/total": 0.5, "reward/chunk": 0.25, "operations/valid_fraction": 0.75, "memory/tokens": 40.0,
+    "reward/total": 0.5, "reward/credit": 0.125, "reward/chunk": 0.25, "reward/content": 0.0, "reward/kl": 0.0, "operations/valid_fraction": 0.75, "memory/tokens": 40.0,
     "loss/entropy": 2.0, "time/manager_seconds": 3.0, "time/step_seconds": 9.0,
 }  # fmt: skip
 
@@ -72,23 +71,41 @@ def page_of(workdir):
 
 def rollouts(chunks=("Ana moved to Oslo.", "Rain."), content="Ana lives in Oslo.", answer="Oslo"):
     """Records of two rollouts of one stream: the first inserts `content` and answers, the second writes nothing."""
-    question = Question("Where does Ana live?", ("Oslo",), kind="plain")
+    question = Question("Where does Ana live?", ("Oslo",), kind="plain", gold_steps=(0,))
     stream = Stream("s-1", "made up", tuple(map(Chunk, chunks)), (question,))
     written = operations.render(Operation(Action.INSERT, content)) + "\n" + content
     group = []
     for i, responses in enumerate([[written] * len(chunks), [""] * len(chunks)]):
         memory, steps = Memory(), []
         for t, (chunk, response) in enumerate(zip(stream.chunks, responses, strict=True)):
-            chat = RULES.observe(chunk, memory)
+            chat = ENVIRONMENT.observe(chunk, memory)
             ids = (*TOKENS.encode(response), *TOKENS.end_ids)
-            memory, outcomes = RULES.act(memory, ids, t)
+            memory, outcomes, owners = ENVIRONMENT.act(memory, ids, t)
             completion = Completion(ids, (-1.0,) * len(ids), "stop", 0)
-            steps.append(Step(chat.ids, chat.cuts, completion, outcomes, memory))
+            steps.append(Step(chat.ids, chat.cuts, completion, outcomes, memory, owners))
         found = Answer(question, memory.items, answer, 1.0 if i == 0 else 0.0)
         group.append(Trajectory(stream, i, tuple(steps), (found,)))
-    inputs = rewards.collect([group], RULES.count_tokens)
-    judged = rewards.judge(inputs, Weights(0.5, 0.5, 0.05, 1.0), 1e-6)
+    return recorded(group)
+
+
+def recorded(group, rule="full", kl=None):
+    """Records of a group, judged by a rule."""
+    inputs = rewards.collect([group], ENVIRONMENT.count_tokens, kl)
+    judged = rewards.judge(inputs, Settings(), Variant(rule, per_operation=True), Normaliser())
     return [records.trajectory(one, (0, i), inputs, *judged, TOKENS.decode) for i, one in enumerate(group)]
+
+
+def typed_rollouts():
+    """Two rollouts with a typed memory: one rewrites, deletes and cites; the other writes nothing."""
+    home = item(text="Ana lives in Rome.", memory_type="semantic")
+    trip = item(0, 1, "2024: Ana was in Peru.", 2, "episodic")
+    moved = item(1, 0, "Ana lives in Oslo.", 1, "semantic")
+    steps = [
+        step([inserted(home.text, 1, "semantic"), inserted(trip.text, 2, "episodic")], memory=[home, trip]),
+        step([updated(home, moved.text), deleted(trip)], memory=[moved]),
+    ]
+    answered = Answer(Question("Where does Ana live?", ("Oslo",)), (moved, trip), "Oslo", 1.0, (True, False))
+    return [trajectory(steps, [answered]), trajectory([step(), step()], answers(0.0), rollout=1)]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +127,7 @@ def evaluation(a, b, step):
         "step": step,
         "estimates": estimates(mean, error),
         "per_stream": {metric: {"a": a, "b": b} for metric in estimates(0, 0)},
-        "by_kind": {"latest_value": {"mean": mean, "standard_error": math.nan, "n": 1}},
+        "by_kind": {"latest_value": {"mean": mean, "standard_error": None, "n": 1}},
     }
 
 
@@ -202,26 +219,100 @@ def test_lone_surrogates_do_not_stop_it(workdir):
     assert "?" in page_of(workdir).text
 
 
-@pytest.mark.parametrize("num_examples", [0, 1, 2])
-@pytest.mark.parametrize(
-    "chunk",
-    [
-        "Ana moved.\n\nTo Oslo.",
-        "",
-        'New text:\nnot mine\n\nMemory:\n{"id": 1, "content": "forged"}',
-        "Memory:\n(empty)",
-    ],
-)
-def test_the_chunk_is_found_in_the_prompt(chunk, num_examples):
-    # Holds report and prompts together: if the prompt's form changes, this fails.
-    items = (prompts.MemoryItem(1, "\n\nMemory:\nNew text:\n", 0),)
-    messages = prompts.manager(chunk, items, 3, num_examples, operations.render)
-    prompt = TOKENS.decode(tokenizer.encode_chat(TOKENS, messages).ids)
-    assert report._chunk(prompt, {"manager.num_examples": num_examples}) == chunk
+def test_the_reward_and_its_parts(workdir, plain_rollouts):
+    # Rollout 1: r_EARA = 1/2 · 1/2 + 1/2 · 1 = 3/4 in step 0, where its evidence was written; one of two lines valid.
+    fill(workdir, plain_rollouts)
+    page = page_of(workdir)
+    assert "reward 1.262 from credit 0.750 · chunk 0.000 · format 0.500 · compression 0.238" in page.text
+    assert "evidence contribution 1.000" in page.text
+    assert "credit from the global score 0.125" in page.text
+    assert "credit rule full" in page.text
+    # Nobody judged content, and nothing was compared with the starting weights.
+    assert not re.search("content 0|content judge|kl 0|starting weights", page.text)
 
 
-def test_a_prompt_of_another_form_is_shown_whole():
-    assert report._chunk("something else", CONFIG) == "something else"
+def test_parts_that_only_some_runs_have(workdir):
+    judged = [dataclasses.replace(one, steps=tuple(map(with_verdicts, one.steps))) for one in typed_rollouts()]
+    trajectories = recorded(judged, "mem_alpha", kl=[[[0.5, 0.25], [0.0, 0.0]]])
+    fill(workdir, trajectories)
+    lines = [{"step": t} | METRICS | {"reward/content": 0.5, "reward/kl": 1.5} for t in range(3)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(workdir)
+    for words in ("content 0.500", "kl 0.250", "content judge 0.500", "log-ratio 1.500"):
+        assert words in page.text
+    assert "worth keeping" in page.text
+    assert "not worth keeping" in page.text
+
+
+def with_verdicts(one):
+    """A step whose first operation a judge liked, unlike the second."""
+    return dataclasses.replace(one, verdicts=(True, False)[: len(one.outcomes)])
+
+
+def test_operations_show_what_they_did_and_earned(workdir):
+    trajectories = recorded(typed_rollouts())
+    fill(workdir, trajectories)
+    page = page_of(workdir)
+    for words in (
+        "insert semantic #1 Ana lives in Rome.",
+        "update semantic #1 Ana lives in Rome. Ana lives in Oslo.",
+        "delete episodic #2 2024: Ana was in Peru.",
+        "cited #1 semantic Ana lives in Oslo. from chunk 2, operation 1",
+    ):
+        assert words in page.text
+    assert page.text.count("cited #") == 1
+    html_text = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "<del>2024: Ana was in Peru.</del>" in html_text
+    # Half of r_global goes evenly to both chunks, 1/4 each, 1/8 to each operation; the other half to the two writers.
+    #   1/8 + 1/4, 1/8 (wrote what was retrieved), and the same in chunk 2.
+    assert [o["credit"] for s in trajectories[0]["steps"] for o in s["operations"]] == [0.125, 0.375, 0.375, 0.125]
+    rows = re.findall(r"<tr>.*?</tr>", html_text)
+    credits = [re.findall(r"width:([\d.]+)%'></i></span> <b>([^<]+)</b>", row)[0] for row in rows if "class='chip" in row]
+    credits = [one for one in credits if one]
+    assert credits[:4] == [("16.7", "+0.125"), ("50.0", "+0.375"), ("50.0", "+0.375"), ("16.7", "+0.125")]
+
+
+def test_negative_credit_points_to_the_left(workdir):
+    harmful = [trajectory([step([inserted(), inserted()])], [answer_]) for answer_ in answers(1.0, 0.0)]
+    trajectories = recorded(harmful)
+    trajectories[0]["steps"][0]["operations"][0]["credit"] = -0.5
+    trajectories[0]["steps"][0]["operations"][1]["credit"] = 0.25
+    fill(workdir, trajectories)
+    assert page_of(workdir)
+    html_text = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "<span class='signed down'><span class=bar><i style='width:50.0%'></i></span> <b>-0.500</b>" in html_text
+    assert "<span class='signed up'><span class=bar><i style='width:25.0%'></i></span> <b>+0.250</b>" in html_text
+
+
+def of_an_earlier_version(record):
+    """The record as it was before there were rules, types and single operations."""
+    record = json.loads(json.dumps(record))
+    del record["probes"]
+    for one in record["steps"]:
+        del one["chunk"], one["token_operations"], one["rewards"]["content"], one["rewards"]["kl"]
+        one["rewards"]["evidence"] = one["rewards"].pop("credit")
+        for operation in one["operations"]:
+            for name in ("credit", "reward", "advantage", "memory_type", "previous"):
+                operation.pop(name, None)
+        for asked in [*one["answers"], *record["answers"]]:
+            asked.pop("gold_steps", None), asked.pop("cited", None)
+        for stored in [*one["memory"], *(e for asked in record["answers"] for e in asked["evidence"])]:
+            stored.pop("source_operation", None), stored.pop("memory_type", None)
+    return record
+
+
+def test_a_run_of_an_earlier_version_shows_what_it_has(workdir, plain_rollouts):
+    (workdir / "config.json").write_text(json.dumps({"experiment": "an old run", "train.num_steps": 5}))
+    fill(workdir, [of_an_earlier_version(record) for record in plain_rollouts])
+    lines = [{"step": t, "reward/total": 0.5, "reward/evidence": 0.125} for t in range(3)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # It wrote NaN where there was nothing to estimate.
+    old = evaluation(0.0, 0.5, 0) | {"by_kind": {"plain": {"mean": 0.25, "standard_error": math.nan, "n": 1}}}
+    (workdir / "evaluation.json").write_text(json.dumps({"before": old}))
+    page = page_of(workdir)
+    for words in ("evidence 0.125", "from evidence 0.750", "New text:\nAna moved to Oslo.", "0.250 ± –", "advantage"):
+        assert words in page.text
+    assert "credit" not in page.text
 
 
 def test_a_run_that_has_just_begun(workdir):
@@ -324,10 +415,10 @@ def test_a_single_rollout_is_shown_once(workdir, plain_rollouts):
 def test_moving_average_by_hand():
     # Weights of the past 1/2: 4; then (1/2 · 4 + 1 · 1) / (3/2) = 2; nan leaves it; then (2/8 · 4 + …) is below.
     # (0.5² · 4 + 0.5 · 1 + 1 · 2) / (0.25 + 0.5 + 1) = 3.5 / 1.75 = 2.
-    got = report.moving_average([math.nan, 4.0, 1.0, math.nan, 2.0], decay=0.5)
+    got = report_plots.moving_average([math.nan, 4.0, 1.0, math.nan, 2.0], decay=0.5)
     assert math.isnan(got[0])
     assert got[1:] == pytest.approx([4.0, 2.0, 2.0, 2.0])
 
 
 def test_moving_average_of_a_constant_is_that_constant():
-    assert report.moving_average([3.0] * 50) == pytest.approx([3.0] * 50)
+    assert report_plots.moving_average([3.0] * 50) == pytest.approx([3.0] * 50)

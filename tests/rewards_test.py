@@ -4,56 +4,40 @@ import dataclasses
 
 import numpy as np
 import pytest
+import small_trajectories as small
+from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
 from finemem_jax import rewards
-from finemem_jax.credit import Weights
-from finemem_jax.episode import (
-    Action,
-    Answer,
-    Chunk,
-    Completion,
-    Malformed,
-    Memory,
-    MemoryItem,
-    Operation,
-    Outcome,
-    Question,
-    Status,
-    Step,
-    Stream,
-    Trajectory,
-)
+from finemem_jax.episode import Game, Probes
+from finemem_jax.grpo import Normaliser
+from finemem_jax.rules import Settings, Variant
 
-PAPER = Weights(beta=0.5, chunk=0.5, compression=0.05, format=1.0)
-GOOD = Outcome(Operation(Action.INSERT, "xx"), Status.APPLIED, 1)
-SKIP = Outcome(Operation(Action.SKIP), Status.APPLIED)
-BAD = Outcome(Malformed("?", "not JSON"), Status.MALFORMED)
+PAPER = Settings(beta=0.5, global_weight=1.0, chunk_weight=0.5, compression_weight=0.05, format_weight=1.0)
+FULL = Variant("full")
+STANDARD = Normaliser()
 
-
-def step(outcomes, scores=(), memory=()):
-    items = tuple(MemoryItem(i, text, 0) for i, text in enumerate(memory, start=1))
-    completion = Completion((65,), (-1.0,), "stop", 0)
-    return Step((1, 2), (1, 2), completion, tuple(outcomes), Memory(items), answers(*((s, ()) for s in scores)))
-
-
-def answers(*scored):
-    """One answer for each (score, source steps of its evidence)."""
-    return tuple(
-        Answer(Question("q", ("a",)), tuple(MemoryItem(i, "m", t) for i, t in enumerate(sources)), "a", score)
-        for score, sources in scored
-    )
-
-
-LONG = Stream("long", "made up", (Chunk("aaaa"), Chunk("bbbbbb")))
-SHORT = Stream("short", "made up", (Chunk("cc"),))
-
+LONG = ("aaaa", "bbbbbb")  # 10 characters, which `len` counts as tokens.
 # One rollout that does well and one that does nothing; and a shorter stream without questions, twice the same.
-GOOD_ROLLOUT = Trajectory(
-    LONG, 0, (step([GOOD, BAD], [1.0, 0.0], ["xx"]), step([GOOD], (), ["xx"])), answers((1.0, (0, 0, 1)), (0.5, ()))
+GOOD_ROLLOUT = trajectory(
+    [
+        step([inserted(), inserted(), MALFORMED, MALFORMED], [answer(1.0, items((0, 0))), answer(0.0)]),
+        step([inserted()], memory=[item(text="xxx")]),
+    ],
+    [answer(1.0, items((0, 0), (0, 1), (1, 0)), gold_steps=(0,)), answer(0.5, gold_steps=(0, 1))],
+    chunks=LONG,
 )
-IDLE_ROLLOUT = Trajectory(LONG, 1, (step([], [0.0, 0.0]), step([])), answers((0.0, ()), (0.0, ())))
-SKIPPED = Trajectory(SHORT, 0, (step([SKIP]),))
+IDLE_ROLLOUT = trajectory([step(answers=answers(0.0, 0.0)), step()], answers(0.0, 0.0), rollout=1, chunks=LONG)
+SKIPPED = trajectory([step([SKIP])], chunks=["cc"], name="short")
 GROUPS = [[GOOD_ROLLOUT, IDLE_ROLLOUT], [SKIPPED, dataclasses.replace(SKIPPED, rollout=1)]]
+
+
+def judge(groups, settings=PAPER, variant=FULL, normaliser=STANDARD, kl=None):
+    return rewards.judge(rewards.collect(groups, len, kl), settings, variant, normaliser)
+
+
+# --------------------------------------------------------------------------------------
+# From trajectories to arrays
+# --------------------------------------------------------------------------------------
 
 
 def test_collect_pads_to_the_longest():
@@ -64,73 +48,301 @@ def test_collect_pads_to_the_longest():
     assert not got.chunk_mask[1].any()
     np.testing.assert_array_equal(got.scores[0], [[1.0, 0.5], [0.0, 0.0]])
     np.testing.assert_array_equal(got.question_mask, [[[1, 1], [1, 1]], [[0, 0], [0, 0]]])
-    np.testing.assert_array_equal(got.source_step[0, 0], [[0, 0, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(got.is_evidence[0, 0], [[True, True, True], [False, False, False]])
-    np.testing.assert_array_equal(got.valid_operations, [[[1, 1], [0, 0]], [[1, 0], [1, 0]]])
-    np.testing.assert_array_equal(got.written_operations, [[[2, 1], [0, 0]], [[1, 0], [1, 0]]])
-    np.testing.assert_array_equal(got.memory_tokens, [[2, 0], [0, 0]])
+    np.testing.assert_array_equal(got.written[0, 0], [[1, 1, 1, 1], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(got.valid[0, 0], [[1, 1, 0, 0], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(got.written.sum((-1, -2)), [[5, 0], [1, 1]])
+    np.testing.assert_array_equal(got.memory_tokens, [[3, 0], [0, 0]])
     np.testing.assert_array_equal(got.stream_tokens, [[10, 10], [2, 2]])
 
 
-def test_collect_without_any_question_has_one_empty_slot():
-    got = rewards.collect([[SKIPPED]], len)
+def test_slots_count_the_operations_of_all_steps():
+    # Up to 4 operations a step: operation 1 of step 0 is slot 1, operation 0 of step 1 is slot 4.
+    got = rewards.collect(GROUPS, len)
+    np.testing.assert_array_equal(got.slot[0, 0], [[0, 1, 4], [0, 0, 0]])
+    np.testing.assert_array_equal(got.is_evidence[0, 0], [[True, True, True], [False, False, False]])
+    np.testing.assert_array_equal(got.chunk_slot[0, 0, 0], [[0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(got.chunk_is_evidence[0, 0, 0], [[True, False, False], [False, False, False]])
+
+
+def test_gold_steps():
+    got = rewards.collect(GROUPS, len)
+    np.testing.assert_array_equal(got.gold[0], [[[1, 0], [1, 1]], [[0, 0], [0, 0]]])
+
+
+def test_citations():
+    asked = [answer(1.0, items((0, 0), (0, 1)), cited=(False, True)), answer(1.0, items((0, 0)), cited=(True,))]
+    got = rewards.collect([[trajectory([step([inserted(), inserted()])], asked)]], len)
+    np.testing.assert_array_equal(got.cited[0, 0], [[False, True], [True, False]])
+
+
+def test_types_and_actions_are_numbered():
+    core, fact, event = (item(memory_type=name, item_id=i) for i, name in enumerate(("core", "semantic", "episodic")))
+    outcomes = [inserted(memory_type="episodic"), deleted(fact), MALFORMED, small.updated(core, "x")]
+    got = rewards.collect([[trajectory([step(outcomes, [answer(1.0, [event, core])])])]], len)
+    # Types: flat, core, semantic, episodic. Actions as `episode.Action` lists them: INSERT, UPDATE, DELETE, SKIP.
+    np.testing.assert_array_equal(got.operation_type[0, 0, 0], [3, 2, 0, 1])
+    np.testing.assert_array_equal(got.operation_action[0, 0, 0], [0, 2, 0, 1])
+    np.testing.assert_array_equal(got.chunk_type[0, 0, 0], [[3, 1]])
+
+
+def test_verdicts_of_the_content_judge():
+    outcomes = [inserted(), inserted(), MALFORMED]
+    rollout = trajectory([step(outcomes, verdicts=(True, False, None))])
+    got = rewards.collect([[rollout]], len)
+    np.testing.assert_array_equal(got.content[0, 0], [[1, 0, 0]])
+    np.testing.assert_array_equal(got.content_mask[0, 0], [[True, True, False]])
+
+
+def test_what_was_not_measured_is_absent():
+    got = rewards.collect(GROUPS, len)
+    absent = {name for name, value in got._asdict().items() if value is None}
+    assert absent == {
+        "cited", "content", "content_mask", "state_scores", "without", "subset_scores", "player_slot", "is_player", "kl",
+    }  # fmt: skip
+
+
+def test_states_stand_in_the_slots_of_their_operations():
+    # Two slots a step. Step 0 wrote one operation, so slot 1 repeats what slot 0 left.
+    first = trajectory(
+        [step([inserted()]), step([inserted(), inserted()])],
+        answers(1.0, 1.0),
+        probes=Probes(empty=(0.0, 0.25), states=(((0.5, 0.25),), ((0.5, 0.75), (1.0, 1.0)))),
+    )
+    # Nothing written in step 0, and step 1 does not exist.
+    second = trajectory([step()], answers(0.5), name="other", probes=Probes(empty=(0.5,), states=((),)))
+    got = rewards.collect([[first], [second]], len)
+    np.testing.assert_array_equal(
+        got.state_scores[0, 0], [[0.0, 0.25], [0.5, 0.25], [0.5, 0.25], [0.5, 0.75], [1.0, 1.0]]
+    )
+    np.testing.assert_array_equal(got.state_scores[1, 0], [[0.5, 0.0]] * 5)
+
+
+def test_scores_without_single_items():
+    asked = [answer(1.0, items((0, 0), (0, 1))), answer(0.0), answer(1.0, items((0, 1)))]
+    probes = Probes(without=((0.0, 1.0), (), (0.5,)))
+    got = rewards.collect([[trajectory([step([inserted(), inserted()])], asked, probes=probes)]], len)
+    np.testing.assert_array_equal(got.without[0, 0], [[0.0, 1.0], [0.0, 0.0], [0.5, 0.0]])
+
+
+def test_games_of_fewer_players_repeat_their_scores():
+    games = (
+        Game(((0, 1), (1, 0)), (0.0, 0.25, 0.5, 1.0)),
+        Game(((1, 1),), (0.0, 1.0)),  # With a second player that changes nothing: 0 and 1, with and without it.
+        Game((), (0.5,)),
+    )
+    steps = [step([inserted(), inserted()]), step([inserted(), inserted()])]
+    got = rewards.collect([[trajectory(steps, answers(1.0, 1.0, 0.5), probes=Probes(games=games))]], len)
+    np.testing.assert_array_equal(
+        got.subset_scores[0, 0], [[0.0, 0.25, 0.5, 1.0], [0.0, 1.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5]]
+    )
+    np.testing.assert_array_equal(got.is_player[0, 0], [[True, True], [True, False], [False, False]])
+    np.testing.assert_array_equal(got.player_slot[0, 0], [[1, 2], [3, 0], [0, 0]])
+
+
+def test_divergence_from_the_starting_weights():
+    got = rewards.collect(GROUPS, len, kl=[[[0.5, -0.25], [1.0, 2.0]], [[3.0], [4.0]]])
+    np.testing.assert_array_equal(got.kl, [[[0.5, -0.25], [1.0, 2.0]], [[3.0, 0.0], [4.0, 0.0]]])
+
+
+def test_without_any_question_or_operation_there_is_one_empty_slot():
+    got = rewards.collect([[trajectory([step()])]], len)
     assert got.scores.shape == (1, 1, 1)
-    assert got.source_step.shape == (1, 1, 1, 1)
+    assert got.slot.shape == (1, 1, 1, 1)
     assert got.chunk_scores.shape == (1, 1, 1, 1)
-    assert not (got.question_mask.any() or got.is_evidence.any() or got.chunk_mask.any())
+    assert got.written.shape == (1, 1, 1, 1)
+    assert not (got.question_mask.any() or got.is_evidence.any() or got.chunk_mask.any() or got.written.any())
 
 
-def test_collect_of_a_blank_stream_does_not_divide_by_zero():
-    blank = dataclasses.replace(SKIPPED, stream=Stream("blank", "made up", (Chunk(""),)))
-    inputs = rewards.collect([[blank, blank]], len)
-    assert inputs.stream_tokens.tolist() == [[1, 1]]
-    earned, _ = rewards.judge(inputs, PAPER, 1e-6)
-    assert np.isfinite(earned.total).all()
+@pytest.mark.parametrize(
+    ("sizes", "rounded"),
+    [([], 1), ([0], 1), ([1], 1), ([2, 7], 7), ([8], 8), ([9], 10), ([3, 11], 12), ([15], 16), ([17], 20), ([33], 40)],
+)
+def test_sizes_are_rounded_up(sizes, rounded):
+    assert rewards._largest(sizes) == rounded
+
+
+def test_few_sizes_occur_and_little_is_wasted():
+    # 1 to 8 as they are, then four to an octave up to 1024: 8 + 7 · 4.
+    rounded = [rewards._largest([n]) for n in range(1, 1025)]
+    assert len(set(rounded)) == 36
+    assert all(n <= size <= 1.25 * n for n, size in enumerate(rounded, start=1))
+
+
+def test_rounding_up_changes_no_reward():
+    crowded = dataclasses.replace(IDLE_ROLLOUT, steps=(step([MALFORMED] * 9), step()))
+    inputs = rewards.collect([[GOOD_ROLLOUT, crowded]], len)
+    assert inputs.written.shape == (1, 2, 2, 10)
+    np.testing.assert_array_equal(inputs.slot[0, 0, 0], [0, 1, 10])
+    alone, _ = judge([[GOOD_ROLLOUT, IDLE_ROLLOUT]])
+    beside, _ = rewards.judge(inputs, PAPER, FULL, STANDARD)
+    np.testing.assert_allclose(beside.total[0, 0], alone.total[0, 0], rtol=1e-12)
+
+
+# --------------------------------------------------------------------------------------
+# From arrays to rewards and advantages
+# --------------------------------------------------------------------------------------
 
 
 def test_judge_by_hand():
     # Stream 0, rollout 0. r_global = (1 + 0.5) / 2 = 3/4.
-    # N: q0 gives 1/2, two thirds of it to step 0; q1 has no evidence and gives 1/4, half to each step.
+    # N: q0 gives 1/2, a third of it to each of its items; q1 has no evidence and gives 1/4, half to each step.
     #   N_0 = 1/3 + 1/8 = 11/24,  N_1 = 1/6 + 1/8 = 7/24;  together 3/4.
     # r_EARA = (1/2)(3/4)/2 + N/2:  3/16 + 11/48 = 5/12,  3/16 + 7/48 = 1/3.
-    # r_fmt = 1/2, 1.  r_chunk = 1/2, 0.  r_comp = 1 - 2/10 = 4/5.
-    # r_0 = 5/12 + 1/2 + 1/4 + 1/25 = 181/150,  r_1 = 1/3 + 1 + 0 + 1/25 = 103/75.
+    # r_fmt = 1/2, 1.  r_chunk = 1/2, 0.  r_comp = 1 - 3/10 = 7/10.
+    # r_0 = 5/12 + 1/2 + 1/4 + 7/200 = 721/600,  r_1 = 1/3 + 1 + 0 + 7/200 = 821/600.
     # Rollout 1 wrote nothing: r = 0.05 · 1. Stream 1 skipped: r = 1 + 0.05.
-    earned, group = rewards.judge(rewards.collect(GROUPS, len), PAPER, 1e-6)
+    earned, compared = judge(GROUPS)
     close = dict(rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(earned.outcome, [[3 / 4, 0], [0, 0]], **close)
     np.testing.assert_allclose(earned.contribution[0], [[11 / 24, 7 / 24], [0, 0]], **close)
-    np.testing.assert_allclose(earned.evidence[0], [[5 / 12, 1 / 3], [0, 0]], **close)
+    np.testing.assert_allclose(earned.credit[0], [[5 / 12, 1 / 3], [0, 0]], **close)
     np.testing.assert_allclose(earned.format, [[[0.5, 1], [0, 0]], [[1, 0], [1, 0]]], **close)
     np.testing.assert_allclose(earned.chunk[0], [[0.5, 0], [0, 0]], **close)
-    np.testing.assert_allclose(earned.compression, [[[0.8, 0.8], [1, 1]], [[1, 0], [1, 0]]], **close)
-    np.testing.assert_allclose(earned.total, [[[181 / 150, 103 / 75], [0.05, 0.05]], [[1.05, 0], [1.05, 0]]], **close)
+    np.testing.assert_allclose(earned.compression, [[[0.7, 0.7], [1, 1]], [[1, 0], [1, 0]]], **close)
+    np.testing.assert_allclose(earned.total, [[[721 / 600, 821 / 600], [0.05, 0.05]], [[1.05, 0], [1.05, 0]]], **close)
+    np.testing.assert_array_equal([earned.content, earned.kl], np.zeros((2, 2, 2, 2)))
     # Of two, the better is 1/√2 above the mean in standard deviations (ddof 1), whatever lies between them.
-    np.testing.assert_allclose(group.advantages[0], np.array([[1, 1], [-1, -1]]) / np.sqrt(2), rtol=1e-5)
-    np.testing.assert_array_equal(group.advantages[1], 0)
-    np.testing.assert_array_equal(group.alive, [[True, True], [False, False]])
+    np.testing.assert_allclose(compared.step[0], np.array([[1, 1], [-1, -1]]) / np.sqrt(2), rtol=1e-5)
+    np.testing.assert_array_equal(compared.step[1], 0)
+    np.testing.assert_array_equal(compared.alive, [[True, True], [False, False]])
+
+
+def test_operations_by_hand():
+    # The first rollout above, whose steps wrote 4 operations and 1.
+    # Each item of q0's evidence earned its writer (1/2)(1/2)/3 = 1/12; the step as a whole has 3/16 + 1/16 = 1/4.
+    #   Credit: 1/12 + 1/16 = 7/48 for the two that wrote evidence, 1/16 for the malformed; 1/12 + 1/4 in step 1.
+    # In r_0, operation 0 has 1/12, half of the 1/2 that the chunk's question gave, and 1/4 of r_fmt: 7/12; operation 1
+    # has 1/12 + 1/4 = 1/3; the step has 1/4 + 7/200 = 57/200. Were all four like one of them: 4 · 7/12 + 57/200, …
+    earned, _ = judge(GROUPS)
+    close = dict(rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(earned.operation_credit[0, 0], [[7 / 48, 7 / 48, 1 / 16, 1 / 16], [1 / 3, 0, 0, 0]])
+    whole = 57 / 200
+    wanted = [[7 / 3 + whole, 4 / 3 + whole, whole, whole], [13 / 12 + whole, 0, 0, 0]]
+    np.testing.assert_allclose(earned.operation_total[0, 0], wanted, **close)
+    np.testing.assert_allclose(earned.operation_total[0, 0, 0].mean(), earned.total[0, 0, 0], **close)
 
 
 def test_judge_is_float64_on_the_host():
-    earned, group = rewards.judge(rewards.collect(GROUPS, len), PAPER, 1e-6)
-    for array in (*earned, group.advantages):
+    earned, compared = judge(GROUPS)
+    for array in (*earned, compared.step, compared.operation, compared.unclipped_factor):
         assert isinstance(array, np.ndarray)
         assert array.dtype == np.float64
 
 
-@pytest.mark.parametrize("weight", ["beta", "chunk", "compression", "format"])
-def test_a_weight_of_zero_takes_its_part_out(weight):
-    inputs = rewards.collect(GROUPS, len)
-    earned, _ = rewards.judge(inputs, PAPER._replace(**{weight: 0.0}), 1e-6)
-    parts = {"chunk": 0.5 * earned.chunk, "compression": 0.05 * earned.compression, "format": earned.format}
-    wanted = earned.evidence + sum(part for name, part in parts.items() if name != weight)
+@pytest.mark.parametrize("part", ["credit", "chunk", "compression", "format"])
+def test_a_weight_of_zero_takes_its_part_out(part):
+    weight = "global_weight" if part == "credit" else f"{part}_weight"
+    earned, _ = judge(GROUPS, PAPER._replace(**{weight: 0.0}))
+    parts = {
+        "credit": earned.credit,
+        "chunk": 0.5 * earned.chunk,
+        "compression": 0.05 * earned.compression,
+        "format": earned.format,
+    }
+    wanted = sum(value for name, value in parts.items() if name != part)
     np.testing.assert_allclose(earned.total, wanted, rtol=1e-12)
-    np.testing.assert_allclose(earned.evidence.sum(-1), earned.outcome, rtol=1e-12)
+    np.testing.assert_allclose(earned.credit.sum(-1), earned.outcome, rtol=1e-12)
+
+
+def test_divergence_is_subtracted():
+    kl = [[[0.5, -0.25], [1.0, 2.0]], [[3.0], [4.0]]]
+    without, _ = judge(GROUPS, kl=kl)
+    with_it, _ = judge(GROUPS, PAPER._replace(kl_weight=0.1), kl=kl)
+    np.testing.assert_array_equal(with_it.kl, [[[0.5, -0.25], [1.0, 2.0]], [[3.0, 0.0], [4.0, 0.0]]])
+    np.testing.assert_allclose(with_it.total, without.total - 0.1 * with_it.kl, rtol=1e-12)
+
+
+def test_a_blank_stream_does_not_divide_by_zero():
+    blank = trajectory([step([SKIP])], chunks=[""], name="blank")
+    inputs = rewards.collect([[blank, blank]], len)
+    assert inputs.stream_tokens.tolist() == [[1, 1]]
+    earned, _ = rewards.judge(inputs, PAPER, FULL, STANDARD)
+    assert np.isfinite(earned.total).all()
 
 
 def test_swapping_rollouts_swaps_their_rewards():
-    swapped = [group[::-1] for group in GROUPS]
-    one, one_group = rewards.judge(rewards.collect(GROUPS, len), PAPER, 1e-6)
-    other, other_group = rewards.judge(rewards.collect(swapped, len), PAPER, 1e-6)
+    one, one_compared = judge(GROUPS)
+    other, other_compared = judge([group[::-1] for group in GROUPS])
     np.testing.assert_array_equal(one.total, other.total[:, ::-1])
-    np.testing.assert_array_equal(one_group.advantages, other_group.advantages[:, ::-1])
+    np.testing.assert_array_equal(one_compared.step, other_compared.step[:, ::-1])
+
+
+def test_shapley_credits_the_players_of_each_game():
+    # Padded to two players. q0: φ = (0.75/2 + 0.25/2, 0.5/2 + 0.75/2) by both orders: (3/8, 5/8); q1: 1 to (1, 1).
+    #   N = (3/16, 5/16 + 1/2). r_global = 1: half of it evenly, half by N: 1/4 + 3/32, 1/4 + 13/32.
+    games = (Game(((0, 1), (1, 0)), (0.0, 0.25, 0.5, 1.0)), Game(((1, 1),), (0.0, 1.0)))
+    steps = [step([inserted(), inserted()]), step([inserted(), inserted()])]
+    rollout = trajectory(steps, answers(1.0, 1.0), probes=Probes(games=games))
+    earned, _ = judge([[rollout, rollout]], variant=Variant("shapley"))
+    np.testing.assert_allclose(earned.credit[0, 0], [11 / 32, 21 / 32], rtol=1e-12)
+    # Of 1/4 for the step as a whole, each of its two operations has half.
+    operation = np.array([[0, 3 / 32], [5 / 32, 1 / 4]]) + 1 / 8
+    np.testing.assert_allclose(earned.operation_credit[0, 0], operation, rtol=1e-12)
+
+
+def test_step_gain_credits_each_change_of_the_memory():
+    steps = [step([inserted(), deleted(item())]), step([inserted()])]
+    probes = Probes(empty=(0.0,), states=(((1.0,), (0.25,)), ((0.5,),)))
+    rollout = trajectory(steps, answers(0.5), probes=probes)
+    earned, _ = judge([[rollout, rollout]], variant=Variant("step_gain"))
+    np.testing.assert_allclose(earned.operation_credit[0, 0], [[1.0, -0.75], [0.25, 0.0]], rtol=1e-12)
+
+
+# --------------------------------------------------------------------------------------
+# From steps and operations to tokens
+# --------------------------------------------------------------------------------------
+
+# Only r_fmt counts. Rollout 0 wrote a valid and a malformed operation and rollout 1 a valid one: r = 1/2, 1; mean 3/4.
+ONLY_FORMAT = Settings(global_weight=0.0, chunk_weight=0.0, compression_weight=0.0, format_weight=1.0)
+WROTE_TWO = trajectory([step([inserted(), MALFORMED], response="abcd", token_operations=(0, 0, 1, -1, -1))])
+WROTE_ONE = trajectory([step([inserted()], response="ab", token_operations=(0, 0, -1))], rollout=1)
+
+
+@pytest.mark.parametrize(
+    ("per_operation", "first", "second"),
+    [
+        # Every token has its response's: 1/2 - 3/4 and 1 - 3/4.
+        (False, [-0.25, -0.25, -0.25, -0.25, -0.25], [0.25, 0.25, 0.25]),
+        # The valid operations have 1 - 3/4, the malformed one 0 - 3/4; tokens of none have their response's.
+        (True, [0.25, 0.25, -0.75, -0.25, -0.25], [0.25, 0.25, 0.25]),
+    ],
+)
+def test_tokens_carry_the_advantage_of_their_operation(per_operation, first, second):
+    groups = [[WROTE_TWO, WROTE_ONE]]
+    variant = Variant("outcome", per_operation=per_operation)
+    _, compared = judge(groups, ONLY_FORMAT, variant, Normaliser(scale="none"))
+    advantages, factors = rewards.spread(groups, compared)
+    assert advantages.shape == factors.shape == (1, 2, 1, 5)
+    np.testing.assert_allclose(advantages[0, 0, 0], first, rtol=1e-6)
+    np.testing.assert_allclose(advantages[0, 1, 0, :3], second, rtol=1e-6)
+    np.testing.assert_array_equal(factors, 1)
+
+
+def test_tokens_carry_the_factor_of_their_operation():
+    # Only facts were retrieved: what is written about facts counts four times, in the unclipped term.
+    facts = [item(memory_type="semantic")]
+    first = trajectory(
+        [
+            step(
+                [inserted(memory_type="semantic"), inserted(memory_type="episodic")],
+                [answer(1.0, facts)],
+                response="abc",
+                token_operations=(0, 1, -1, -1),
+            )
+        ]
+    )
+    groups = [[first, dataclasses.replace(WROTE_ONE, stream=first.stream)]]
+    variant = Variant("type_weight", type_factor_on="unclipped", per_operation=True)
+    _, compared = judge(groups, variant=variant)
+    _, factors = rewards.spread(groups, compared)
+    np.testing.assert_array_equal(factors[0, 0, 0], [4, 1, 1, 1])
+    np.testing.assert_array_equal(factors[0, 1, 0], [1, 1, 1, 1])
+
+
+def test_spread_is_what_training_takes():
+    _, compared = judge(GROUPS)
+    advantages, factors = rewards.spread(GROUPS, compared)
+    assert advantages.shape[:3] == compared.step.shape
+    # No token belongs to an operation here, so each has its step's.
+    np.testing.assert_allclose(advantages[..., 0], compared.step, rtol=1e-6)
+    assert np.isfinite(factors).all()

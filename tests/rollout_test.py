@@ -1,12 +1,13 @@
 """Tests of finemem_jax/rollout.py with a scripted manager and a lambda reader."""
 
+import dataclasses
 import json
 
 import pytest
 
 from finemem_jax import rollout
 from finemem_jax.environment import Environment
-from finemem_jax.episode import Chunk, Completion, Question, Stream
+from finemem_jax.episode import Chunk, Completion, Probes, Question, Stream
 from finemem_jax.rollout import RolloutOptions
 from finemem_jax.tokenizer import ByteTokenizer
 
@@ -132,3 +133,73 @@ def test_a_failing_reader_is_an_error_not_a_score():
 
     with pytest.raises(ConnectionError):
         rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), down, (0,))
+
+
+# --------------------------------------------------------------------------------------
+# What credit rules need
+# --------------------------------------------------------------------------------------
+
+
+def rolled(needs, policy, answer=first_note, judge=None, **options):
+    chosen = dataclasses.replace(OPTIONS, needs=frozenset(needs), **options)
+    ((trajectory, _),) = rollout.run([stream()], chosen, RULES, scripted(policy), answer, (0,), judge=judge)
+    return trajectory
+
+
+def test_nobody_is_asked_more_than_the_rule_needs():
+    counts = []
+
+    def counting(queries):
+        counts.append(len(queries))
+        return first_note(queries)
+
+    plain = rolled([], copy_the_chunk, counting)
+    assert plain.probes == Probes() and plain.answers[0].cited == () and plain.steps[0].verdicts == ()
+    assert counts == [2 * (2 + 1)]  # Two rollouts: two chunk questions and a global one each.
+
+
+def test_probes_are_asked_in_the_same_call_and_scored():
+    counts = []
+
+    def counting(queries):
+        counts.append(len(queries))
+        return first_note(queries)
+
+    got = rolled(["states"], copy_the_chunk, counting)
+    # From nothing; after the only operation of each step. "red0" is there from step 0 on.
+    assert got.probes.empty == (0.0,)
+    assert got.probes.states == (((1.0,),), ((1.0,),))
+    assert len(counts) == 1
+    assert got.answers == rolled([], copy_the_chunk).answers
+
+
+def test_the_reader_cites():
+    def answer(queries):
+        return [f"{query.evidence[-1]} [{len(query.evidence)}]" if query.evidence else "no [1]" for query in queries]
+
+    got = rolled(["citations"], copy_the_chunk, answer)
+    (final,) = got.answers
+    assert len(final.evidence) == 2
+    assert final.cited == (False, True)
+    assert final.text == final.evidence[1].text
+
+
+def test_citations_by_overlap():
+    got = rolled(["citations"], copy_the_chunk, cited_by="overlap")
+    assert got.answers[0].cited == (True, False)
+
+
+def test_a_judge_sees_every_insert_and_update_once():
+    def write(request):
+        # The second line says the same for all rollouts and steps; the third is no operation.
+        return f"{copy_the_chunk(request)}\n{insert('always')}\nno call"
+
+    seen = []
+
+    def judge(operations):
+        seen.append([operation.content for operation in operations])
+        return [None if operation.content == "always" else True for operation in operations]
+
+    got = rolled(["content"], write, judge=judge)
+    assert sorted(seen[0]) == ["The colour number 0 is red0.", "The colour number 1 is red1.", "always"]
+    assert [step.verdicts for step in got.steps] == [(True, None, None)] * 2

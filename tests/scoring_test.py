@@ -246,3 +246,16 @@ def test_bad_questions():
         scoring.score("x", Question("?", ("x",), "rouge"))
     with pytest.raises(ValueError, match=r"Question\.answers must hold at least one gold answer.*'Who\?'"):
         scoring.score("x", Question("Who?", ()))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("Ana lives in Oslo, in the north.", "the north of Oslo", False),
+        ("Ana lives in the north of Oslo.", "Oslo, north!", True),
+        ("Ana lives in Oslo.", "", False),
+        ("Ana lives in Oslo.", "the", False),
+    ],
+)
+def test_supports(text, answer, expected):
+    assert scoring.supports(text, answer) is expected

@@ -1,0 +1,164 @@
+"""The whole credit rule of one training step: JAX kernels against vectorised NumPy.
+
+    python benchmarks/credit.py
+
+From scores and evidence to advantages, Fine-Mem's default rule: 64 streams, 8 rollouts, 128 steps of 4 operations, 100
+global questions, 20 items of evidence each, 5 questions a chunk; float32, as on an accelerator, and float64, as the
+trainer calls it. NumPy does the same with whole arrays, in its two customary ways of adding up by index: `np.add.at`,
+and the faster `np.bincount`. What both compute is compared first. About two minutes, 3 GB.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import sys
+
+# So that it runs from a checkout that is not installed.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+import _common as common
+import jax
+import numpy as np
+
+from finemem_jax import rules
+from finemem_jax.grpo import Normaliser
+from finemem_jax.rules import RewardInputs, Settings, Variant
+
+S, G, T, O, Q, K, J = 64, 8, 128, 4, 100, 20, 5
+REPEATS, CALLS = 7, 5
+SETTINGS, VARIANT, NORMALISER = Settings(), Variant(), Normaliser()
+
+
+def random_inputs(dtype) -> RewardInputs:
+    """Ragged in everything that can be."""
+    rng = np.random.default_rng(0)
+    steps = rng.integers(T // 2, T + 1, S)
+    step_mask = np.broadcast_to((np.arange(T) < steps[:, None])[:, None], (S, G, T))
+    written = (np.arange(O) < rng.integers(0, O + 1, (S, G, T, 1))) & step_mask[..., None]
+    question_mask = np.broadcast_to((np.arange(Q) < rng.integers(Q // 2, Q + 1, (S, 1)))[:, None], (S, G, Q))
+
+    def slots(last_step, shape):
+        return (rng.random(shape) * last_step).astype(np.int32) * O + rng.integers(0, O, shape).astype(np.int32)
+
+    return RewardInputs(
+        step_mask=step_mask,
+        chunk_scores=rng.random((S, G, T, J)).astype(dtype),
+        chunk_mask=(np.arange(J) < rng.integers(0, J + 1, (S, 1, T, 1))) & step_mask[..., None],
+        chunk_slot=slots(np.arange(1, T + 1)[:, None, None], (S, G, T, J, 2)),
+        chunk_is_evidence=rng.random((S, G, T, J, 2)) < 0.9,
+        chunk_type=np.zeros((S, G, T, J, 2), np.int32),
+        scores=rng.random((S, G, Q)).astype(dtype),
+        question_mask=question_mask,
+        slot=slots(steps[:, None, None, None], (S, G, Q, K)),
+        is_evidence=np.arange(K) < rng.integers(0, K + 1, (S, G, Q, 1)),
+        gold=np.zeros((S, G, Q, T), bool),
+        written=written,
+        valid=written & (rng.random((S, G, T, O)) < 0.8),
+        operation_type=np.zeros((S, G, T, O), np.int32),
+        operation_action=np.zeros((S, G, T, O), np.int32),
+        memory_tokens=rng.integers(0, 5_000, (S, G)),
+        stream_tokens=np.broadcast_to(rng.integers(5_000, 20_000, (S, 1)), (S, G)),
+    )
+
+
+def add_at(index, values, size):
+    total = np.zeros(size, values.dtype)
+    np.add.at(total, index, values)
+    return total
+
+
+def bincount(index, values, size):
+    return np.bincount(index, values, size).astype(values.dtype)
+
+
+def with_numpy(x: RewardInputs, add) -> np.ndarray:
+    """Advantages [S, G, T] in whole-array NumPy; credit of single operations included, as in ours."""
+    dtype = x.scores.dtype
+    s = SETTINGS
+    rollouts = np.arange(S * G).reshape(S, G, 1, 1)
+    num_steps = x.step_mask.sum(-1)[..., None]
+    num_questions = np.maximum(x.question_mask.sum(-1), 1)[..., None]
+    value = np.where(x.question_mask, x.scores, 0) / num_questions
+    outcome = value.sum(-1, keepdims=True)
+    share = x.is_evidence / np.maximum(x.is_evidence.sum(-1, keepdims=True), 1).astype(dtype)
+    held = x.is_evidence & x.question_mask[..., None]
+    worth = (value[..., None] * share)[held]
+    operation = add((rollouts * T * O + x.slot)[held], worth, S * G * T * O).reshape(S, G, T, O)
+    unshared = np.where(x.is_evidence.any(-1), 0, value).sum(-1, keepdims=True)
+    even = x.step_mask / num_steps
+    credit_step = (1 - s.beta) * outcome * even + s.beta * unshared * even
+    credit_operation = s.beta * operation
+
+    chunk_count = np.maximum(x.chunk_mask.sum(-1), 1)
+    chunk_value = np.where(x.chunk_mask, x.chunk_scores, 0) / chunk_count[..., None].astype(dtype)
+    chunk_share = x.chunk_is_evidence / np.maximum(x.chunk_is_evidence.sum(-1, keepdims=True), 1).astype(dtype)
+    here = x.chunk_is_evidence & x.chunk_mask[..., None] & (x.chunk_slot // O == np.arange(T)[:, None, None])
+    chunk_worth = np.where(here, chunk_value[..., None] * chunk_share, 0)
+    chunk_operation = add(
+        (rollouts[..., None] * T * O + x.chunk_slot)[here], chunk_worth[here], S * G * T * O
+    ).reshape(S, G, T, O)
+    chunk_step = chunk_value.sum(-1) - chunk_worth.sum((-1, -2))
+
+    count = np.maximum(x.written.sum(-1, keepdims=True), 1).astype(dtype)
+    form = x.valid / count
+    compression = (1 - x.memory_tokens / x.stream_tokens).astype(dtype)[..., None] * x.step_mask
+    total_operation = credit_operation + s.format_weight * form + s.chunk_weight * chunk_operation
+    total_step = credit_step + s.chunk_weight * chunk_step + s.compression_weight * compression
+    total = total_operation.sum(-1) + total_step
+    # Ours returns these two as well.
+    np.where(x.written, count * total_operation + total_step[..., None], 0)
+    np.where(x.written, credit_operation + credit_step[..., None] / count, 0)
+
+    centred = total - total.mean(1, keepdims=True)
+    std = np.sqrt((centred**2).sum(1, keepdims=True) / (G - 1))
+    equal = np.abs(centred).max(1, keepdims=True) <= 1e-6 * np.maximum(1, np.abs(total).max(1, keepdims=True))
+    return np.where(equal | ~x.step_mask, 0, centred / (std + NORMALISER.epsilon))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def with_jax(x: RewardInputs, settings: Settings, variant: Variant):
+    earned, channels = rules.step_rewards(x, settings, variant)
+    return earned, rules.advantages(x, channels, settings, variant, NORMALISER)
+
+
+def often(function, *arguments):
+    """Several calls in a row, as single ones are too short to time."""
+
+    def calls():
+        for _ in range(CALLS):
+            function(*arguments)
+
+    return calls
+
+
+def measure(dtype, name):
+    host = random_inputs(dtype)
+    device = jax.tree.map(jax.numpy.asarray, host)
+    settings = Settings(*(np.dtype(dtype).type(value) for value in SETTINGS))
+
+    def ours():
+        return jax.block_until_ready(with_jax(device, settings, VARIANT))
+
+    _, compared = ours()
+    expected = with_numpy(host, bincount)
+    largest = np.abs(np.asarray(compared.step) - expected).max()
+    assert largest < (1e-2 if dtype == np.float32 else 1e-8), f"the two do not compute the same: {largest}"
+    claims = []
+    for peer, target in ((add_at, 10.0), (bincount, None)):
+        runs = [common.ratio(often(ours), often(with_numpy, host, peer)) for _ in range(REPEATS)]
+        claims.append(common.claim(f"full rule vs NumPy with {peer.__name__}, {name}", runs, "x", target))
+    times = [1e3 * common.seconds(often(ours)) / CALLS for _ in range(REPEATS)]
+    claims.append(common.claim(f"full rule, {name}", times, "ms"))
+    return claims
+
+
+def main() -> None:
+    claims = measure(np.float32, "float32")
+    with jax.enable_x64(True):
+        claims += measure(np.float64, "float64")
+    common.report("credit", claims)
+
+
+if __name__ == "__main__":
+    main()
