@@ -25,7 +25,7 @@ from finemem_jax import rules
 from finemem_jax.grpo import Normaliser
 from finemem_jax.rules import RewardInputs, Settings, Variant
 
-S, G, T, O, Q, K, J = 64, 8, 128, 4, 100, 20, 5
+S, G, T, O, Q, K, J = 64, 8, 128, 4, 100, 20, 5  # noqa: E741
 REPEATS, CALLS = 7, 5
 SETTINGS, VARIANT, NORMALISER = Settings(), Variant(), Normaliser()
 
@@ -95,9 +95,9 @@ def with_numpy(x: RewardInputs, add) -> np.ndarray:
     chunk_share = x.chunk_is_evidence / np.maximum(x.chunk_is_evidence.sum(-1, keepdims=True), 1).astype(dtype)
     here = x.chunk_is_evidence & x.chunk_mask[..., None] & (x.chunk_slot // O == np.arange(T)[:, None, None])
     chunk_worth = np.where(here, chunk_value[..., None] * chunk_share, 0)
-    chunk_operation = add(
-        (rollouts[..., None] * T * O + x.chunk_slot)[here], chunk_worth[here], S * G * T * O
-    ).reshape(S, G, T, O)
+    chunk_operation = add((rollouts[..., None] * T * O + x.chunk_slot)[here], chunk_worth[here], S * G * T * O).reshape(
+        S, G, T, O
+    )
     chunk_step = chunk_value.sum(-1) - chunk_worth.sum((-1, -2))
 
     count = np.maximum(x.written.sum(-1, keepdims=True), 1).astype(dtype)

@@ -5,7 +5,7 @@ import sys
 
 import matplotlib.figure
 
-from finemem_jax import writer
+from finemem_jax import report_plots, writer
 
 PANELS = {
     "valid operations": "operations/valid_fraction",
@@ -15,7 +15,6 @@ PANELS = {
     "response length (tokens)": "rollout/response_tokens",
     "entropy (nats per token)": "loss/entropy",
 }
-DECAY = 0.8  # Of the moving average: about the last five steps.
 
 
 def main(workdir: pathlib.Path, out: pathlib.Path) -> None:
@@ -23,13 +22,9 @@ def main(workdir: pathlib.Path, out: pathlib.Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(10, 5.5), layout="constrained")
     for axes, (title, name) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         points = [(line["step"] + 1, line[name]) for line in lines if name in line]
-        smooth, average = [], None
-        for _, value in points:
-            average = value if average is None else DECAY * average + (1 - DECAY) * value
-            smooth.append(average)
-        steps = [step for step, _ in points]
-        axes.plot(steps, [value for _, value in points], ".", color="0.7", markersize=4)
-        axes.plot(steps, smooth, color="tab:blue")
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        axes.plot(steps, values, ".", color="0.7", markersize=4)
+        axes.plot(steps, report_plots.moving_average(values), color="tab:blue")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("training step", fontsize=8)
         axes.tick_params(labelsize=8)

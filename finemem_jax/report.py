@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from finemem_jax import evaluate, report_page, report_plots, writer
+from finemem_jax import evaluate, report_page, report_plots, rules, writer
 from finemem_jax.report_page import about, chip, folded, note, number, section, signed, table, text, texts_table
 
 
@@ -200,14 +200,7 @@ def _best_and_worst(records, config, file_name):
         ),
     ]
     if "credit.rule" in config:
-        parts.append(
-            about(
-                f"Credit is what the rule “{config['credit.rule']}” makes of the global questions’ scores, before its "
-                "weight; a chunk’s is the sum over its operations, if there are any. Advantages compare the rollouts: "
-                "a token is trained with that of its operation, or of its chunk if it belongs to none. Bars of chunks "
-                "share one scale in both rollouts, and so do those of operations."
-            )
-        )
+        parts.append(about(_explanation(config["credit.rule"])))
     for which, record in shown.items():
         heading = f"{which.capitalize()}: rollout {record['rollout'] + 1} of {len(group)}"
         facts = (
@@ -222,6 +215,20 @@ def _best_and_worst(records, config, file_name):
             f"<article><h4>Global questions, from the last memory</h4>{asked}</article></details>"
         )
     return "\n".join(parts)
+
+
+def _explanation(rule):
+    explained = (
+        f"Credit is what the rule “{rule}” makes of the global questions’ scores, before its weight; a chunk’s is the "
+        "sum over its operations, if there are any. "
+    )
+    if rule in rules.RULES and rules.RULES[rule].attribute is None:
+        explained += "This rule makes advantages of them at once, and no credit. "
+    return explained + (
+        "Rules differ in whether chunk and content count in the reward. Advantages compare the rollouts: a token is "
+        "trained with that of its operation, or of its chunk if it belongs to none. Bars of chunks share one scale in "
+        "both rollouts, and so do those of operations."
+    )
 
 
 def _success(record):
@@ -289,7 +296,7 @@ def _measure(name, value, largest):
 
 
 def _read(step):
-    """The chunk and, folded, the prompt that it stood in; or the prompt alone, which is all that earlier versions kept."""
+    """The chunk and, folded, the prompt that it stood in; earlier versions kept the prompt alone."""
     prompt = _verbatim(step["prompt"])
     if "chunk" not in step:
         return f"<h5>Prompt</h5>{prompt}"

@@ -68,7 +68,7 @@ def signed(value: float, largest: float) -> str:
     direction = "up" if value > 0 else "down" if value < 0 else "zero"
     share = 50 * min(abs(value) / largest, 1) if largest > 0 and math.isfinite(value) else 0
     return (
-        f"<span class='signed {direction}'><span class=bar><i style='width:{share:.1f}%'></i></span> "
+        f"<span class='signed {direction}'><span class=bar><i style='width:{share:.1f}%'></i></span>"
         f"<b>{number(value, sign=True) if value else '0'}</b></span>"
     )
 

@@ -121,6 +121,9 @@ def test_run_rolls_each_stream_out_once():
         assert all(request.temperature == 0.0 for request in requests)
         return [Completion(tuple(TOKENS.encode(insert)), (), "stop", 0) for _ in requests]
 
+    def reader(queries):
+        return ["Oslo" for _ in queries]
+
     options = RolloutOptions(
         group_size=1,
         max_new_tokens=9,
@@ -132,7 +135,7 @@ def test_run_rolls_each_stream_out_once():
     )
     asked = Question("Where does Ana live?", ("Oslo",))
     streams = [Stream(name, "made up", (Chunk("c", (asked,)), Chunk("d")), (asked,)) for name in ("a", "b")]
-    got = evaluate.run(streams, options, ENVIRONMENT, policy, lambda queries: ["Oslo" for _ in queries], (0, "evaluate"))
+    got = evaluate.run(streams, options, ENVIRONMENT, policy, reader, (0, "evaluate"))
     assert [one.stream.stream_id for one in got] == ["a", "b"]
     assert evaluate.summary(got, ENVIRONMENT)["estimates"]["score"]["mean"] == 1.0
     # The second INSERT says the same again.

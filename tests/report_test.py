@@ -18,6 +18,7 @@ from finemem_jax.episode import (
     Completion,
     Memory,
     Operation,
+    Probes,
     Question,
     Step,
     Stream,
@@ -29,7 +30,8 @@ from finemem_jax.rules import Settings, Variant
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&\"'"
 CONFIG = {"experiment": "a run", "manager.num_examples": 2, "train.num_steps": 5, "credit.rule": "full", "seed": 0}
 METRICS = {
-    "reward/total": 0.5, "reward/credit": 0.125, "reward/chunk": 0.25, "reward/content": 0.0, "reward/kl": 0.0, "operations/valid_fraction": 0.75, "memory/tokens": 40.0,
+    "reward/total": 0.5, "reward/credit": 0.125, "reward/chunk": 0.25, "reward/content": 0.0, "reward/kl": 0.0,
+    "operations/valid_fraction": 0.75, "memory/tokens": 40.0,
     "loss/entropy": 2.0, "time/manager_seconds": 3.0, "time/step_seconds": 9.0,
 }  # fmt: skip
 
@@ -91,7 +93,7 @@ def rollouts(chunks=("Ana moved to Oslo.", "Rain."), content="Ana lives in Oslo.
 def recorded(group, rule="full", kl=None):
     """Records of a group, judged by a rule."""
     inputs = rewards.collect([group], ENVIRONMENT.count_tokens, kl)
-    judged = rewards.judge(inputs, Settings(), Variant(rule, per_operation=True), Normaliser())
+    judged = rewards.judge(inputs, Settings(), Variant(rule), Normaliser())
     return [records.trajectory(one, (0, i), inputs, *judged, TOKENS.decode) for i, one in enumerate(group)]
 
 
@@ -203,8 +205,8 @@ def test_whatever_was_written_is_text(tmp_path):
         one["source"] = one["stream_id"] = HOSTILE
         for answer in one["answers"]:
             answer |= {"question": HOSTILE, "kind": HOSTILE, "gold": [HOSTILE]}
-        for step in one["steps"]:
-            step["operations"] += [{"status": HOSTILE, "item_id": HOSTILE, "action": HOSTILE, "content": HOSTILE}]
+        for written in one["steps"]:
+            written["operations"] += [{"status": HOSTILE, "item_id": HOSTILE, "action": HOSTILE, "content": HOSTILE}]
     fill(workdir, trajectories)
     named = {HOSTILE: evaluation(0.0, 0.5, 0) | {"by_kind": {HOSTILE: {"mean": 0, "standard_error": 0, "n": 1}}}}
     (workdir / "evaluation.json").write_text(json.dumps(named))
@@ -220,10 +222,10 @@ def test_lone_surrogates_do_not_stop_it(workdir):
 
 
 def test_the_reward_and_its_parts(workdir, plain_rollouts):
-    # Rollout 1: r_EARA = 1/2 · 1/2 + 1/2 · 1 = 3/4 in step 0, where its evidence was written; one of two lines valid.
+    # Where the evidence was written r_EARA = 1/2 · 1/2 + 1/2 · 1 = 3/4; one of two lines is valid; r_comp = 1 - 18/23.
     fill(workdir, plain_rollouts)
     page = page_of(workdir)
-    assert "reward 1.262 from credit 0.750 · chunk 0.000 · format 0.500 · compression 0.238" in page.text
+    assert "reward 1.261 from credit 0.750 · chunk 0.000 · format 0.500 · compression 0.217" in page.text
     assert "evidence contribution 1.000" in page.text
     assert "credit from the global score 0.125" in page.text
     assert "credit rule full" in page.text
@@ -261,27 +263,30 @@ def test_operations_show_what_they_did_and_earned(workdir):
     ):
         assert words in page.text
     assert page.text.count("cited #") == 1
-    html_text = (workdir / "report.html").read_text(encoding="utf-8")
-    assert "<del>2024: Ana was in Peru.</del>" in html_text
-    # Half of r_global goes evenly to both chunks, 1/4 each, 1/8 to each operation; the other half to the two writers.
-    #   1/8 + 1/4, 1/8 (wrote what was retrieved), and the same in chunk 2.
-    assert [o["credit"] for s in trajectories[0]["steps"] for o in s["operations"]] == [0.125, 0.375, 0.375, 0.125]
-    rows = re.findall(r"<tr>.*?</tr>", html_text)
-    credits = [re.findall(r"width:([\d.]+)%'></i></span> <b>([^<]+)</b>", row)[0] for row in rows if "class='chip" in row]
-    credits = [one for one in credits if one]
-    assert credits[:4] == [("16.7", "+0.125"), ("50.0", "+0.375"), ("50.0", "+0.375"), ("16.7", "+0.125")]
+    source = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "<del>2024: Ana was in Peru.</del>" in source
+    # Half of r_global goes to all steps alike: 1/4 to each, 1/8 to each of its operations. Of the other half, each of
+    # the two that wrote evidence gets 1/4. A full bar takes half the width: 3/8 is full, and 1/8 a third of that.
+    bars = re.findall(r"<td>\d</td>.*?<i style='width:([\d.]+)%'></i></span><b>(.*?)</b>", source)
+    assert bars == [("16.7", "+0.125"), ("50.0", "+0.375"), ("50.0", "+0.375"), ("16.7", "+0.125")]
 
 
-def test_negative_credit_points_to_the_left(workdir):
-    harmful = [trajectory([step([inserted(), inserted()])], [answer_]) for answer_ in answers(1.0, 0.0)]
-    trajectories = recorded(harmful)
-    trajectories[0]["steps"][0]["operations"][0]["credit"] = -0.5
-    trajectories[0]["steps"][0]["operations"][1]["credit"] = 0.25
-    fill(workdir, trajectories)
-    assert page_of(workdir)
-    html_text = (workdir / "report.html").read_text(encoding="utf-8")
-    assert "<span class='signed down'><span class=bar><i style='width:50.0%'></i></span> <b>-0.500</b>" in html_text
-    assert "<span class='signed up'><span class=bar><i style='width:25.0%'></i></span> <b>+0.250</b>" in html_text
+def test_negative_credit_points_the_other_way(workdir):
+    # The item came to 1, and deleting it brought that down to 1/4.
+    states = Probes(empty=(0.0,), states=(((1.0,), (0.25,)),))
+    one = trajectory([step([inserted(), deleted(item())])], answers(0.25), probes=states)
+    fill(workdir, recorded([one, dataclasses.replace(one, rollout=1)], "step_gain"))
+    assert "insert #1 m+1.000" in page_of(workdir).text
+    source = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "<span class='signed up'><span class=bar><i style='width:50.0%'></i></span><b>+1.000</b>" in source
+    assert "<span class='signed down'><span class=bar><i style='width:37.5%'></i></span><b>-0.750</b>" in source
+
+
+@pytest.mark.parametrize(("rule", "at_once"), [("hindsight", True), ("full", False), ("of another version", False)])
+def test_rules_without_credit_say_so(workdir, plain_rollouts, rule, at_once):
+    (workdir / "config.json").write_text(json.dumps(CONFIG | {"credit.rule": rule}))
+    fill(workdir, plain_rollouts)
+    assert ("makes advantages of them at once" in page_of(workdir).text) == at_once
 
 
 def of_an_earlier_version(record):
@@ -289,15 +294,17 @@ def of_an_earlier_version(record):
     record = json.loads(json.dumps(record))
     del record["probes"]
     for one in record["steps"]:
-        del one["chunk"], one["token_operations"], one["rewards"]["content"], one["rewards"]["kl"]
-        one["rewards"]["evidence"] = one["rewards"].pop("credit")
+        del one["chunk"], one["token_operations"]
+        one["rewards"] = {"evidence" if k == "credit" else k: v for k, v in one["rewards"].items()}
+        del one["rewards"]["content"], one["rewards"]["kl"]
         for operation in one["operations"]:
             for name in ("credit", "reward", "advantage", "memory_type", "previous"):
                 operation.pop(name, None)
-        for asked in [*one["answers"], *record["answers"]]:
-            asked.pop("gold_steps", None), asked.pop("cited", None)
-        for stored in [*one["memory"], *(e for asked in record["answers"] for e in asked["evidence"])]:
-            stored.pop("source_operation", None), stored.pop("memory_type", None)
+    for asked in record["answers"]:
+        del asked["gold_steps"], asked["cited"]
+    evidence = [stored for asked in record["answers"] for stored in asked["evidence"]]
+    for stored in [*evidence, *(stored for one in record["steps"] for stored in one["memory"])]:
+        del stored["source_operation"], stored["memory_type"]
     return record
 
 
@@ -355,7 +362,7 @@ def test_metrics_that_are_missing_or_not_finite(workdir):
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = page_of(workdir)
     assert "total 0.500" in page.text
-    assert "Not measured in this run." in page.text
+    assert "Not measured in this run: What became of what was written, Valid operations by kind" in page.text
 
 
 @pytest.mark.parametrize("broken", ["[]", "{", '{"before": {}}', '{"before": 3}'])

@@ -97,7 +97,8 @@ def test_what_was_not_measured_is_absent():
     got = rewards.collect(GROUPS, len)
     absent = {name for name, value in got._asdict().items() if value is None}
     assert absent == {
-        "cited", "content", "content_mask", "state_scores", "without", "subset_scores", "player_slot", "is_player", "kl",
+        "cited", "content", "content_mask", "state_scores", "without", "subset_scores", "player_slot", "is_player",
+        "kl",
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ ENVIRONMENT = Environment(
 
 SKIP = Outcome(Operation(Action.SKIP), Status.APPLIED)
 MALFORMED = Outcome(Malformed("?", "not JSON"), Status.MALFORMED)
+NO_PROBES = Probes()
 
 
 def item(step: int = 0, operation: int = 0, text: str = "m", item_id: int = 1, memory_type: str = "") -> MemoryItem:
@@ -96,7 +97,7 @@ def trajectory(
     rollout: int = 0,
     chunks: Sequence[str] = (),
     name: str = "s",
-    probes: Probes = Probes(),
+    probes: Probes = NO_PROBES,
 ) -> Trajectory:
     """A rollout of a stream called `name`.
 

@@ -76,7 +76,7 @@ def test_streams_without_questions_train_on_the_other_rewards(tmp_path):
     smoke_run.run(tmp_path, smoke_run.config(**changes))
     with gzip.open(next((tmp_path / "trajectories").glob("*.gz")), "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
-    assert all(step["rewards"]["evidence"] == 0 for record in records for step in record["steps"])
+    assert all(step["rewards"]["credit"] == 0 for record in records for step in record["steps"])
     assert train.read_evaluations(tmp_path)["after"]["estimates"]["score"]["n"] == 0
 
 
