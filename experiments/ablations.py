@@ -59,6 +59,7 @@ def get_config(arg: str = ""):
     if base == "smoke":
         # Random weights answer nothing; the evidence itself does, so that rules have something to differ by.
         config.reader.kind = "evidence"
+        config.data.num_test = 8
     else:
         config.data.num_test = 32
     for key, text in chosen.items():

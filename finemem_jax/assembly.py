@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from finemem_jax import config as config_lib
 from finemem_jax import embedding, input_pipeline, operations, probes, reader, retrieval, rules, tokenizer
+from finemem_jax.config import ConfigDict
 from finemem_jax.environment import Environment
 from finemem_jax.episode import (
     CORE,
@@ -201,15 +201,11 @@ def _embedder(config, model, params, tokens):
 def _test_phrases(config):
     """Whole operations for the tests' tokenizer, so that even random weights write some.
 
-    What they write down are questions of the first training streams with their answers: some help, most do not.
+    What they write down are questions of the first streams with their answers, by turns of training and held-out ones:
+    for each stream some help, and most do not.
     """
-    source = input_pipeline.load(config.data.name, _stream_spec(config, "train"))
-    facts: list[str] = []
-    for index in range(len(source)):
-        facts += [f"{q.text} {q.answers[0]}" for chunk in source[index].chunks for q in chunk.questions]
-        if len(facts) >= _TEST_INSERTS:
-            break
-    facts = [fact[:200] for fact in facts] or ["nothing is known"]
+    splits = [_facts(config, split) for split in ("train", "test")]
+    facts = [fact for pair in zip(*splits, strict=False) for fact in pair] or ["nothing is known"]
     dialect = operations.Dialect(config.memory.layout, config.manager.wire)
     typed = dialect.layout == "typed"
 
@@ -225,6 +221,17 @@ def _test_phrases(config):
     others = [Operation(Action.UPDATE, fact(3 * i), None, CORE) for i in range(_TEST_OTHERS)]
     written += others if typed else [Operation(Action.SKIP)] * _TEST_OTHERS
     return [f"{operations.render(operation, dialect)}\n" for operation in written]
+
+
+def _facts(config, split):
+    source = input_pipeline.load(config.data.name, _stream_spec(config, split))
+    facts: list[str] = []
+    for index in range(len(source)):
+        facts += [f"{q.text} {q.answers[0]}"[:200] for chunk in source[index].chunks for q in chunk.questions]
+        if len(facts) >= _TEST_INSERTS:
+            break
+    # By turns over and over, so that a split with few streams has as many phrases as the other.
+    return [facts[i % len(facts)] for i in range(_TEST_INSERTS)] if facts else []
 
 
 def _tokenizer(config, model, path):

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from finemem_jax import config as config_lib
 from finemem_jax import writer
+from finemem_jax.config import ConfigDict
 from finemem_jax.learner import TrainState
 
 

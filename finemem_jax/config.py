@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
-from ml_collections import ConfigDict
+
+if TYPE_CHECKING:
+    # Its fields exist at run time only: a misspelt one raises there, and a type checker would refuse them all.
+    ConfigDict = Any
+else:
+    from ml_collections import ConfigDict
 
 # Keys of rules.RULES, which says what each means; here, so that a config can be checked without loading JAX.
 RULE_NAMES = (

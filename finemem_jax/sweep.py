@@ -27,10 +27,11 @@ from typing import IO, Any
 import rich.console
 import rich.text
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from finemem_jax import config as config_lib
 from finemem_jax import evaluate, writer
+from finemem_jax.config import ConfigDict
 
 NOTE = (
     "± is one standard error over held-out streams. Against the first: the value after training less the first "

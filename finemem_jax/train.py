@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from finemem_jax import (
     assembly,
@@ -35,6 +34,7 @@ from finemem_jax import (
 )
 from finemem_jax.assembly import FittedSource, Parts
 from finemem_jax.batching import Batch
+from finemem_jax.config import ConfigDict
 from finemem_jax.episode import Action, Operation, Trajectory
 from finemem_jax.learner import LearnerOptions
 from finemem_jax.models import sharding
@@ -306,7 +306,8 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
         streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate"), parts.embed
     )
     # What evaluation sampled must not count among the next step's tokens.
-    parts.manager.take_stats(), parts.reader_sampler.take_stats()
+    parts.manager.take_stats()
+    parts.reader_sampler.take_stats()
     lines = (records.evaluated(trajectory, parts.tokenizer.decode) for trajectory in trajectories)
     writer.write_records(workdir / "evaluations" / f"{name.replace(' ', '_')}.jsonl.gz", lines)
     found = read_evaluations(workdir) | {name: {"step": step, **evaluate.summary(trajectories, parts.environment)}}
