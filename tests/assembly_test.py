@@ -1,0 +1,85 @@
+"""Tests of finemem_jax/assembly.py: what a config chooses, and choices that do not go together."""
+
+import pytest
+import smoke_run
+
+from finemem_jax import assembly, rules
+from finemem_jax import config as config_lib
+from finemem_jax.episode import Action, Operation
+from finemem_jax.operations import Dialect, parse
+
+
+def config(**changes):
+    return smoke_run.config(**changes)
+
+
+def test_the_default_is_the_paper():
+    method = assembly.method(config_lib.default())
+    assert method.rule is rules.RULES["full"]
+    assert method.settings == rules.Settings() and method.variant == rules.Variant()
+    assert (method.settings.beta, method.settings.chunk_weight, method.settings.compression_weight) == (0.5, 0.5, 0.05)
+    assert (method.normaliser.scale, method.normaliser.ddof, method.normaliser.epsilon) == ("std", 1, 1e-6)
+    assert method.objective.kl_weight == method.objective.dual_clip == method.objective.importance_cap == 0
+    assert (method.objective.clip_low, method.objective.clip_high, method.objective.ratio) == (0.2, 0.2, "token")
+
+
+@pytest.mark.parametrize("rule", list(rules.RULES))
+def test_every_rule_can_be_chosen(rule):
+    settings = config(**{"credit.rule": rule, "memory.layout": "typed" if rule == "type_weight" else "flat"})
+    assert assembly.method(settings).rule is rules.RULES[rule]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.kl_estimator": "k1"}, r"credit\.kl_weight"),
+        ({"objective.dual_clip": 0.5}, r"objective\.dual_clip must be above 1"),
+        ({"credit.rule": "type_weight"}, r"memory\.layout='typed'"),
+        ({"credit.rule": "shapley", "memory.top_k": 20}, r"Lower memory\.top_k, or use credit\.rule='ablation'"),
+        ({"credit.rule": "mem-alpha"}, r"credit\.rule must be one of outcome, .*got 'mem-alpha'"),
+    ],
+)
+def test_choices_that_cannot_work_are_refused_with_the_remedy(changes, message):
+    with pytest.raises(ValueError, match=message):
+        assembly.method(config(**changes))
+
+
+def test_evaluation_measures_nothing_that_only_credit_needs():
+    settings = config(**{"credit.rule": "shapley"})
+    assert assembly.rollout_options(settings, evaluation=False).needs == {"subsets"}
+    assert assembly.rollout_options(settings, evaluation=True).needs == frozenset()
+    # But a reader that is asked to cite writes citations there too, and they must come off its answers.
+    settings = config(**{"credit.rule": "cited"})
+    assert assembly.rollout_options(settings, evaluation=True).needs == {"citations"}
+
+
+@pytest.mark.parametrize("layout", ["flat", "typed"])
+@pytest.mark.parametrize("wire", ["json_lines", "hermes", "qwen_agent"])
+def test_test_phrases_are_operations_of_the_dialect(layout, wire):
+    settings = config(**{"memory.layout": layout, "manager.wire": wire})
+    parts = assembly.build(settings)
+    phrases = [parts.tokenizer.token_bytes(i).decode() for i in range(258, parts.tokenizer.vocab_size)]
+    assert parts.tokenizer.vocab_size == parts.model.vocab_size
+    found = [parse(phrase, dialect=Dialect(layout, wire)) for phrase in phrases]
+    assert all(len(one) == 1 and isinstance(one[0], Operation) for one in found)
+    actions = {one[0].action for one in found}
+    assert actions == set(Action) - ({Action.SKIP} if layout == "typed" else set())
+
+
+def test_test_phrases_answer_questions_of_both_splits():
+    settings = config()
+    parts = assembly.build(settings)
+    known = "".join(parts.tokenizer.token_bytes(i).decode() for i in range(258, parts.tokenizer.vocab_size))
+    for split in ("train", "test"):
+        stream = assembly.streams(settings, split, parts.environment)[0]
+        question = stream.chunks[0].questions[0]
+        assert question.answers[0] in known
+
+
+def test_a_judge_and_an_embedder_come_only_where_they_are_needed():
+    plain = assembly.build(config())
+    assert plain.judge is None and plain.embed is None
+    full = assembly.build(
+        config(**{"credit.rule": "mem_alpha", "memory.retrieval": "dense", "memory.embedder": "model"})
+    )
+    assert full.judge is not None and full.embed is not None
