@@ -113,7 +113,7 @@ def train(
                 interrupt.updating = True
                 for minibatch in _minibatches(config, parts, groups, step):
                     state, measured = learner.update(options, tx, state, minibatch, config.rollout.temperature)
-                    loss_metrics = _sampler_difference(measured) | loss_metrics | measured
+                    loss_metrics = _sampler_difference(groups, measured) | loss_metrics | measured
                 step, saved_position = step + 1, batches.get_state()
                 parts.manager.update(state.params, step)
                 interrupt.updating = False
@@ -373,10 +373,26 @@ def _operation_metrics(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str
     return metrics
 
 
-def _sampler_difference(measured: dict[str, float]) -> dict[str, float]:
-    """|log π_trainer - log π_sampler|. Only the first update's counts: its policy is still the one that sampled."""
-    names = {"mean": "policy/absolute_log_ratio", "largest": "policy/largest_log_ratio"}
-    return {f"policy/sampler_difference_{name}": measured[source] for name, source in names.items() if measured}
+def _sampler_difference(groups, measured: dict[str, float]) -> dict[str, float]:
+    """|log π_trainer - log π_sampler|, mean and largest.
+
+    Where the trainer's were not computed apart, the first update's log ratio is this: its policy is still the one that
+    sampled.
+    """
+    differences = [
+        np.abs(old - np.asarray(step.completion.log_probs))
+        for group in groups
+        if group.old_log_probs is not None
+        for step, old in zip(group.steps, group.old_log_probs, strict=True)
+    ]
+    if differences:
+        joined = np.concatenate(differences)
+        mean, largest = float(joined.mean()), float(joined.max())
+    elif measured:
+        mean, largest = measured["policy/absolute_log_ratio"], measured["policy/largest_log_ratio"]
+    else:
+        return {}
+    return {"policy/sampler_difference_mean": mean, "policy/sampler_difference_largest": largest}
 
 
 def _sampler_metrics(parts: Parts) -> dict[str, float]:

@@ -19,6 +19,13 @@ from finemem_jax.optimizer import OptimizerOptions
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def trajectories(workdir):
+    """All records of a run, in order."""
+    for path in sorted((workdir / "trajectories").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
 def final_state(workdir, settings):
     parts, *_ = smoke_run.prepare(settings)
     state = learner.init(parts.params, optimizer.make(OptimizerOptions(**settings.optimizer)))
@@ -74,9 +81,7 @@ def test_workdir_of_another_experiment_is_refused_unless_told(tmp_path):
 def test_streams_without_questions_train_on_the_other_rewards(tmp_path):
     changes = {"data.questions_per_stream": 0, "data.questions_per_chunk": 0, "train.num_steps": 1}
     smoke_run.run(tmp_path, smoke_run.config(**changes))
-    with gzip.open(next((tmp_path / "trajectories").glob("*.gz")), "rt", encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    assert all(step["rewards"]["credit"] == 0 for record in records for step in record["steps"])
+    assert all(step["rewards"]["credit"] == 0 for record in trajectories(tmp_path) for step in record["steps"])
     assert train.read_evaluations(tmp_path)["after"]["estimates"]["score"]["n"] == 0
 
 
@@ -101,3 +106,35 @@ def test_interrupt_saves_a_checkpoint_and_the_same_command_continues(tmp_path):
     settings = smoke_run.config(**{"train.num_steps": done + 1, "train.evaluate_first": False})
     smoke_run.run(tmp_path, settings)
     assert [line["step"] for line in writer.read_metrics(tmp_path)] == list(range(done + 1))
+
+
+def test_starting_weights_and_sampler_are_compared_with(tmp_path):
+    """Everything that the objective can compare the policy with, in one run of two steps."""
+    changes = {
+        "credit.kl_weight": 0.01, "objective.kl_weight": 0.01, "objective.importance_cap": 2.0,
+        "objective.entropy_weight": 0.001, "objective.dual_clip": 3.0, "objective.aggregation": "stream",
+        "credit.per_operation": True, "reader.kind": "evidence", "train.evaluate_first": False, "train.num_steps": 2,
+    }  # fmt: skip
+    smoke_run.run(tmp_path, smoke_run.config(**changes))
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    # Before the first update policy and starting weights are one; after it they are not, and the policy pays for it.
+    assert abs(first["reward/kl"]) < 1e-3 < abs(second["reward/kl"])
+    assert abs(first["policy/kl_to_start"]) < 1e-5 < second["policy/kl_to_start"]
+    for metrics in (first, second):
+        assert 0 < metrics["policy/sampler_difference_largest"] < 1e-3
+        assert metrics["policy/importance_weight"] == pytest.approx(1, abs=1e-3)
+        assert metrics["policy/largest_log_ratio"] < 1e-5  # One update a step: π_θ is still π_old.
+
+
+def test_tokens_carry_their_operations_advantage(tmp_path):
+    changes = {"credit.per_operation": True, "reader.kind": "evidence", "train.evaluate_first": False}
+    smoke_run.run(tmp_path, smoke_run.config(**changes | {"train.num_steps": 1}))
+    steps = [step for record in trajectories(tmp_path) for step in record["steps"] if step["operations"]]
+    assert any(len({operation["advantage"] for operation in step["operations"]}) > 1 for step in steps)
+    for step in steps:
+        advantages = [operation["advantage"] for operation in step["operations"]]
+        assert sum(advantages) / len(advantages) == pytest.approx(step["advantage"], abs=1e-9)
+        # Every token that was written belongs to an operation that there is, in order.
+        owners = [owner for owner in step["token_operations"] if owner >= 0]
+        assert owners == sorted(owners) and set(owners) <= set(range(len(step["operations"])))
+        assert len(step["token_operations"]) == len(step["completion_ids"])
