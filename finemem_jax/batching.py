@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from finemem_jax import grpo
 from finemem_jax.episode import Step, Trajectory
-from finemem_jax.grpo import Rows
+from finemem_jax.grpo import Array, Rows
 
 
 class Batch(NamedTuple):
@@ -66,7 +66,7 @@ class Group(NamedTuple):
 def groups(
     trajectories: Sequence[Sequence[Trajectory]],
     advantages: Float[np.ndarray, "S G T A"],
-    alive: Bool[np.ndarray, "S T"],
+    alive: Bool[Array, "S T"],
     *,
     drop_dead: bool,
     drop_truncated: bool = False,

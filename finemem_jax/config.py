@@ -6,11 +6,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import ml_collections
-
 if TYPE_CHECKING:
     # Its fields exist at run time only: a misspelt one raises there, and a type checker would refuse them all.
-    ConfigDict = Any
+    class ConfigDict(Any): ...
 else:
     from ml_collections import ConfigDict
 
@@ -302,7 +300,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     """All settings as {dotted name: value}."""
     flat = {}
     for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, ConfigDict):
             flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()}
         else:
             flat[name] = value

@@ -18,7 +18,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+# Either kind: JAX's under `jit`, NumPy's where the host fills in values. Functions of JAX take both.
+Array = jax.Array | np.ndarray
 
 
 class Credit(NamedTuple):
@@ -38,12 +42,12 @@ class Credit(NamedTuple):
         return self.operation.sum(-1) + self.step
 
 
-def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, ...]:
+def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, "*_"]:
     """Mean over the last axis of what the mask holds; 0 where it holds nothing."""
     return jnp.where(mask, values, 0).sum(-1) / at_least_one(mask, -1)
 
 
-def at_least_one(mask: Bool[Array, ...], axis: int, keepdims: bool = False) -> Float[Array, ...]:
+def at_least_one(mask: Bool[Array, "*_"], axis: int, keepdims: bool = False) -> Float[Array, "*_"]:
     """How many the mask holds along an axis, to divide by: 1 where it holds none."""
     # Counted in int32 even where the default is 64 bits, which takes twice as long; then as precise as the rest.
     count = mask.sum(axis, dtype=jnp.int32, keepdims=keepdims)
@@ -102,9 +106,13 @@ def attribute(
     worth: Float[Array, "Q K"],
     slot: Int[Array, "Q K"],
     question_mask: Bool[Array, " Q"],
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
 ) -> Float[Array, "T O"]:
-    """Σ_j Σ_k worth_jk 1[slot_jk = (t, o)] / Q: the mean over questions of what each operation's evidence is worth."""
+    """Σ_j Σ_k worth_jk 1[slot_jk = (t, o)] / Q: the mean over questions of what each operation's evidence is worth.
+
+    Args:
+        shape: (T, O).
+    """
     num_questions = at_least_one(question_mask, -1)
     return (
         scatter(jnp.where(question_mask[:, None], worth, 0), slot, shape[0] * shape[1]).reshape(shape) / num_questions

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from finemem_jax.models import decoder
+from finemem_jax.models.attention import Array
 from finemem_jax.models.decoder import LayerCache
 from finemem_jax.models.presets import DecoderConfig
 

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+# Either kind: JAX's under `jit`, NumPy's where the host fills in values. Functions of JAX take both.
+Array = jax.Array | np.ndarray
 
 # Rewards of a group that differ by less than this share of their size are equal but for rounding.
 _ROUNDING = 1e-6
@@ -119,18 +122,18 @@ def group_advantage(
     advantages, alive = standardize(
         rewards.reshape(-1), group.reshape(-1), mask.reshape(-1), step_mask.size, normaliser
     )
-    return Group(advantages.reshape(rewards.shape), alive.reshape(rewards.shape).any(1))
+    return Group(advantages.reshape(rewards.shape), jnp.any(alive.reshape(rewards.shape), 1))
 
 
-def step_groups(shape: tuple[int, int, int]) -> Int[Array, "S G T"]:
-    """Group ids by (stream, step), s T + t."""
+def step_groups(shape: tuple[int, ...]) -> Int[Array, "S G T"]:
+    """Group ids by (stream, step), s T + t; `shape` is (S, G, T)."""
     num_streams, _, num_steps = shape
     return jnp.broadcast_to(
         jnp.arange(num_streams * num_steps, dtype=jnp.int32).reshape(num_streams, 1, num_steps), shape
     )
 
 
-def stream_groups(shape: tuple[int, int, int]) -> Int[Array, "S G T"]:
+def stream_groups(shape: tuple[int, ...]) -> Int[Array, "S G T"]:
     """Group ids by stream: all steps of all its rollouts are one group (Mem-alpha)."""
     return jnp.broadcast_to(jnp.arange(shape[0], dtype=jnp.int32)[:, None, None], shape)
 

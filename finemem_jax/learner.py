@@ -122,7 +122,7 @@ def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums
     gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.objective.denominator, 1), sums.gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, state.updates + 1), optax.global_norm(gradients)
+    return state._replace(params=params, opt_state=opt_state, updates=state.updates + 1), optax.global_norm(gradients)
 
 
 def update(

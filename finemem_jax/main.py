@@ -15,7 +15,7 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.", required=True)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report", "sweep"], "What to do.")
 _SWEEP = flags.DEFINE_string(
     "sweep",
@@ -98,5 +98,5 @@ def _stop_on_bad_input(action):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

@@ -108,7 +108,7 @@ def _games(steps, scored, index, top_k, asked):
     # The memory as it would be had nothing ever been deleted.
     index.update((*steps[-1].memory.items, *(item for item, _ in deleted)))
     deleters = {item.item_id: deleter for item, deleter in deleted}
-    return tuple(_game(*pair, deleters, index, top_k, asked) for pair in scored)
+    return tuple(_game(question, evidence, deleters, index, top_k, asked) for question, evidence in scored)
 
 
 def _deleted(steps):

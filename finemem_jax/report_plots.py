@@ -152,20 +152,21 @@ def _line_color(i):
 
 
 def _svg(name, steps, lines, smooth, shares):
-    settings = {
-        "svg.fonttype": "none",  # Text stays text: smaller, and in the page's font.
-        "svg.hashsalt": name,
-        "font.size": 9,
-        "axes.edgecolor": _GRID,
-        "axes.labelcolor": _INK,
-        "xtick.color": _GRID,
-        "ytick.color": _GRID,
-        "xtick.labelcolor": _INK,
-        "ytick.labelcolor": _INK,
-        "grid.color": _GRID,
-        "grid.linewidth": 0.6,
-    }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",  # Text stays text: smaller, and in the page's font.
+            "svg.hashsalt": name,
+            "font.size": 9,
+            "axes.edgecolor": _GRID,
+            "axes.labelcolor": _INK,
+            "xtick.color": _GRID,
+            "ytick.color": _GRID,
+            "xtick.labelcolor": _INK,
+            "ytick.labelcolor": _INK,
+            "grid.color": _GRID,
+            "grid.linewidth": 0.6,
+        }
+    ):
         # Not through pyplot, which would choose a backend and keep the figure alive.
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
         axes = figure.add_subplot()

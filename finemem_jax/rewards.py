@@ -40,7 +40,7 @@ def collect(
     q = _largest(len(r.answers) for r in rollouts)
     k = _largest(len(answer.evidence) for answer in (*chunk_answers, *final_answers))
 
-    def zeros(*size, dtype=float):
+    def zeros(*size: int, dtype: type = float) -> np.ndarray:
         return np.zeros((*shape, *size), dtype)
 
     x = RewardInputs(
@@ -62,7 +62,7 @@ def collect(
         memory_tokens=zeros(dtype=np.int32),
         stream_tokens=np.ones(shape, np.int32),
         cited=zeros(q, k, dtype=bool) if any(a.cited for a in final_answers) else None,
-        kl=None if kl is None else zeros(t),
+        kl=None if kl is None else _padded(kl, zeros(t)),
     )
     if any(step.verdicts for r in rollouts for step in r.steps):
         x = x._replace(content=zeros(t, o), content_mask=zeros(t, o, dtype=bool))
@@ -75,8 +75,6 @@ def collect(
             _fill_steps(x, (s, g), rollout)
             _fill_answers(x, (s, g), rollout)
             _fill_probes(x, (s, g), rollout)
-            if kl is not None:
-                x.kl[s, g, : len(kl[s][g])] = kl[s][g]
     return x
 
 
@@ -86,6 +84,13 @@ def _largest(sizes):
     # Each new shape is compiled; in the end only these few occur.
     unit = 2 ** max(largest.bit_length() - 3, 0)
     return -(-largest // unit) * unit
+
+
+def _padded(values, into):
+    for s, group in enumerate(values):
+        for g, rollout in enumerate(group):
+            into[s, g, : len(rollout)] = rollout
+    return into
 
 
 def _probe_arrays(rollouts, zeros, t, o, q, k):

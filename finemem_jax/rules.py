@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from finemem_jax import credit, grpo
-from finemem_jax.credit import Credit
+from finemem_jax.credit import Array, Credit
 from finemem_jax.grpo import Normaliser
 
 # Memory types as numbers: flat, core, semantic, episodic.
@@ -192,7 +192,9 @@ def cited(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
 
     Repairs "retrieved = used". Conserves r_global; equals `evidence` where all is cited, or nothing. Ours.
     """
-    contribution = _contribution(x, credit.cited_share(x.cited, x.is_evidence))
+    # Citations are missing where nothing was retrieved for any question: then there is nothing to share.
+    share = credit.equal_share(x.is_evidence) if x.cited is None else credit.cited_share(x.cited, x.is_evidence)
+    contribution = _contribution(x, share)
     return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
 
 
@@ -230,6 +232,7 @@ def ablation(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     The nearest to AttriMem (2607.21106) whose formula is unpublished. Signed; with Variant.ablation_conserves scaled so
     that N_t conserves r_global.
     """
+    assert x.without is not None
     worth = credit.ablation_worth(x.scores, x.without, x.is_evidence, variant.ablation_conserves)
     operation = credit.attribute(worth, x.slot, x.question_mask, x.written.shape)
     contribution = Credit(operation, jnp.zeros(x.step_mask.shape, operation.dtype))
@@ -415,7 +418,9 @@ def advantages(
     if variant.standardize_channels:
         # GDPO's order: a part that varies much no longer hides one that varies little.
         compared = {name: _compare(channel, inputs, used, variant, normaliser) for name, channel in channels.items()}
-        step, operation = (sum(weights[name] * c[i] for name, c in compared.items()) for i in (0, 1))
+        step, operation = (
+            functools.reduce(jnp.add, [weights[name] * c[i] for name, c in compared.items()]) for i in (0, 1)
+        )
         alive = functools.reduce(jnp.logical_or, [c[2] for name, c in compared.items()])
     else:
         step, operation, alive = _compare(_weighted_sum(channels, weights), inputs, used, variant, normaliser)
@@ -424,7 +429,7 @@ def advantages(
         if variant.rule == "hindsight_top":
             earned = _top_half(earned, inputs)
             step, operation, alive = jnp.zeros_like(step), jnp.zeros_like(operation), jnp.zeros_like(alive)
-            some = (earned.operation > 0).any((1, 3)) & inputs.step_mask[:, 0]
+            some = jnp.any(earned.operation > 0, (1, 3)) & inputs.step_mask[:, 0]
         own = per_operation(earned, inputs.written) if variant.per_operation else earned.total[..., None]
         step = step + settings.global_weight * earned.total
         operation = operation + settings.global_weight * jnp.where(inputs.written, own, 0)
@@ -453,7 +458,9 @@ def token_advantages(
     return advantages, spread(compared.unclipped_factor, jnp.ones_like(compared.step), token_operations)
 
 
-def _compare(channel, inputs, used, variant, normaliser):
+def _compare(
+    channel: Credit, inputs: RewardInputs, used: Rule, variant: Variant, normaliser: Normaliser
+) -> tuple[Float[Array, "S G T"], Float[Array, "S G T O"], Bool[Array, "S T"]]:
     """Standardises one credit within its groups: of steps, of operations, and whether the group has any spread."""
     written = inputs.written
     shape = inputs.step_mask.shape
@@ -473,15 +480,17 @@ def _compare(channel, inputs, used, variant, normaliser):
         entries, weight = total[..., None], jnp.ones_like(total)[..., None]
         mask = inputs.step_mask[..., None]
     ids = jnp.broadcast_to(group[..., None], entries.shape)
-    flat = [part.reshape(-1) for part in (entries, ids, mask)]
-    value, alive = grpo.standardize(*flat, num_groups, normaliser, weight.reshape(-1).astype(total.dtype))
-    value, alive = value.reshape(entries.shape), alive.reshape(entries.shape).any((1, 3))
+    entry_weight = weight.reshape(-1).astype(total.dtype)
+    value, alive = grpo.standardize(
+        entries.reshape(-1), ids.reshape(-1), mask.reshape(-1), num_groups, normaliser, entry_weight
+    )
+    value, alive = value.reshape(entries.shape), jnp.any(alive.reshape(entries.shape), (1, 3))
     step = value[..., -1]
     operation = value[..., :-1] if variant.per_operation else jnp.where(written, step[..., None], 0)
     return step, operation, alive
 
 
-def _hindsight(inputs, settings, normaliser):
+def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser) -> tuple[Credit, Bool[Array, "S T"]]:
     """S(t) = (1/Q) Σ_j A_j (1[gold evidence of j in chunk t] + λ 1[an item of step t retrieved for j]).
 
     A_j compares the answers of a stream's rollouts to question j. Signed, and an advantage already: it is not compared
@@ -491,8 +500,13 @@ def _hindsight(inputs, settings, normaliser):
     ids = jnp.broadcast_to(
         jnp.arange(num_streams * num_questions).reshape(num_streams, 1, num_questions), inputs.scores.shape
     )
-    flat = [part.reshape(-1) for part in (inputs.scores, ids, inputs.question_mask)]
-    value, _ = grpo.standardize(*flat, num_streams * num_questions, normaliser)
+    value, _ = grpo.standardize(
+        inputs.scores.reshape(-1),
+        ids.reshape(-1),
+        inputs.question_mask.reshape(-1),
+        num_streams * num_questions,
+        normaliser,
+    )
 
     def one(x, value):
         used = settings.used_weight * value[:, None] * x.is_evidence
@@ -501,7 +515,7 @@ def _hindsight(inputs, settings, normaliser):
         return Credit(operation, jnp.where(x.step_mask, gold / credit.at_least_one(x.question_mask, -1), 0))
 
     earned = jax.vmap(jax.vmap(one))(inputs, value.reshape(inputs.scores.shape))
-    return earned, (earned.total != 0).any(1)
+    return earned, jnp.any(earned.total != 0, 1)
 
 
 def _top_half(earned, inputs):

@@ -117,7 +117,7 @@ class BpeTokenizer:
         # In content, "<|im_end|>" must stay characters, or a chunk could end the user's turn.
         self._content_backend.encode_special_tokens = True
         self._chat = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template)
-        self._end_ids = tuple(backend.token_to_id(token) for token in end_tokens)
+        self._end_ids = tuple(_id_of(backend, token) for token in end_tokens)
         self._special_ids = frozenset(backend.get_added_tokens_decoder())
         self._frame = functools.lru_cache(maxsize=64)(self._render_frame)
 
@@ -140,6 +140,8 @@ class BpeTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         token = self._template_backend.id_to_token(token_id)
+        if token is None:
+            raise ValueError(f"A token id must be below the vocabulary's size of {self.vocab_size}, got {token_id}.")
         # Special tokens stand for themselves; all others are written in the byte alphabet.
         if token_id in self._special_ids or any(character not in _BYTE_OF for character in token):
             return token.encode()
@@ -153,6 +155,7 @@ class BpeTokenizer:
         marks = [f"\u2402content{i}\u2403" for i in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         rest = self._chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(rest, str), "apply_chat_template gives text where it is not asked for tokens"
         pieces = []
         for mark in marks:
             before, found, rest = rest.partition(mark)
@@ -162,6 +165,13 @@ class BpeTokenizer:
                 )
             pieces.append(before)
         return (*pieces, rest)
+
+
+def _id_of(backend: tokenizers.Tokenizer, token: str) -> int:
+    token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise ValueError(f"The end token {token!r} is not in the tokenizer's vocabulary; name one that is.")
+    return token_id
 
 
 def _byte_alphabet() -> dict[str, int]:

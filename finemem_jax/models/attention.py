@@ -10,12 +10,17 @@ R = N / M rows per key row, E = H / K query heads per key head, C = head_dim.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Bool, Float
+
+# Either kind: JAX's under `jit`, NumPy's where the host fills in values. Functions of JAX take both.
+Array = jax.Array | np.ndarray
 
 # Finite, so that a query whose segment is masked whole yields weight 0 in the merge, not NaN.
 _MASKED = -1e30
@@ -32,7 +37,7 @@ class Segment(NamedTuple):
 
     keys: Float[Array, "M K P C"]
     values: Float[Array, "M K P C"]
-    mask: Bool[Array, ...]
+    mask: Bool[Array, "*_"]
 
 
 def attend(queries: Float[Array, "N L H C"], segments: Sequence[Segment]) -> Float[Array, "N L H C"]:
@@ -46,8 +51,8 @@ def attend(queries: Float[Array, "N L H C"], segments: Sequence[Segment]) -> Flo
     outputs, maxima, totals = zip(*(_attend_segment(queries, segment) for segment in segments), strict=True)
     top = jnp.stack(maxima).max(0)
     scales = [jnp.exp(maximum - top) for maximum in maxima]
-    total = sum(scale * z for scale, z in zip(scales, totals, strict=True))
-    mixed = sum(scale[..., None] * out for scale, out in zip(scales, outputs, strict=True))
+    total = functools.reduce(jnp.add, [scale * z for scale, z in zip(scales, totals, strict=True)])
+    mixed = functools.reduce(jnp.add, [scale[..., None] * out for scale, out in zip(scales, outputs, strict=True)])
     return (mixed / total[..., None]).reshape(queries.shape).astype(queries.dtype)
 
 

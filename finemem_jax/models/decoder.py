@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from finemem_jax.models import attention
-from finemem_jax.models.attention import Segment
+from finemem_jax.models.attention import Array, Segment
 from finemem_jax.models.presets import DecoderConfig
 
 # A Decoder's parameters as nested dicts of arrays: the one pytree that everything downstream passes around.
@@ -101,13 +101,16 @@ def output_head(config: DecoderConfig, params: Params) -> Float[Array, "V D"]:
     return _bind(Decoder, config, params).output_head
 
 
+_Module = TypeVar("_Module", Layer, Decoder)
+
+
 @functools.cache
-def abstract(module: type[Decoder] | type[Layer], config: DecoderConfig) -> nnx.Module:
+def abstract(module: type[_Module], config: DecoderConfig) -> _Module:
     """The module with shapes for parameters: what is known of it before any weights are."""
     return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
 
 
-def _bind(module, config, params):
+def _bind(module: type[_Module], config: DecoderConfig, params: Params) -> _Module:
     """Puts parameters into a module of this shape; free, also under `jit`."""
     graphdef, state = nnx.split(abstract(module, config), nnx.Param)
     nnx.replace_by_pure_dict(state, params)

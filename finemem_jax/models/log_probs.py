@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from finemem_jax.models.attention import Array
 
 
 def token_log_probs(
@@ -13,7 +15,7 @@ def token_log_probs(
     targets: Int[Array, " N"],
     temperature: Float[Array, ""],
     block: int = 256,
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+) -> tuple[Float[jax.Array, " N"], Float[jax.Array, " N"]]:
     """log softmax(head · hidden / temperature)[target] and the entropy of that distribution, in nats.
 
     Works on `block` tokens at a time and recomputes their logits in the backward pass: float32 logits of 3,000
