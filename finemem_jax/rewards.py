@@ -96,11 +96,13 @@ def _padded(values, into):
 def _probe_arrays(rollouts, zeros, t, o, q, k):
     arrays = {}
     probes = [r.probes for r in rollouts]
-    if any(p.states for p in probes):
+    # Where there is no question, nothing is missing either.
+    nobody_asked = not any(r.answers for r in rollouts)
+    if nobody_asked or any(p.states for p in probes):
         arrays["state_scores"] = zeros(t * o + 1, q)
-    if any(p.without for p in probes):
+    if nobody_asked or any(p.without for p in probes):
         arrays["without"] = zeros(q, k)
-    if any(p.games for p in probes):
+    if nobody_asked or any(p.games for p in probes):
         players = _largest(len(game.players) for p in probes for game in p.games)
         arrays["subset_scores"] = zeros(q, 2**players)
         arrays["player_slot"] = zeros(q, players, dtype=np.int32)

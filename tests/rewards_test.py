@@ -7,7 +7,7 @@ import pytest
 import small_trajectories as small
 from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
-from finemem_jax import rewards
+from finemem_jax import rewards, rules
 from finemem_jax.episode import Game, Probes
 from finemem_jax.grpo import Normaliser
 from finemem_jax.rules import Settings, Variant
@@ -347,3 +347,17 @@ def test_spread_is_what_training_takes():
     # No token belongs to an operation here, so each has its step's.
     np.testing.assert_allclose(advantages[..., 0], compared.step, rtol=1e-6)
     assert np.isfinite(factors).all()
+
+
+@pytest.mark.parametrize("rule", list(rules.RULES))
+def test_no_rule_needs_global_questions(rule):
+    """Streams may have none; then nobody probed anything, and the rest of the reward still counts."""
+    rollouts = [
+        trajectory([step([written]), step([inserted()])], rollout=i, chunks=LONG)
+        for i, written in enumerate((MALFORMED, inserted()))
+    ]
+    earned, compared = judge([rollouts], variant=Variant(rule=rule))
+    # r_global is 0; only Memory-R2's penalty for bloat needs no question.
+    assert not earned.credit.any() or rule in ("persession", "cumulative")
+    assert np.isfinite(compared.step).all()
+    assert rule == "hindsight_top" or compared.step[0, 1, 0] > 0 > compared.step[0, 0, 0]
