@@ -456,7 +456,7 @@ def test_sweep_from_the_command_line(tmp_path):
     assert [one["finished"] for one in saved["members"]] == [True, True, False]
     # The two differ in nothing that matters here.
     change = saved["members"][1]["metrics"]["valid_operations"]["against_first"]
-    assert change == {"mean": 0.0, "standard_error": 0.0, "n": 2}
+    assert change == {"mean": 0.0, "standard_error": 0.0, "n": 8}
 
     shutil.rmtree(tmp_path / "manager.chunk_tokens=1000000")
     command[command.index("--sweep=manager.chunk_tokens=512,500,1000000")] = "--sweep=manager.chunk_tokens=512,500"
