@@ -216,7 +216,7 @@ def _test_phrases(config):
         return facts[i % len(facts)]
 
     written = [Operation(Action.INSERT, fact(i), None, kind(i)) for i in range(_TEST_INSERTS)]
-    written += [Operation(Action.UPDATE, fact(7 * i), 1 + i % 4, kind(i)) for i in range(_TEST_UPDATES)]
+    written += [Operation(Action.UPDATE, f"{fact(7 * i)} (now)", 1 + i % 4, kind(i)) for i in range(_TEST_UPDATES)]
     written += [Operation(Action.DELETE, "", 1 + i % 4, kind(i)) for i in range(_TEST_DELETES)]
     others = [Operation(Action.UPDATE, fact(3 * i), None, CORE) for i in range(_TEST_OTHERS)]
     written += others if typed else [Operation(Action.SKIP)] * _TEST_OTHERS
@@ -230,8 +230,9 @@ def _facts(config, split):
         facts += [f"{q.text} {q.answers[0]}"[:200] for chunk in source[index].chunks for q in chunk.questions]
         if len(facts) >= _TEST_INSERTS:
             break
-    # By turns over and over, so that a split with few streams has as many phrases as the other.
-    return [facts[i % len(facts)] for i in range(_TEST_INSERTS)] if facts else []
+    # Over and over, so that a split with few streams has as many phrases as the other; numbered, since a memory refuses
+    # what it already holds, and random weights would write little that is valid.
+    return [f"{facts[i % len(facts)]} ({i // len(facts) + 1})" for i in range(_TEST_INSERTS)] if facts else []
 
 
 def _tokenizer(config, model, path):
