@@ -421,7 +421,8 @@ def advantages(
         step, operation = (
             functools.reduce(jnp.add, [weights[name] * c[i] for name, c in compared.items()]) for i in (0, 1)
         )
-        alive = functools.reduce(jnp.logical_or, [c[2] for name, c in compared.items()])
+        # A part that counts nothing has nothing to teach, however much it varies.
+        alive = functools.reduce(jnp.logical_or, [c[2] & (weights[name] != 0) for name, c in compared.items()])
     else:
         step, operation, alive = _compare(_weighted_sum(channels, weights), inputs, used, variant, normaliser)
     if used.attribute is None:

@@ -349,6 +349,27 @@ def test_channels_are_standardised_before_they_are_weighed():
     assert compared(x, settings).step[0, 2, 0] > 0.9
 
 
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        ("outcome", Settings(compression_weight=0.0)),  # The rule leaves the chunk reward out.
+        ("full", Settings(compression_weight=0.0, chunk_weight=0.0)),
+    ],
+)
+def test_a_group_lives_by_what_counts(rule, settings):
+    # Chunk scores and memory lengths differ, and neither has a weight: there is nothing to learn from this group.
+    rollouts = [
+        Rollout(((True,),), ((Asked(score),),), memory_tokens=tokens, stream_tokens=100)
+        for score, tokens in [(0.0, 10), (1.0, 30)]
+    ]
+    x = ragged.padded([rollouts])
+    for channels in (False, True):
+        got = compared(x, settings, rule=rule, standardize_channels=channels)
+        assert not got.step.any() and not got.alive.any()
+    heavier = settings._replace(compression_weight=0.01)
+    assert compared(x, heavier, rule=rule, standardize_channels=True).alive[0, 0]
+
+
 def test_std_floor_and_no_std_by_hand():
     # Rewards 1, 0.9, 0.8 from compression alone: std 0.1. With a floor of 0.5: ±0.1/0.5. Without: ±0.1.
     rollouts = [Rollout(((),), ((),), memory_tokens=tokens, stream_tokens=100) for tokens in (0, 10, 20)]
