@@ -44,8 +44,8 @@ class RewardInputs(NamedTuple):
         stream_tokens: Σ_t tokens(c_t); positive.
         cited: Retrieved items that the answer rests on; for rules that need "citations".
         content, content_mask: Verdicts of the content judge, 1 valid or 0; the mask leaves out where it gave none.
-        state_scores: Mean score over the global questions of the empty memory, then after each operation slot (slots
-            without an operation repeat what was before); for rules that need "states".
+        state_scores: Score of each global question, answered from the empty memory, then from the memory after each
+            operation slot (slots without an operation repeat what was before); for rules that need "states".
         without: Score of each question's answer without evidence k; "without".
         subset_scores, player_slot, is_player: Scores of all coalitions of each question's players
             (`credit.shapley_worth`), and which operation each player is; "subsets".
