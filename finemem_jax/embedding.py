@@ -67,7 +67,7 @@ def wordllama() -> EmbedFn:
     if folder is None or not all((folder / name).is_file() for name in _WORDLLAMA_FILES):
         raise ValueError(
             "memory.embedder='wordllama' needs the files that wordllama 0.4.0.post1 carries; run "
-            "`pip install 'finemem_jax[dense]'`, or set memory.embedder='model'."
+            "`pip install wordllama==0.4.0.post1`, or set memory.embedder='model'."
         )
     import safetensors.numpy  # Comes with wordllama.
 

@@ -263,7 +263,7 @@ class Bm25s:
             import bm25s
         except ImportError:
             raise ValueError(
-                "memory.retrieval='bm25s' needs the bm25s package; run `pip install 'finemem_jax[bm25s]'`, "
+                "memory.retrieval='bm25s' needs the bm25s package; run `pip install bm25s`, "
                 "or set memory.retrieval='lucene', which gives the same scores."
             ) from None
         self._make = lambda: bm25s.BM25(method="lucene", k1=_K1, b=_B)

@@ -79,7 +79,7 @@ def test_what_is_remembered_cannot_be_changed_from_outside():
 @pytest.fixture(scope="module")
 def word_vectors():
     if importlib.util.find_spec("wordllama") is None:
-        pytest.skip("wordllama is not installed: pip install 'finemem_jax[dense]'")
+        pytest.skip("wordllama is not installed: pip install wordllama==0.4.0.post1")
     return embedding.wordllama()
 
 
@@ -122,7 +122,7 @@ def test_wordllama_finds_what_shares_no_word(word_vectors):
 
 def test_wordllama_that_is_not_there(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'finemem_jax\[dense\]'.*memory\.embedder='model'"):
+    with pytest.raises(ValueError, match=r"pip install wordllama==0.*memory\.embedder='model'"):
         embedding.wordllama()
 
 

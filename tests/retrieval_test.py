@@ -461,5 +461,5 @@ def test_bad_settings(monkeypatch):
             retrieval.Index(method)
     # None in sys.modules is what Python finds for a package that is not installed.
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ValueError, match=r"pip install 'finemem_jax\[bm25s\]'"):
+    with pytest.raises(ValueError, match=r"pip install bm25s"):
         retrieval.Index("bm25s")
