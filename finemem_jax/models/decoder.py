@@ -1,4 +1,4 @@
-"""A Llama-family decoder as Flax NNX modules, in two forms: over trees of shared prefixes, and with a KV cache.
+"""The decoder of Llama, Qwen2 and Qwen3 as Flax NNX modules: over trees of shared prefixes, and with a KV cache.
 
 Sizes: V vocabulary, D embed_dim, F mlp_dim, H query heads, K key heads, C head_dim, N rows, L tokens per row.
 Knows nothing of tokens' meaning, sampling or losses.
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
@@ -47,15 +48,29 @@ class Layer(nnx.Module):
         self.down = kernel((f, d), ("mlp", "embed"))
         self.attention_norm = _param(jnp.ones(d), ("norm",))
         self.mlp_norm = _param(jnp.ones(d), ("norm",))
+        if config.qkv_bias:
+            self.query_bias = _param(jnp.zeros(config.num_heads * c), ("heads",))
+            self.key_bias = _param(jnp.zeros(config.num_kv_heads * c), ("kv_heads",))
+            self.value_bias = _param(jnp.zeros(config.num_kv_heads * c), ("kv_heads",))
+        if config.qk_norm:
+            self.query_norm = _param(jnp.ones(c), ("norm",))
+            self.key_norm = _param(jnp.ones(c), ("norm",))
 
     def __call__(
         self, x: Float[Array, "N D"], rotation: tuple[Array, Array], attend: AttendFn
     ) -> tuple[Float[Array, "N D"], Any]:
         config = self.config
         h = rms_norm(x, self.attention_norm[...], config.norm_epsilon)
-        queries = (h @ self.query[...]).reshape(-1, config.num_heads, config.head_dim)
-        keys = (h @ self.key[...]).reshape(-1, config.num_kv_heads, config.head_dim)
-        values = (h @ self.value[...]).reshape(-1, config.num_kv_heads, config.head_dim)
+        queries, keys, values = h @ self.query[...], h @ self.key[...], h @ self.value[...]
+        if config.qkv_bias:
+            queries, keys = queries + self.query_bias[...][None], keys + self.key_bias[...][None]
+            values = values + self.value_bias[...][None]
+        queries = queries.reshape(-1, config.num_heads, config.head_dim)
+        keys = keys.reshape(-1, config.num_kv_heads, config.head_dim)
+        values = values.reshape(-1, config.num_kv_heads, config.head_dim)
+        if config.qk_norm:
+            queries = rms_norm(queries, self.query_norm[...], config.norm_epsilon)
+            keys = rms_norm(keys, self.key_norm[...], config.norm_epsilon)
         mixed, kept = attend(rotate(queries, rotation), rotate(keys, rotation), values)
         x = x + mixed.reshape(len(x), -1) @ self.out[...]
         h = rms_norm(x, self.mlp_norm[...], config.norm_epsilon)
@@ -275,11 +290,28 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], epsilon: float
 
 
 def rotary(config: DecoderConfig, positions: Int[Array, " N"]) -> tuple[Float[Array, "N c"], Float[Array, "N c"]]:
-    """Cosines and sines of the rotary embedding, one per pair of channels: angle = position · θ^(-2i/C)."""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    """Cosines and sines of the rotary embedding, one per pair of channels: angle = position · frequency."""
+    frequencies = jnp.asarray(rotary_frequencies(config), jnp.float32)
     angles = positions[:, None].astype(jnp.float32) * frequencies[None]
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotary_frequencies(config: DecoderConfig) -> Float[np.ndarray, " c"]:
+    """Radians per position of each pair of channels: f_i = θ^(-2i/C), the slow ones scaled if the model asks for it.
+
+    Scaled, f_i becomes f_i (s_i + (1 - s_i) / factor), where s_i grows from 0 to 1 as the number of turns within the
+    original length, original_max_length · f_i / 2π, grows from low_freq_factor to high_freq_factor.
+    """
+    # On the host, in float64: an error in the frequency's last bit is multiplied by the position.
+    half = config.head_dim // 2
+    frequencies = np.float64(config.rope_theta) ** (-np.arange(half) / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_length * frequencies / (2 * np.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(kept, 0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: Float[Array, "N H C"], rotation: tuple[Array, Array]) -> Float[Array, "N H C"]:

@@ -1,0 +1,106 @@
+"""Tiny models of every family with weights from a seed: what our decoder and transformers are compared on.
+
+Knows nothing of either: `make_parity_references.py` feeds these to transformers, `parity_test.py` to us.
+"""
+
+import dataclasses
+import zlib
+
+import numpy as np
+
+from finemem_jax.models.presets import DecoderConfig, RopeScaling
+
+# Two rows; the longer one goes beyond `original_max_length` of the scaled model.
+LENGTHS = (40, 21)
+# Entries of each parameter's gradient that are stored beside its norm.
+NUM_STORED = 12
+
+
+def _shape(name, embed_dim, heads, kv_heads, head_dim, theta, epsilon, tied, **family):
+    return DecoderConfig(name, 64, embed_dim, 88, 2, heads, kv_heads, head_dim, theta, epsilon, tied, 128, **family)
+
+
+CASES = {
+    config.name: config
+    for config in (
+        # Rotations of these channels: kept, slowed in part, and slowed in full. head_dim is not embed_dim / heads.
+        _shape("llama_scaled", 48, 6, 2, 16, 10_000.0, 1e-5, True, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32)),
+        _shape("llama_odd_heads", 72, 9, 3, 8, 10_000.0, 1e-5, False),
+        _shape("qwen2_tied", 56, 7, 1, 8, 1e6, 1e-6, True, family="qwen2", qkv_bias=True),
+        _shape("qwen2_untied", 64, 4, 4, 16, 1e6, 1e-6, False, family="qwen2", qkv_bias=True),
+        _shape("qwen3_tied", 40, 4, 2, 16, 1e6, 1e-6, True, family="qwen3", qk_norm=True),
+        _shape("qwen3_untied", 48, 5, 1, 32, 5e6, 1e-6, False, family="qwen3", qk_norm=True),
+    )
+}
+
+
+def config_json(config):
+    """What a published config.json of this model says, written down by family."""
+    fields = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": "float32",
+    }
+    if config.family == "qwen2":
+        # Qwen2's files say nothing of head_dim, and of sliding windows that they are not used.
+        fields |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+        return fields | {"use_sliding_window": False, "sliding_window": 32_768, "max_window_layers": 2}
+    fields |= {"head_dim": config.head_dim, "attention_bias": False}
+    if config.family == "qwen3":
+        fields |= {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+        return fields | {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 2}
+    fields |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False, "rope_scaling": None}
+    if config.rope_scaling:
+        scaling = dataclasses.asdict(config.rope_scaling)
+        original = scaling.pop("original_max_length")
+        fields["rope_scaling"] = scaling | {"rope_type": "llama3", "original_max_position_embeddings": original}
+    return fields
+
+
+def checkpoint(config):
+    """Hugging Face's tensors {name: float32 array}, each drawn by its own name: order does not matter."""
+
+    def draw(name, *shape):
+        rng = np.random.default_rng(zlib.crc32(f"{config.name}/{name}".encode()))
+        noise = rng.normal(size=shape).astype(np.float32)
+        if name.endswith("norm.weight"):
+            return (1 + 0.3 * noise).astype(np.float32)
+        # Larger than what training starts with, so that attention is far from uniform.
+        return (noise * (0.5 if len(shape) == 1 or "embed" in name else 1.5 * shape[1] ** -0.5)).astype(np.float32)
+
+    d, f, c = config.embed_dim, config.mlp_dim, config.head_dim
+    queries, keys = config.num_heads * c, config.num_kv_heads * c
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, d), "model.norm.weight": (d,)}
+    if not config.tie_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, d)
+    for i in range(config.num_layers):
+        layer = {"self_attn.q_proj": (queries, d), "self_attn.k_proj": (keys, d), "self_attn.v_proj": (keys, d)}
+        layer |= {"self_attn.o_proj": (d, queries), "input_layernorm": (d,), "post_attention_layernorm": (d,)}
+        layer |= {"mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f)}
+        if config.family == "qwen3":
+            layer |= {"self_attn.q_norm": (c,), "self_attn.k_norm": (c,)}
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+        if config.family == "qwen2":
+            for letter, size in zip("qkv", (queries, keys, keys), strict=True):
+                shapes[f"model.layers.{i}.self_attn.{letter}_proj.bias"] = (size,)
+    return {name: draw(name, *shape) for name, shape in shapes.items()}
+
+
+def token_rows(config):
+    """One array of token ids per row."""
+    rng = np.random.default_rng(7)
+    return [rng.integers(0, config.vocab_size, length) for length in LENGTHS]
+
+
+def stored_entries(name, size):
+    """Which entries of a parameter's flat gradient [out, in] the reference holds."""
+    return np.random.default_rng(zlib.crc32(name.encode())).integers(0, size, NUM_STORED)

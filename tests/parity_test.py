@@ -1,0 +1,154 @@
+"""Our decoder against transformers: log-probabilities, cached decoding and gradients of every family.
+
+References in tests/parity/ come from make_parity_references.py; where PyTorch is installed, transformers is asked.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import make_parity_references
+import numpy as np
+import parity_cases
+import pytest
+
+from finemem_jax.models import decoder
+
+CASES = list(parity_cases.CASES.values())
+PREFILLED = 30
+each_case = pytest.mark.parametrize("config", CASES, ids=list(parity_cases.CASES))
+# For what runs once on tiny arrays: half the compile time, which is all the time there is.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+
+# Ours → Hugging Face's, of one layer.
+KERNELS = dict(query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj", out="self_attn.o_proj")
+KERNELS |= dict(gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
+VECTORS = dict(attention_norm="input_layernorm.weight", mlp_norm="post_attention_layernorm.weight")
+BIASES = {f"{name}_bias": f"self_attn.{name[0]}_proj.bias" for name in ("query", "key", "value")}
+NORMS = dict(query_norm="self_attn.q_norm.weight", key_norm="self_attn.k_norm.weight")
+
+
+def vectors_of(config):
+    return VECTORS | (BIASES if config.qkv_bias else {}) | (NORMS if config.qk_norm else {})
+
+
+def as_params(config, tensors):
+    """A checkpoint as our parameters; written apart from the loader, whose tests compare with it."""
+
+    def stacked(name):
+        return np.stack([tensors[f"model.layers.{i}.{name}"] for i in range(config.num_layers)])
+
+    layers = {ours: stacked(f"{theirs}.weight").swapaxes(1, 2) for ours, theirs in KERNELS.items()}
+    layers |= {ours: stacked(theirs) for ours, theirs in vectors_of(config).items()}
+    params = {"embedding": tensors["model.embed_tokens.weight"], "final_norm": tensors["model.norm.weight"]}
+    params |= {} if config.tie_embeddings else {"head": tensors["lm_head.weight"]}
+    return jax.tree.map(jnp.asarray, params | {"layers": layers})
+
+
+def as_checkpoint(config, params):
+    """Undoes `as_params`."""
+    tensors = {"model.embed_tokens.weight": params["embedding"], "model.norm.weight": params["final_norm"]}
+    if not config.tie_embeddings:
+        tensors["lm_head.weight"] = params["head"]
+    for i in range(config.num_layers):
+        for ours, theirs in KERNELS.items():
+            tensors[f"model.layers.{i}.{theirs}.weight"] = params["layers"][ours][i].T
+        for ours, theirs in vectors_of(config).items():
+            tensors[f"model.layers.{i}.{theirs}"] = params["layers"][ours][i]
+    return {name: np.asarray(tensor) for name, tensor in tensors.items()}
+
+
+@functools.cache
+def ours(config):
+    """Our log-probabilities [tokens, V], and our gradients by Hugging Face's names."""
+    rows, lengths = parity_cases.token_rows(config), np.array(parity_cases.LENGTHS)
+    tokens = np.stack([np.pad(row, (0, lengths.max() - len(row)), constant_values=3) for row in rows])
+
+    def mean_log_prob(params):
+        (states,) = decoder.hidden_states(config, params, [tokens], [lengths], "none")
+        log_probs = jax.nn.log_softmax(states @ decoder.output_head(config, params).T)
+        chosen = [log_probs[i, np.arange(len(row) - 1), row[1:]] for i, row in enumerate(rows)]
+        return jnp.concatenate(chosen).mean(), log_probs
+
+    function = jax.jit(jax.value_and_grad(mean_log_prob, has_aux=True), compiler_options=UNOPTIMISED)
+    (_, log_probs), gradients = function(as_params(config, parity_cases.checkpoint(config)))
+    flat = np.concatenate([log_probs[i, : len(row)] for i, row in enumerate(rows)])
+    return flat, as_checkpoint(config, gradients)
+
+
+@functools.cache
+def reference(config):
+    with np.load(make_parity_references.FOLDER / f"{config.name}.npz") as file:
+        return dict(file)
+
+
+@each_case
+def test_log_probs(config):
+    np.testing.assert_allclose(ours(config)[0], reference(config)["log_probs"], rtol=0, atol=1e-4)
+
+
+@each_case
+def test_gradients(config):
+    stored, gradients = reference(config), ours(config)[1]
+    assert {f"norm/{name}" for name in gradients} == {name for name in stored if name.startswith("norm/")}
+    for name, gradient in gradients.items():
+        norm = stored[f"norm/{name}"]
+        np.testing.assert_allclose(np.linalg.norm(gradient), norm, rtol=1e-3, err_msg=name)
+        entries = gradient.reshape(-1)[parity_cases.stored_entries(name, gradient.size)]
+        # A thousandth of what is usual among the parameter's entries.
+        usual = norm / gradient.size**0.5
+        np.testing.assert_allclose(entries, stored[f"entries/{name}"], rtol=1e-3, atol=1e-3 * usual, err_msg=name)
+
+
+@each_case
+def test_cached_decoding(config):
+    row = parity_cases.token_rows(config)[0]
+    unstacked = decoder.unstack(config, as_params(config, parity_cases.checkpoint(config)))
+    shape = (1, config.num_kv_heads, len(row), config.head_dim)
+    cache = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers)]
+    trunk = [(jnp.zeros((1, *shape[1:2], 0, shape[3])),) * 2 for _ in range(config.num_layers)]
+
+    @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
+    def extend(cache, tokens, start):
+        states, cache = decoder.extend(config, unstacked, trunk, cache, tokens, jnp.asarray(0), start)
+        head = unstacked[0]["embedding" if config.tie_embeddings else "head"]
+        return jax.nn.log_softmax(states[0] @ head.T), cache
+
+    parts = []
+    for start, end in [(0, PREFILLED), *((i, i + 1) for i in range(PREFILLED, len(row)))]:
+        part, cache = extend(cache, row[None, start:end], np.array([start]))
+        parts.append(part)
+    expected = reference(config)["log_probs"][: len(row)]
+    np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=1e-4)
+
+
+@each_case
+def test_against_transformers_itself(config):
+    pytest.importorskip("torch", reason="compares with transformers' models, which need PyTorch")
+    log_probs, gradients = make_parity_references.compute(config)
+    np.testing.assert_allclose(ours(config)[0], log_probs, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(reference(config)["log_probs"], log_probs, rtol=0, atol=1e-5)
+    for name, gradient in ours(config)[1].items():
+        error = np.linalg.norm(gradient - gradients[name]) / np.linalg.norm(gradients[name])
+        assert error < 1e-3, (name, error)
+
+
+def test_the_references_are_small():
+    assert sum(path.stat().st_size for path in make_parity_references.FOLDER.glob("*.npz")) < 200_000
+
+
+def test_the_scaled_model_has_rotations_of_all_three_kinds():
+    config = parity_cases.CASES["llama_scaled"]
+    plain = decoder.rotary_frequencies(dataclasses.replace(config, rope_scaling=None))
+    shares = decoder.rotary_frequencies(config) / plain
+    # f_i = 10000^(-i/8) turns 32 f_i / 2π times in 32 positions: 5.1, 1.6, 0.5, …; kept are those above 4, and slowed
+    # in full those below 1. Of f_1, (1.6105 - 1) / 3 = .2035 is kept, and of the rest an eighth.
+    np.testing.assert_allclose(shares, [1, 0.2035 + 0.7965 / 8, *[1 / 8] * 6], rtol=1e-3)
+
+
+@each_case
+def test_num_parameters_counts_them_all(config):
+    assert sum(tensor.size for tensor in parity_cases.checkpoint(config).values()) == config.num_parameters
+    shapes = jax.eval_shape(functools.partial(decoder.init, config, 0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == config.num_parameters
