@@ -21,7 +21,7 @@ import _common as common
 import jax
 import numpy as np
 
-from finemem_jax import rules
+from finemem_jax import advantages, rules
 from finemem_jax.grpo import Normaliser
 from finemem_jax.rules import RewardInputs, Settings, Variant
 
@@ -119,7 +119,7 @@ def with_numpy(x: RewardInputs, add) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=2)
 def with_jax(x: RewardInputs, settings: Settings, variant: Variant):
     earned, channels = rules.step_rewards(x, settings, variant)
-    return earned, rules.advantages(x, channels, settings, variant, NORMALISER)
+    return earned, advantages.compare(x, channels, settings, variant, NORMALISER)
 
 
 def often(function, *arguments):

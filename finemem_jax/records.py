@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from finemem_jax.advantages import Advantages
 from finemem_jax.episode import Answer, Chunk, Malformed, Outcome, Step, Trajectory, to_json
-from finemem_jax.rules import Advantages, RewardInputs, Rewards
+from finemem_jax.rules import RewardInputs, Rewards
 
 # Parts of a step's reward that a record holds, as `rules.Rewards` names them.
 _STEP_REWARDS = ("total", "credit", "contribution", "chunk", "format", "compression", "content", "kl")

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from finemem_jax import rules
+from finemem_jax import advantages, rules
+from finemem_jax.advantages import Advantages
 from finemem_jax.episode import MEMORY_TYPES, Action, Answer, Malformed, Trajectory
 from finemem_jax.grpo import Normaliser
-from finemem_jax.rules import Advantages, RewardInputs, Rewards, Settings, Variant
+from finemem_jax.rules import RewardInputs, Rewards, Settings, Variant
 
 _TYPES = ("", *MEMORY_TYPES)
 _ACTIONS = tuple(Action)
@@ -173,7 +174,7 @@ def judge(
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         settings = Settings(*(np.float64(value) for value in settings))
         earned, channels = rules.step_rewards(inputs, settings, variant)
-        compared = rules.advantages(inputs, channels, settings, variant, normaliser)
+        compared = advantages.compare(inputs, channels, settings, variant, normaliser)
         return jax.tree.map(np.asarray, (earned, compared))
 
 
@@ -188,4 +189,4 @@ def spread(groups: Sequence[Sequence[Trajectory]], compared: Advantages) -> tupl
         for g, rollout in enumerate(group):
             for t, step in enumerate(rollout.steps):
                 owners[s, g, t, : len(step.token_operations)] = step.token_operations
-    return jax.tree.map(np.asarray, rules.token_advantages(compared, owners))
+    return jax.tree.map(np.asarray, advantages.per_token(compared, owners))

@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax import credit, grpo
+from finemem_jax import credit
 from finemem_jax.credit import Array, Credit
-from finemem_jax.grpo import Normaliser
 
 # Memory types as numbers: flat, core, semantic, episodic.
 NUM_TYPES = 4
@@ -136,22 +135,6 @@ class Rewards(NamedTuple):
     outcome: Float[Array, "*SG"]
     operation_credit: Float[Array, "*SG T O"]
     operation_total: Float[Array, "*SG T O"]
-
-
-class Advantages(NamedTuple):
-    """What the objective maximises.
-
-    Attributes:
-        step: A_{t,i} of each response.
-        operation: A of each operation; equal to its step's unless Variant.per_operation, or a rule weighs types.
-        unclipped_factor: Factor of the surrogate's unclipped term for each operation, ADRPO's variant; else 1.
-        alive: Whether the step's group has anything to learn from.
-    """
-
-    step: Float[Array, "S G T"]
-    operation: Float[Array, "S G T O"]
-    unclipped_factor: Float[Array, "S G T O"]
-    alive: Bool[Array, "S T"]
 
 
 # --------------------------------------------------------------------------------------
@@ -339,7 +322,8 @@ def _channels(x: RewardInputs, settings: Settings, variant: Variant) -> dict[str
     }
 
 
-def _weights(settings: Settings, variant: Variant) -> dict[str, float]:
+def weights(settings: Settings, variant: Variant) -> dict[str, float]:
+    """What each part of the reward counts, by its name among the channels; 0 for what the rule leaves out."""
     used = rule(variant.rule)
     return {
         "credit": settings.global_weight,
@@ -351,7 +335,8 @@ def _weights(settings: Settings, variant: Variant) -> dict[str, float]:
     }
 
 
-def _weighted_sum(channels: Mapping[str, Credit], weights: Mapping[str, float]) -> Credit:
+def weighted_sum(channels: Mapping[str, Credit], weights: Mapping[str, float]) -> Credit:
+    """r_t, and what of it belongs to operations."""
     parts = [jax.tree.map(lambda part, w=weights[name]: w * part, channel) for name, channel in channels.items()]
     return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
 
@@ -370,11 +355,11 @@ def per_operation(channel: Credit, written: Bool[Array, "*SG T O"]) -> Float[Arr
 
 @functools.partial(jax.jit, static_argnames="variant")
 def step_rewards(inputs: RewardInputs, settings: Settings, variant: Variant) -> tuple[Rewards, dict[str, Credit]]:
-    """Rewards of every rollout of every stream, and their parts as `advantages` takes them, [S, G, ...]."""
+    """Rewards of every rollout of every stream, and their parts as `advantages.compare` takes them, [S, G, ...]."""
 
     def one(x: RewardInputs):
         channels = _channels(x, settings, variant)
-        total = _weighted_sum(channels, _weights(settings, variant))
+        total = weighted_sum(channels, weights(settings, variant))
         contribution = _contribution(x, credit.equal_share(x.is_evidence))
         count = credit.at_least_one(x.written, -1, keepdims=True)
         rewards = Rewards(
@@ -393,149 +378,3 @@ def step_rewards(inputs: RewardInputs, settings: Settings, variant: Variant) -> 
         return rewards, channels
 
     return jax.vmap(jax.vmap(one))(inputs)
-
-
-# --------------------------------------------------------------------------------------
-# From rewards to advantages
-# --------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnames=("variant", "normaliser"))
-def advantages(
-    inputs: RewardInputs,
-    channels: Mapping[str, Credit],
-    settings: Settings,
-    variant: Variant,
-    normaliser: Normaliser,
-) -> Advantages:
-    """Compares rollouts: the sum of the reward's parts is standardised, or each part before it is weighed and added.
-
-    With Variant.per_operation every operation has its own advantage, from the mean and spread of its group's
-    operations, each response weighing the same; never from other steps or by kind of operation (METHOD.md,
-    convention 5).
-    """
-    used, weights = rule(variant.rule), _weights(settings, variant)
-    if variant.standardize_channels:
-        # GDPO's order: a part that varies much no longer hides one that varies little.
-        compared = {name: _compare(channel, inputs, used, variant, normaliser) for name, channel in channels.items()}
-        step, operation = (
-            functools.reduce(jnp.add, [weights[name] * c[i] for name, c in compared.items()]) for i in (0, 1)
-        )
-        # A part that counts nothing has nothing to teach, however much it varies.
-        alive = functools.reduce(jnp.logical_or, [c[2] & (weights[name] != 0) for name, c in compared.items()])
-    else:
-        step, operation, alive = _compare(_weighted_sum(channels, weights), inputs, used, variant, normaliser)
-    if used.attribute is None:
-        earned, some = _hindsight(inputs, settings, normaliser)
-        if variant.rule == "hindsight_top":
-            earned = _top_half(earned, inputs)
-            step, operation, alive = jnp.zeros_like(step), jnp.zeros_like(operation), jnp.zeros_like(alive)
-            some = jnp.any(earned.operation > 0, (1, 3)) & inputs.step_mask[:, 0]
-        own = per_operation(earned, inputs.written) if variant.per_operation else earned.total[..., None]
-        step = step + settings.global_weight * earned.total
-        operation = operation + settings.global_weight * jnp.where(inputs.written, own, 0)
-        alive = alive | some
-    factor = jnp.ones_like(operation)
-    if used.weighs_types:
-        factor = _type_factors(inputs, settings)
-        if variant.type_factor_on == "advantage":
-            count = credit.at_least_one(inputs.written, -1)
-            written = jnp.where(inputs.written, factor, 0).sum(-1)
-            row = jnp.where(inputs.written.any(-1), written / count, 1)
-            operation = operation * (factor if variant.per_operation else row[..., None])
-            step, factor = step * row, jnp.ones_like(operation)
-    return Advantages(step, operation, factor, alive)
-
-
-@jax.jit
-def token_advantages(
-    compared: Advantages, token_operations: Int[Array, "S G T A"]
-) -> tuple[Float[Array, "S G T A"], Float[Array, "S G T A"]]:
-    """Advantage and unclipped factor of each response token: those of its operation, or (-1) of its step."""
-    spread = credit.spread_to_tokens
-    for _ in range(3):
-        spread = jax.vmap(spread)
-    advantages = spread(compared.operation, compared.step, token_operations)
-    return advantages, spread(compared.unclipped_factor, jnp.ones_like(compared.step), token_operations)
-
-
-def _compare(
-    channel: Credit, inputs: RewardInputs, used: Rule, variant: Variant, normaliser: Normaliser
-) -> tuple[Float[Array, "S G T"], Float[Array, "S G T O"], Bool[Array, "S T"]]:
-    """Standardises one credit within its groups: of steps, of operations, and whether the group has any spread."""
-    written = inputs.written
-    shape = inputs.step_mask.shape
-    num_streams, _, num_steps = shape
-    if used.group == "step":
-        group, num_groups = grpo.step_groups(shape), num_streams * num_steps
-    else:
-        group, num_groups = grpo.stream_groups(shape), num_streams
-    total = channel.total
-    if variant.per_operation:
-        # The last entry is the step's own: it counts in mean and spread only where nothing was written.
-        count = written.sum(-1, dtype=jnp.int32, keepdims=True)
-        entries = jnp.append(per_operation(channel, written), total[..., None], -1)
-        weight = jnp.append(written / jnp.maximum(count, 1), count == 0, -1)
-        mask = jnp.append(written, jnp.ones_like(count, bool), -1) & inputs.step_mask[..., None]
-    else:
-        entries, weight = total[..., None], jnp.ones_like(total)[..., None]
-        mask = inputs.step_mask[..., None]
-    ids = jnp.broadcast_to(group[..., None], entries.shape)
-    entry_weight = weight.reshape(-1).astype(total.dtype)
-    value, alive = grpo.standardize(
-        entries.reshape(-1), ids.reshape(-1), mask.reshape(-1), num_groups, normaliser, entry_weight
-    )
-    value, alive = value.reshape(entries.shape), jnp.any(alive.reshape(entries.shape), (1, 3))
-    step = value[..., -1]
-    operation = value[..., :-1] if variant.per_operation else jnp.where(written, step[..., None], 0)
-    return step, operation, alive
-
-
-def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser) -> tuple[Credit, Bool[Array, "S T"]]:
-    """S(t) = (1/Q) Σ_j A_j (1[gold evidence of j in chunk t] + λ 1[an item of step t retrieved for j]).
-
-    A_j compares the answers of a stream's rollouts to question j. Signed, and an advantage already: it is not compared
-    again (Mem-T, arXiv 2601.23014, in policy-gradient form; where no gold is known, only the λ term remains).
-    """
-    num_streams, _, num_questions = inputs.scores.shape
-    ids = jnp.broadcast_to(
-        jnp.arange(num_streams * num_questions).reshape(num_streams, 1, num_questions), inputs.scores.shape
-    )
-    value, _ = grpo.standardize(
-        inputs.scores.reshape(-1),
-        ids.reshape(-1),
-        inputs.question_mask.reshape(-1),
-        num_streams * num_questions,
-        normaliser,
-    )
-
-    def one(x, value):
-        used = settings.used_weight * value[:, None] * x.is_evidence
-        operation = credit.attribute(used, x.slot, x.question_mask, x.written.shape)
-        gold = jnp.where(x.gold & x.question_mask[:, None], value[:, None], 0).sum(0)
-        return Credit(operation, jnp.where(x.step_mask, gold / credit.at_least_one(x.question_mask, -1), 0))
-
-    earned = jax.vmap(jax.vmap(one))(inputs, value.reshape(inputs.scores.shape))
-    return earned, jnp.any(earned.total != 0, 1)
-
-
-def _top_half(earned, inputs):
-    """1 for the better half of the valid operations of each kind, else 0: filtered fine-tuning (Mem-T's own form)."""
-    score = per_operation(earned, inputs.written)
-    kept = credit.keep_top(
-        score.reshape(-1), inputs.operation_action.reshape(-1), 0.5, (inputs.written & inputs.valid).reshape(-1)
-    )
-    kept = kept.reshape(score.shape).astype(score.dtype)
-    count = credit.at_least_one(inputs.written, -1, keepdims=True)
-    return Credit(kept / count, jnp.zeros_like(earned.step))
-
-
-def _type_factors(inputs, settings):
-    """Factor of each operation: that of its memory type at this step (`credit.type_factors`)."""
-
-    def one_step(types, is_evidence, mask, operation_type):
-        factors = credit.type_factors(types, is_evidence & mask[:, None], NUM_TYPES, CORE_TYPE, settings.type_factor)
-        return factors[operation_type]
-
-    over_all = jax.vmap(jax.vmap(jax.vmap(one_step)))
-    return over_all(inputs.chunk_type, inputs.chunk_is_evidence, inputs.chunk_mask, inputs.operation_type)

@@ -32,6 +32,7 @@ from finemem_jax import (
     rollout,
     writer,
 )
+from finemem_jax.advantages import Advantages
 from finemem_jax.assembly import FittedSource, Parts
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
@@ -40,7 +41,7 @@ from finemem_jax.learner import LearnerOptions
 from finemem_jax.models import sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.optimizer import OptimizerOptions
-from finemem_jax.rules import Advantages, RewardInputs, Rewards
+from finemem_jax.rules import RewardInputs, Rewards
 
 
 def train(

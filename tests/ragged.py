@@ -1,13 +1,15 @@
 """Random ragged rollouts for the tests of credit, and every rule as a slow loop over plain lists."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
 
+import jax
 import numpy as np
 
-from finemem_jax.rules import RewardInputs
+from finemem_jax.rules import RewardInputs, Settings
 
 STEPS, OPERATIONS, QUESTIONS, PER_CHUNK, EVIDENCE, PLAYERS = 5, 3, 4, 3, 3, 3
 # Memory types: flat, core (exempt), semantic, episodic.
@@ -106,6 +108,19 @@ def random_group(rng: random.Random, group_size: int) -> list[Rollout]:
     return [one() for _ in range(group_size)]
 
 
+@functools.cache
+def thousand_groups(group_size: int) -> list[list[Rollout]]:
+    """The same 1,000 streams for every test."""
+    rng = random.Random(0)
+    found = [random_group(rng, group_size) for _ in range(1_000)]
+    # The edges that the laws are about do occur.
+    rollouts = [rollout for group in found for rollout in group]
+    assert any(not r.asked for r in rollouts) and any(r.num_steps == 1 for r in rollouts)
+    assert any(not any(r.chunk) for r in rollouts) and any(not any(r.operations) for r in rollouts)
+    assert any(r.asked and not any(a.evidence for a in r.asked) for r in rollouts)
+    return found
+
+
 def padded(groups, larger: int = 0, garbage: np.random.Generator | None = None) -> RewardInputs:
     """[S, G, ...] arrays; every size is `larger` than it must be; `garbage` fills all places that no mask holds."""
     t, o, q, j, k, p = (size + larger for size in (STEPS, OPERATIONS, QUESTIONS, PER_CHUNK, EVIDENCE, PLAYERS))
@@ -137,6 +152,12 @@ def padded(groups, larger: int = 0, garbage: np.random.Generator | None = None) 
     for s, g in itertools.product(range(shape[0]), range(shape[1])):
         _fill(x, (s, g), groups[s][g], o)
     return x
+
+
+def float64(function, inputs, settings, *rest):
+    """Calls a function as `rewards.judge` does."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, function(inputs, Settings(*map(np.float64, settings)), *rest))
 
 
 def _fill(x, at, rollout, o):
