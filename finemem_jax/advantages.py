@@ -76,7 +76,7 @@ def compare(
         own = rules.per_operation(earned, inputs.written) if variant.per_operation else earned.total[..., None]
         step = step + settings.global_weight * earned.total
         operation = operation + settings.global_weight * jnp.where(inputs.written, own, 0)
-        alive = alive | some
+        alive = alive | (some & (settings.global_weight != 0))
     factor = jnp.ones_like(operation)
     if used.weighs_types:
         factor = _type_factors(inputs, settings)
@@ -134,10 +134,11 @@ def _standardized(
 
 
 def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser) -> tuple[Credit, Bool[Array, "S T"]]:
-    """S(t) = (1/Q) Σ_j A_j (1[gold evidence of j in chunk t] + λ 1[an item of step t retrieved for j]).
+    """S(t) = (1/Q) Σ_j A_j (1[gold evidence of j in chunk t] + λ · items of step t retrieved for j).
 
     A_j compares the answers of a stream's rollouts to question j. Signed, and an advantage already: it is not compared
-    again (Mem-T, arXiv 2601.23014, in policy-gradient form; where no gold is known, only the λ term remains).
+    again (Mem-T, arXiv 2601.23014, in policy-gradient form; where no gold is known, only the λ term remains). There
+    operations have a score, and each wrote one item; a step has what its operations have.
     """
     num_streams, _, num_questions = inputs.scores.shape
     ids = jnp.broadcast_to(

@@ -29,7 +29,8 @@ def groups():
 
 @pytest.fixture(scope="module")
 def inputs(groups):
-    return ragged.padded(groups)
+    # Larger than need be and full of garbage where nothing is: agreement with a slow loop says that no padding is read.
+    return ragged.padded(groups, larger=2, garbage=np.random.default_rng(0))
 
 
 # --------------------------------------------------------------------------------------
@@ -162,19 +163,14 @@ def test_a_harmful_delete_is_charged():
     np.testing.assert_allclose(earned(x, rule="step_gain").credit[0, 0, :2], [1, -1])
 
 
-@pytest.mark.parametrize("rule", list(rules.RULES))
-def test_padding_changes_nothing(groups, rule):
-    some = groups[:100]
-    expected, got = (earned(x, rule=rule) for x in (ragged.padded(some), garbled(some)))
+@pytest.mark.parametrize("rule", ["full", "shapley", "hindsight"])
+def test_padding_changes_nothing(groups, inputs, rule):
+    expected, got = (earned(x, rule=rule) for x in (ragged.padded(groups), inputs))
     for name, a, b in zip(rules.Rewards._fields, got, expected, strict=True):
         if a.ndim > 2:
             assert not a[:, :, ragged.STEPS :].any(), name
             a = a[:, :, : ragged.STEPS]
         np.testing.assert_allclose(a[..., : b.shape[-1]], b, rtol=0, atol=1e-12, err_msg=name)
-
-
-def garbled(some):
-    return ragged.padded(some, larger=2, garbage=np.random.default_rng(0))
 
 
 def test_float32_is_the_default_and_agrees(groups):
