@@ -1,6 +1,9 @@
 """Tests of finemem_jax/grpo.py: advantages and the clipped objective, by hand and by their laws."""
 
 import functools
+import itertools
+import math
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +54,6 @@ def test_steps_are_compared_apart():
     got = grpo.group_advantage(rewards, all_steps(rewards), Normaliser(epsilon=0.0))
     np.testing.assert_allclose(got.advantages[0], [[-1, -1, 0], [0, 0, 0], [1, 1, 0]], atol=1e-6)
     np.testing.assert_array_equal(got.alive, [[True, True, False]])
-
-
-def test_agrees_with_numpy(rewards):
-    got = float64_advantage(rewards, all_steps(rewards))
-    expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True, ddof=1) + 1e-6)
-    np.testing.assert_allclose(got.advantages, expected, rtol=0, atol=1e-12)
 
 
 def test_advantages_sum_to_zero(rewards):
@@ -160,17 +157,47 @@ def test_weights_count_entries_as_repeats():
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
-def test_standardize_agrees_with_numpy_on_random_groups():
+@pytest.mark.parametrize(
+    "normaliser",
+    [dict(), dict(ddof=0, epsilon=0.01, std_floor=0.8), dict(scale="none")],
+    ids=["paper", "careful", "no std"],
+)
+def test_standardize_agrees_with_numpy_on_random_groups(normaliser):
+    """1,000 batches: few shapes, as each is compiled, and 200 seeds of each."""
     rng = np.random.default_rng(0)
-    for n, groups in [(1, 1), (2, 1), (7, 3), (60, 8), (60, 20)] * 20:  # Few shapes: each is compiled.
-        x, group, mask = rng.normal(size=n), rng.integers(0, groups, n), rng.random(n) < 0.8
-        expected = np.zeros(n)
-        for g in range(groups):
-            held = (group == g) & mask
+    chosen = Normaliser(**normaliser)
+    for n, groups in [(1, 1), (2, 1), (7, 3), (30, 8), (30, 20)]:
+        x, weight = rng.normal(size=(200, n)), rng.integers(1, 4, (200, n)).astype(float)
+        group, mask = rng.integers(0, groups, (200, n)), rng.random((200, n)) < 0.8
+        with jax.enable_x64(True):
+            got, _ = jax.vmap(lambda *one, k=groups: grpo.standardize(*one[:3], k, chosen, one[3]))(
+                np.where(mask, x, np.nan), group, mask, weight
+            )
+        expected = np.zeros((200, n))
+        for b, g in itertools.product(range(200), range(groups)):
+            held = (group[b] == g) & mask[b]
             if held.sum() > 1:
-                expected[held] = (x[held] - x[held].mean()) / (x[held].std(ddof=1) + 1e-6)
-        got, _ = standardized(np.where(mask, x, np.nan), np.append(group, groups)[:-1], mask)
+                # An entry of weight 2 is like two entries.
+                repeated = np.repeat(x[b, held], weight[b, held].astype(int))
+                scale = max(repeated.std(ddof=chosen.ddof), chosen.std_floor) + chosen.epsilon
+                expected[b, held] = (x[b, held] - repeated.mean()) / (1 if chosen.scale == "none" else scale)
         np.testing.assert_allclose(got, expected, atol=1e-9)
+
+
+def test_group_advantage_agrees_with_the_statistics_module():
+    """1,000 streams of 1 to T steps."""
+    rng = np.random.default_rng(0)
+    rewards, steps = rng.normal(size=(1_000, G, T)), rng.integers(1, T + 1, 1_000)
+    rewards[rng.random(1_000) < 0.1] = 0.7  # Streams whose rollouts are all equal.
+    got = float64_advantage(rewards, np.arange(T) < steps[:, None])
+    expected = np.zeros_like(rewards)
+    for s, t in itertools.product(range(1_000), range(T)):
+        column = rewards[s, :, t].tolist()
+        if t < steps[s] and len(set(column)) > 1:
+            mean, std = statistics.fmean(column), statistics.stdev(column)
+            expected[s, :, t] = [(r - mean) / (std + 1e-6) for r in column]
+    np.testing.assert_allclose(got.advantages, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(got.alive, expected.any(1))
 
 
 def test_a_stream_can_be_one_group():
@@ -499,3 +526,125 @@ def test_nothing_to_train_on_is_zero_over_zero_tokens():
     for aggregation in AGGREGATIONS:
         objective, diagnostics = objective_of(log_probs, old, advantages, token_mask & False, entropy, aggregation)
         assert objective.numerator == objective.denominator == diagnostics.tokens == 0
+
+
+# --------------------------------------------------------------------------------------
+# The objective again, one token at a time
+# --------------------------------------------------------------------------------------
+
+
+def slow_token(log_prob, entropy, old, sampler, reference, advantage, factor, row_log_ratio, options):
+    """(what one token adds to the objective, its slope by the token's own log π_θ, whether the clip cut it)."""
+    ratio = math.exp(log_prob - old if options.ratio == "token" else row_log_ratio)
+    low, high = 1 - options.clip_low, 1 + options.clip_high
+    plain = factor * ratio * advantage
+    # Each candidate with its slope: dρ = ρ d log π_θ; a clipped ratio has none.
+    held = (ratio * advantage, ratio * advantage) if low < ratio < high else (min(max(ratio, low), high) * advantage, 0)
+    gain, slope = min((plain, plain), held)
+    if options.dual_clip and advantage < 0 and gain < options.dual_clip * advantage:
+        gain, slope = options.dual_clip * advantage, 0.0
+    cut = gain != plain
+    weight = min(math.exp(old - sampler), options.importance_cap) if options.importance_cap else 1.0
+    d = log_prob - reference
+    kl, kl_slope = (d * d / 2, d) if options.kl_estimator == "k2" else (math.exp(-d) + d - 1, 1 - math.exp(-d))
+    value = weight * gain - options.kl_weight * kl + options.entropy_weight * entropy
+    return value, weight * slope - options.kl_weight * kl_slope, cut
+
+
+def slow_average(values, streams, aggregation, longest):
+    """The mean of ragged rows, each a list of its tokens' values; rows without tokens are no rows."""
+    used = [(row, stream) for row, stream in zip(values, streams, strict=True) if row]
+    if not used:
+        return 0.0
+    if aggregation == "token":
+        return statistics.fmean(value for row, _ in used for value in row)
+    if aggregation == "row":
+        return statistics.fmean(statistics.fmean(row) for row, _ in used)
+    if aggregation == "constant":
+        return sum(sum(row) for row, _ in used) / (len(used) * longest)
+    by_stream = {}
+    for row, stream in used:
+        by_stream.setdefault(stream, []).extend(row)
+    return statistics.fmean(statistics.fmean(tokens) for tokens in by_stream.values())
+
+
+BATCHES, FEW_ROWS, FEW_TOKENS = 1_000, 4, 5
+
+
+@pytest.fixture(scope="module")
+def ragged_batches():
+    """1,000 batches of rows of 0 to 5 tokens, at one shape, so that each objective is compiled once."""
+    rng = np.random.default_rng(0)
+    shape = (BATCHES, FEW_ROWS, FEW_TOKENS)
+    old = -rng.exponential(size=shape)
+    length = rng.integers(0, FEW_TOKENS + 1, shape[:2])
+    return dict(
+        log_probs=old + 0.3 * rng.normal(size=shape),
+        entropy=rng.uniform(size=shape),
+        old=old,
+        sampler=old + 0.2 * rng.normal(size=shape),
+        reference=old + 0.3 * rng.normal(size=shape),
+        advantages=rng.normal(size=shape),
+        factor=rng.choice([1.0, 4.0], shape),
+        length=length,
+        stream=rng.integers(0, 2, shape[:2]),
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(clip_low=0.2, clip_high=0.2),
+        dict(clip_low=0.2, clip_high=0.28, dual_clip=1.5),
+        dict(clip_low=0.05, clip_high=0.1, ratio="sequence", dual_clip=1.2),
+        dict(kl_weight=0.3, kl_estimator="k3", entropy_weight=0.1),
+        dict(kl_weight=0.3, kl_estimator="k2", ratio="sequence"),
+        dict(importance_cap=1.1, dual_clip=3.0, kl_weight=0.2),
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_agrees_with_a_slow_loop(ragged_batches, options):
+    """Value, slope and clipped tokens of every batch, under all four aggregations."""
+    x, chosen = ragged_batches, ObjectiveOptions(**options)
+    token_mask = np.arange(FEW_TOKENS) < x["length"][..., None]
+    spoilt = {name: np.where(token_mask, a, np.nan) for name, a in x.items() if a.shape == token_mask.shape}
+
+    def objective(log_probs, entropy, rows):
+        (numerator, denominator), diagnostics = grpo.clipped_objective(log_probs, entropy, rows, chosen)
+        return numerator / jnp.maximum(denominator, 1e-9), diagnostics
+
+    batched = jax.jit(jax.vmap(jax.value_and_grad(objective, has_aux=True)))
+    got = {}
+    for aggregation in AGGREGATIONS:
+        averaged = [
+            grpo.aggregation_weights(*rows, aggregation, FEW_TOKENS)
+            for rows in zip(x["length"], x["stream"], strict=True)
+        ]
+        weight, count = (np.stack(part).astype(float) for part in zip(*averaged, strict=True))
+        fixed = [spoilt[name] for name in ("sampler", "reference", "factor")]
+        rows = Rows(token_mask, spoilt["advantages"], spoilt["old"], weight, count, *fixed)
+        with jax.enable_x64(True):
+            (value, diagnostics), slope = batched(spoilt["log_probs"], spoilt["entropy"], rows)
+        got[aggregation] = np.asarray(value), np.asarray(slope)
+    means, slopes, cuts = {name: np.zeros(BATCHES) for name in AGGREGATIONS}, np.zeros_like(x["old"]), np.zeros(BATCHES)
+    for b in range(BATCHES):
+        tokens = [slow_row(x, (b, row), chosen) for row in range(FEW_ROWS)]
+        cuts[b] = sum(cut for row in tokens for _, _, cut in row)
+        for aggregation in AGGREGATIONS:
+            values = [[value for value, _, _ in row] for row in tokens]
+            means[aggregation][b] = slow_average(values, x["stream"][b], aggregation, FEW_TOKENS)
+        for row, one in enumerate(tokens):
+            slopes[b, row, : len(one)] = [slope / x["length"][b].sum() for _, slope, _ in one]
+    np.testing.assert_array_equal(diagnostics.clipped, cuts)
+    for aggregation in AGGREGATIONS:
+        # The weights are float32.
+        np.testing.assert_allclose(got[aggregation][0], means[aggregation], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got["token"][1], slopes, rtol=1e-6, atol=1e-9)
+
+
+def slow_row(x, at, options):
+    n = x["length"][at]
+    names = ("log_probs", "entropy", "old", "sampler", "reference", "advantages", "factor")
+    tokens = list(zip(*(x[name][at][:n].tolist() for name in names), strict=True))
+    row_log_ratio = statistics.fmean(token[0] - token[2] for token in tokens) if tokens else 0.0
+    return [slow_token(*token, row_log_ratio, options) for token in tokens]
