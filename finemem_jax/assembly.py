@@ -29,8 +29,8 @@ from finemem_jax.episode import (
 )
 from finemem_jax.grpo import Normaliser, ObjectiveOptions
 from finemem_jax.input_pipeline import Stage
-from finemem_jax.models import decoder, presets, sharding, weights
-from finemem_jax.models.decoder import Params
+from finemem_jax.models import attention, decoder, lora, presets, sharding, weights
+from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.retrieval import EmbedFn
 from finemem_jax.rollout import PolicyFn, RolloutOptions
@@ -138,7 +138,9 @@ def build(config: ConfigDict) -> Parts:
     tokens = _tokenizer(config, model, path)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     params = decoder.init(model, config.seed) if path is None else weights.load_gguf(model, path)
+    adapters = lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets)
     params = sharding.place(model, params, mesh)
+    adapted = dataclasses.replace(model, lora=adapters)
     environment = Environment(
         tokenizer=tokens,
         num_examples=config.manager.num_examples,
@@ -169,9 +171,9 @@ def build(config: ConfigDict) -> Parts:
     else:
         answer = reader.once_each(reader.language_model(generate, tokens, config.reader.num_examples, cite))
     return Parts(
-        model=model,
+        model=adapted,
         mesh=mesh,
-        params=params,
+        params=_with_adapters(adapted, params, mesh, config.seed),
         tokenizer=tokens,
         environment=environment,
         manager=manager,
@@ -181,6 +183,25 @@ def build(config: ConfigDict) -> Parts:
         judge=reader.content_judge(generate, tokens) if "content" in needs else None,
         embed=_embedder(config, model, params, tokens),
     )
+
+
+def _with_adapters(model, params, mesh, seed):
+    if model.lora is None:
+        return params
+    shardings = lora.split(sharding.param_shardings(model, mesh))[1]
+    adapters = jax.jit(lora.init, static_argnums=(0, 1), out_shardings=shardings)(model, seed)
+    return lora.combine(params, adapters)
+
+
+def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
+    """How training computes hidden states, and a line to say where "auto" could not take the platform's fastest.
+
+    Raises:
+        ValueError: an attention that was asked for by name does not work here.
+    """
+    device = mesh.devices.flat[0]
+    implementation, remark = attention.choose(config.model.attention, device, jnp.dtype(config.model.compute_dtype))
+    return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
 
 
 def _embedder(config, model, params, tokens):

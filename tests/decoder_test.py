@@ -235,7 +235,7 @@ def plain_gradient(tiny_params, tiny_paths):
     rows = np.stack([np.pad(ids, (0, lengths.max() - len(ids))) for ids in tiny_paths])
 
     def loss(params):
-        (states,) = decoder.hidden_states(TINY, params, [rows], [lengths], "none")
+        (states,) = decoder.hidden_states(TINY, params, [rows], [lengths], decoder.Compute("none"))
         return sum((row[n - len(d) : n] * d).sum() for row, n, d in zip(states, lengths, DIRECTIONS, strict=True))
 
     return jax.jit(jax.value_and_grad(loss), compiler_options=UNOPTIMISED)(tiny_params)
@@ -246,7 +246,7 @@ def test_tree_has_the_gradient_of_plain_rows(tiny_params, tiny_paths, plain_grad
     tokens = tree(tiny_paths, lambda shape: np.zeros(shape, int))
 
     def loss(params):
-        leaves = decoder.hidden_states(TINY, params, tokens, TREE_LENGTHS, remat)[-1]
+        leaves = decoder.hidden_states(TINY, params, tokens, TREE_LENGTHS, decoder.Compute(remat))[-1]
         return sum((leaf[: len(d)] * d).sum() for leaf, d in zip(leaves, DIRECTIONS, strict=True))
 
     got, slopes = jax.jit(jax.value_and_grad(loss), compiler_options=UNOPTIMISED)(tiny_params)
@@ -320,8 +320,8 @@ def test_rotary_depends_on_distance_alone():
     query, key = rng.normal(size=(2, 1, TINY.head_dim)).astype(np.float32)
 
     def product(query_position, key_position):
-        at = [decoder.rotary(TINY, jnp.array([p])) for p in (query_position, key_position)]
-        return (decoder.rotate(query[:, None], at[0]) * decoder.rotate(key[:, None], at[1])).sum()
+        at = [decoder.rotary(TINY, jnp.array([[p]])) for p in (query_position, key_position)]
+        return (decoder.rotate(query[:, None, None], at[0]) * decoder.rotate(key[:, None, None], at[1])).sum()
 
     np.testing.assert_allclose(product(0, 0), (query * key).sum(), rtol=1e-5)
     np.testing.assert_allclose(product(105, 100), product(5, 0), rtol=1e-3)

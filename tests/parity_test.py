@@ -66,7 +66,7 @@ def ours(config):
     tokens = np.stack([np.pad(row, (0, lengths.max() - len(row)), constant_values=3) for row in rows])
 
     def mean_log_prob(params):
-        (states,) = decoder.hidden_states(config, params, [tokens], [lengths], "none")
+        (states,) = decoder.hidden_states(config, params, [tokens], [lengths], decoder.Compute("none"))
         log_probs = jax.nn.log_softmax(states @ decoder.output_head(config, params).T)
         chosen = [log_probs[i, np.arange(len(row) - 1), row[1:]] for i, row in enumerate(rows)]
         return jnp.concatenate(chosen).mean(), log_probs

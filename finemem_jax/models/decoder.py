@@ -6,6 +6,7 @@ Knows nothing of tokens' meaning, sampling or losses.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,22 +16,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax.models import attention
-from finemem_jax.models.attention import Array, Segment
+from finemem_jax.models import attention, axes, lookup
+from finemem_jax.models.attention import Array, Level, Segment
 from finemem_jax.models.presets import DecoderConfig
 
 # A Decoder's parameters as nested dicts of arrays: the one pytree that everything downstream passes around.
 Params = dict[str, Any]
 # Keys and values of one layer, [N K P C] each.
 LayerCache = tuple[Array, Array]
-# Maps queries, keys and values of all tokens (flat) to attention outputs, and whatever the caller wants kept.
+# Maps queries, keys and values of all tokens to attention outputs, and whatever the caller wants kept.
 AttendFn = Callable[[Array, Array, Array], tuple[Array, Any]]
+# Tells the compiler where an array with these logical axes lives.
+ConstrainFn = Callable[[Array, tuple[str, ...]], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How hidden states are computed; beyond rounding none of it changes them. Part of the compilation key.
+
+    Attributes:
+        remat: What the backward pass recomputes: "none", "attention" (attention and all that is element-wise: large to
+            keep and cheap to redo), "full" (all but each layer's input), or "offload" (like "attention", but what is
+            kept waits in the host's memory; accelerators only).
+        dtype: What products are computed in, whatever the parameters are stored in: "float32" or "bfloat16".
+        attention: An implementation of `attention.attend_tree`.
+        mesh: What devices there are; None for one.
+    """
+
+    remat: str = "attention"
+    dtype: str = "float32"
+    attention: str = "xla"
+    mesh: Mesh | None = None
 
 
 class Layer(nnx.Module):
-    """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), over tokens in one flat row."""
+    """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         d, f, c = config.embed_dim, config.mlp_dim, config.head_dim
@@ -39,13 +62,22 @@ class Layer(nnx.Module):
         def kernel(shape, names):
             return _param(jax.random.normal(rngs.params(), shape) * shape[0] ** -0.5, names)
 
-        self.query = kernel((d, config.num_heads * c), ("embed", "heads"))
-        self.key = kernel((d, config.num_kv_heads * c), ("embed", "kv_heads"))
-        self.value = kernel((d, config.num_kv_heads * c), ("embed", "kv_heads"))
-        self.out = kernel((config.num_heads * c, d), ("heads", "embed"))
-        self.gate = kernel((d, f), ("embed", "mlp"))
-        self.up = kernel((d, f), ("embed", "mlp"))
-        self.down = kernel((f, d), ("mlp", "embed"))
+        heads, kv_heads = config.num_heads * c, config.num_kv_heads * c
+        shapes = {
+            "query": ((d, heads), ("embed", "heads")),
+            "key": ((d, kv_heads), ("embed", "kv_heads")),
+            "value": ((d, kv_heads), ("embed", "kv_heads")),
+            "out": ((heads, d), ("heads", "embed")),
+            "gate": ((d, f), ("embed", "mlp")),
+            "up": ((d, f), ("embed", "mlp")),
+            "down": ((f, d), ("mlp", "embed")),
+        }
+        for name, (shape, names) in shapes.items():
+            setattr(self, name, kernel(shape, names))
+            if config.lora and name in config.lora.targets:
+                # The product starts at 0: an adapted model begins as the model.
+                setattr(self, f"{name}_lora_a", kernel((shape[0], config.lora.rank), (names[0], "rank")))
+                setattr(self, f"{name}_lora_b", _param(jnp.zeros((config.lora.rank, shape[1])), ("rank", names[1])))
         self.attention_norm = _param(jnp.ones(d), ("norm",))
         self.mlp_norm = _param(jnp.ones(d), ("norm",))
         if config.qkv_bias:
@@ -57,24 +89,37 @@ class Layer(nnx.Module):
             self.key_norm = _param(jnp.ones(c), ("norm",))
 
     def __call__(
-        self, x: Float[Array, "N D"], rotation: tuple[Array, Array], attend: AttendFn
-    ) -> tuple[Float[Array, "N D"], Any]:
+        self, x: Float[Array, "N L D"], rotation: tuple[Array, Array], attend: AttendFn, constrain: ConstrainFn
+    ) -> tuple[Float[Array, "N L D"], Any]:
         config = self.config
-        h = rms_norm(x, self.attention_norm[...], config.norm_epsilon)
-        queries, keys, values = h @ self.query[...], h @ self.key[...], h @ self.value[...]
-        if config.qkv_bias:
-            queries, keys = queries + self.query_bias[...][None], keys + self.key_bias[...][None]
-            values = values + self.value_bias[...][None]
-        queries = queries.reshape(-1, config.num_heads, config.head_dim)
-        keys = keys.reshape(-1, config.num_kv_heads, config.head_dim)
-        values = values.reshape(-1, config.num_kv_heads, config.head_dim)
+        h = constrain(rms_norm(x, self.attention_norm[...], config.norm_epsilon), ("rows", "tokens", "embed"))
+
+        def heads(name, count, axis):
+            projected = self._project(name, h).reshape(*h.shape[:2], count, config.head_dim)
+            return constrain(projected, ("rows", "tokens", axis, "channels"))
+
+        queries = heads("query", config.num_heads, "heads")
+        keys = heads("key", config.num_kv_heads, "kv_heads")
+        values = heads("value", config.num_kv_heads, "kv_heads")
         if config.qk_norm:
             queries = rms_norm(queries, self.query_norm[...], config.norm_epsilon)
             keys = rms_norm(keys, self.key_norm[...], config.norm_epsilon)
         mixed, kept = attend(rotate(queries, rotation), rotate(keys, rotation), values)
-        x = x + mixed.reshape(len(x), -1) @ self.out[...]
-        h = rms_norm(x, self.mlp_norm[...], config.norm_epsilon)
-        return x + (jax.nn.silu(h @ self.gate[...]) * (h @ self.up[...])) @ self.down[...], kept
+        x = x + constrain(self._project("out", mixed.reshape(*x.shape[:2], -1)), ("rows", "apart", "embed"))
+        h = constrain(rms_norm(x, self.mlp_norm[...], config.norm_epsilon), ("rows", "tokens", "embed"))
+        gated = jax.nn.silu(self._project("gate", h)) * self._project("up", h)
+        x = x + constrain(self._project("down", constrain(gated, ("rows", "tokens", "mlp"))), ("rows", "apart", "embed"))
+        return x, kept
+
+    def _project(self, name, h):
+        config = self.config
+        out = h @ getattr(self, name)[...]
+        if config.qkv_bias and name in ("query", "key", "value"):
+            out = out + getattr(self, f"{name}_bias")[...][None, None]
+        if config.lora and name in config.lora.targets:
+            low = h @ getattr(self, f"{name}_lora_a")[...]
+            out = out + (config.lora.alpha / config.lora.rank) * (low @ getattr(self, f"{name}_lora_b")[...])
+        return out
 
 
 class Decoder(nnx.Module):
@@ -125,6 +170,20 @@ def abstract(module: type[_Module], config: DecoderConfig) -> _Module:
     return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
 
 
+def abstract_params(config: DecoderConfig) -> Params:
+    """A `jax.ShapeDtypeStruct` for each parameter."""
+    return nnx.to_pure_dict(nnx.state(abstract(Decoder, config), nnx.Param))
+
+
+@functools.cache
+def axis_names(module: type[_Module], config: DecoderConfig) -> dict[str, Any]:
+    """Logical axes of every parameter, as a tree like the parameters; those of a lone Layer have no "layers" axis."""
+    state = nnx.state(abstract(module, config), nnx.Param)
+    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    names = jax.tree.map(lambda variable: variable.get_metadata("out_sharding"), state, is_leaf=is_variable)
+    return nnx.to_pure_dict(names)
+
+
 def _bind(module: type[_Module], config: DecoderConfig, params: Params) -> _Module:
     """Puts parameters into a module of this shape; free, also under `jit`."""
     graphdef, state = nnx.split(abstract(module, config), nnx.Param)
@@ -142,52 +201,70 @@ def hidden_states(
     params: Params,
     tokens: Sequence[Int[Array, "n l"]],
     lengths: Sequence[Int[Array, " n"]],
-    remat: str = "attention",
+    compute: Compute = Compute(),
 ) -> list[Float[Array, "n l D"]]:
     """Final hidden states of a tree of token rows, each prefix computed once.
 
     Level i holds n_i rows; n_i divides n_(i+1), and row r of level i + 1 continues row r // (n_(i+1) / n_i) of
-    level i. Padding is on the right. Plain rows are a tree of one level.
+    level i. Padding is on the right. Plain rows are a tree of one level, and so is a tree whose first levels have
+    width 0. Devices share out whole trees: the rows of the first level.
 
     Args:
         tokens: One array per level, from the root to the leaves.
         lengths: True length of each row, per level.
-        remat: What the backward pass recomputes: "none", "attention" (attention and all that is element-wise:
-            large to keep and cheap to redo), or "full" (all but each layer's input).
 
     Returns:
         One array per level. States at padding are finite and meaningless.
     """
+    empty = [level.shape for level in tokens if level.shape[1] == 0]
+    assert len(empty) == sum(level.shape[1] == 0 for level in tokens)
+    held = [(level, length) for level, length in zip(tokens, lengths, strict=True) if level.shape[1]]
+    states = iter(_hidden_states(config, params, *zip(*held, strict=True), compute))
+    dtype = jnp.dtype(compute.dtype)
+    return [next(states) if t.shape[1] else jnp.zeros((*t.shape, config.embed_dim), dtype) for t in tokens]
+
+
+def _hidden_states(config, params, tokens, lengths, compute):
     model = _bind(Decoder, config, params)
-    starts = _starts(lengths)
-    positions = [start[:, None] + jnp.arange(level.shape[1])[None] for start, level in zip(starts, tokens, strict=True)]
-    rotation = rotary(config, jnp.concatenate([p.reshape(-1) for p in positions]))
+    dtype = jnp.dtype(compute.dtype)
     shapes = [level.shape for level in tokens]
-    own_masks = [jnp.tril(jnp.ones((1, length, length), bool)) for _, length in shapes]
-    prefix_masks = [jnp.arange(s[1])[None, None, :] < n[:, None, None] for s, n in zip(shapes, lengths, strict=True)]
+    constrain = functools.partial(axes.constrain, compute.mesh)
+    starts = zip(_starts(lengths), tokens, strict=True)
+    rotation = rotary(config, _join([start[:, None] + jnp.arange(level.shape[1])[None] for start, level in starts]))
 
     def attend(queries, keys, values):
-        q, k, v = (_split(x, shapes) for x in (queries, keys, values))
-        heads_first = [(ki.transpose(0, 2, 1, 3), vi.transpose(0, 2, 1, 3)) for ki, vi in zip(k, v, strict=True)]
-        mixed = []
-        for i, (rows, _) in enumerate(shapes):
-            segments = [Segment(*heads_first[i], own_masks[i])]
-            for j in range(i):
-                mask = jnp.repeat(prefix_masks[j], rows // shapes[j][0], axis=0)
-                segments.append(Segment(*heads_first[j], mask))
-            mixed.append(attention.attend(q[i], segments).reshape(-1, *queries.shape[1:]))
-        return jnp.concatenate(mixed), None
+        levels = [Level(*x) for x in zip(*(_split(x, shapes) for x in (queries, keys, values)), lengths, strict=True)]
+        return _join(attention.attend_tree(levels, compute.attention, compute.mesh)), None
 
     def body(x, layer_params):
-        return _bind(Layer, config, layer_params)(x, rotation, attend)[0], None
+        layer_params = jax.tree.map(lambda leaf: leaf.astype(dtype), layer_params)
+        layer = _bind(Layer, config, _gathered(config, layer_params, compute.mesh))
+        return layer(x, rotation, attend, constrain)[0], None
 
-    if remat != "none":
-        # Projections have no batch dimensions, attention's products have: "attention" keeps the former.
-        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "attention" else None
-        body = jax.checkpoint(body, policy=keep)
-    x = model.embedding[...][jnp.concatenate([level.reshape(-1) for level in tokens])]
-    x, _ = jax.lax.scan(body, x, params["layers"])
+    x = lookup.embed(model.embedding[...], _join(tokens), dtype, compute.mesh)
+    x = constrain(x, ("rows", "apart", "embed"))
+    x, _ = jax.lax.scan(_rematerialised(body, compute.remat), x, params["layers"])
+    x = constrain(x, ("rows", "tokens", "embed"))
     return _split(rms_norm(x, model.final_norm[...], config.norm_epsilon), shapes)
+
+
+def _rematerialised(body, remat):
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return body
+    if remat == "full":
+        return jax.checkpoint(body)
+    if remat == "offload":
+        return jax.checkpoint(body, policy=policies.offload_dot_with_no_batch_dims("device", "pinned_host"))
+    # Projections have no batch dimensions, attention's products have: this keeps the former.
+    return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable)
+
+
+def _gathered(config, layer_params, mesh):
+    """A layer's parameters as it computes with them: stored in parts along "fsdp", here each device has that axis."""
+    # After the cast to `dtype`, so that what travels is as small as it can be.
+    names = axis_names(Layer, config)
+    return {name: axes.gather(mesh, names[name], leaf) for name, leaf in layer_params.items()}
 
 
 def _starts(lengths):
@@ -198,11 +275,19 @@ def _starts(lengths):
     return starts
 
 
-def _split(flat, shapes):
-    out, offset = [], 0
+def _join(levels):
+    """Puts the tokens of each tree into one row: [n_i, l_i, ...] of each level to [n_0, Σ_i l_i n_i / n_0, ...]."""
+    roots = len(levels[0])
+    return jnp.concatenate([level.reshape(roots, -1, *level.shape[2:]) for level in levels], axis=1)
+
+
+def _split(joined, shapes):
+    """Undoes `_join`."""
+    out, offset, roots = [], 0, shapes[0][0]
     for rows, length in shapes:
-        out.append(flat[offset : offset + rows * length].reshape(rows, length, *flat.shape[1:]))
-        offset += rows * length
+        width = rows // roots * length
+        out.append(joined[:, offset : offset + width].reshape(rows, length, *joined.shape[2:]))
+        offset += width
     return out
 
 
@@ -246,30 +331,27 @@ def extend(
         Hidden states, and the new cache.
     """
     rest, layers = unstacked
-    n, length = tokens.shape
+    length = tokens.shape[1]
     slots = cache[0][0].shape[2]
     trunk_slots = trunk[0][0].shape[2]
     offsets = starts[:, None] + jnp.arange(length)[None]
-    rotation = rotary(config, (trunk_length + offsets).reshape(-1))
+    rotation = rotary(config, trunk_length + offsets)
     own_mask: Bool[Array, "N L S"] = jnp.arange(slots)[None, None] <= offsets[:, :, None]
     trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
-    x = rest["embedding"][tokens.reshape(-1)]
+    x = rest["embedding"][tokens]
     new_cache = []
     for layer_params, (trunk_keys, trunk_values), (old_keys, old_values) in zip(layers, trunk, cache, strict=True):
 
         def attend(queries, keys, values, tk=trunk_keys, tv=trunk_values, ok=old_keys, ov=old_values):
-            keys, values = (_write(old, new.reshape(n, length, *new.shape[1:]), starts) for old, new in
-                            ((ok, keys), (ov, values)))  # fmt: skip
+            keys, values = _write(ok, keys, starts), _write(ov, values, starts)
             segments = [Segment(keys, values, own_mask)]
             if trunk_slots:
                 segments.append(Segment(tk, tv, trunk_mask))
-            queries = queries.reshape(n, length, *queries.shape[1:])
-            return attention.attend(queries, segments).reshape(n * length, *queries.shape[2:]), (keys, values)
+            return attention.attend(queries, segments), (keys, values)
 
-        x, kept = _bind(Layer, config, layer_params)(x, rotation, attend)
+        x, kept = _bind(Layer, config, layer_params)(x, rotation, attend, lambda array, _: array)
         new_cache.append(kept)
-    x = rms_norm(x, rest["final_norm"], config.norm_epsilon)
-    return x.reshape(n, length, -1), new_cache
+    return rms_norm(x, rest["final_norm"], config.norm_epsilon), new_cache
 
 
 def _write(cache: Float[Array, "N K S C"], new: Float[Array, "N L K C"], starts: Int[Array, " N"]):
@@ -286,13 +368,13 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], epsilon: float
     """x / sqrt(mean(x²) + ε) · scale, computed in float32."""
     wide = x.astype(jnp.float32)
     normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)).astype(x.dtype)
-    return normed * jnp.expand_dims(scale, range(x.ndim - 1))
+    return normed * jnp.expand_dims(scale, range(x.ndim - 1)).astype(x.dtype)
 
 
-def rotary(config: DecoderConfig, positions: Int[Array, " N"]) -> tuple[Float[Array, "N c"], Float[Array, "N c"]]:
+def rotary(config: DecoderConfig, positions: Int[Array, "N L"]) -> tuple[Float[Array, "N L c"], Float[Array, "N L c"]]:
     """Cosines and sines of the rotary embedding, one per pair of channels: angle = position · frequency."""
     frequencies = jnp.asarray(rotary_frequencies(config), jnp.float32)
-    angles = positions[:, None].astype(jnp.float32) * frequencies[None]
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -314,8 +396,8 @@ def rotary_frequencies(config: DecoderConfig) -> Float[np.ndarray, " c"]:
     return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
-def rotate(x: Float[Array, "N H C"], rotation: tuple[Array, Array]) -> Float[Array, "N H C"]:
+def rotate(x: Float[Array, "N L H C"], rotation: tuple[Array, Array]) -> Float[Array, "N L H C"]:
     """Rotates channel pairs (i, i + C/2), the "half" convention of Hugging Face checkpoints."""
-    cos, sin = (r[:, None, :] for r in rotation)
+    cos, sin = (r[:, :, None, :] for r in rotation)
     low, high = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)

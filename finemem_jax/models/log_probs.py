@@ -1,38 +1,266 @@
-"""Log-probabilities and entropies of given tokens, without ever holding all logits. Knows nothing of losses."""
+"""Log-probabilities and entropies of given tokens, without ever holding all logits. Knows nothing of losses.
+
+Sizes: N tokens, D width of a hidden state, V vocabulary, whose entries are called words here; on a device of a mesh,
+its own part of each.
+"""
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
+from finemem_jax.models import axes
 from finemem_jax.models.attention import Array
+
+_VOCAB, _EMBED = axes.STORED["vocab"], axes.STORED["embed"]
+_STATES, _HEAD, _TOKENS = P(axes.ROWS, None), P(_VOCAB, _EMBED), P(axes.ROWS)
+# Finite, so that differences of two of them are 0 and not NaN.
+_LEAST = -1e30
 
 
 def token_log_probs(
     hidden: Float[Array, "N D"],
     head: Float[Array, "V D"],
     targets: Int[Array, " N"],
-    temperature: Float[Array, ""],
-    block: int = 256,
+    temperature: Float[Array, "*_"] | float,
+    *,
+    mesh: Mesh | None = None,
+    token_block: int = 2048,
+    vocab_block: int = 2048,
 ) -> tuple[Float[jax.Array, " N"], Float[jax.Array, " N"]]:
     """log softmax(head · hidden / temperature)[target] and the entropy of that distribution, in nats.
 
-    Works on `block` tokens at a time and recomputes their logits in the backward pass: float32 logits of 3,000
-    tokens over SmolLM2's vocabulary would take 600 MB, one block takes 50 MB.
+    Logits exist for one block of tokens and words at a time, and again in the backward pass; float32 logits of 8,192
+    tokens over 151,936 words would take 5 GB. With z = logits / temperature, ℓ = log Σ_v exp z_v, p = exp(z - ℓ):
+
+        log p_target = z_target - ℓ          H = ℓ - Σ_v p_v z_v
+        ∂/∂z_v: g (1[v = target] - p_v) - g_H p_v (log p_v + H)
+
+    where g and g_H are the incoming gradients. Gradients reach hidden, head and temperature, in reverse mode, once.
+
+    Args:
+        hidden: May be bfloat16, as `head` may; logits, sums and results are float32 (float64 if an input is).
+        targets: In [0, V).
+        temperature: Positive; one for all, or one per token.
+        mesh: Where given, every device handles its own tokens and its own slice of the vocabulary, as
+            `axes.STORED` splits the head; only sums over words cross the vocabulary's mesh axis. None: JAX decides.
+        token_block, vocab_block: Most tokens and words in a block. 2,048 of each take 16 MB: little enough for
+            a CPU, which is several times as slow when logits of 50 MB come and go, and large products for a GPU.
     """
-    n = hidden.shape[0]
-    padding = -n % block
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-    targets = jnp.pad(targets, (0, padding))
+    n = len(hidden)
+    dtype = jnp.promote_types(jnp.float32, jnp.result_type(hidden, head))
+    if n == 0:
+        return jnp.zeros(0, dtype), jnp.zeros(0, dtype)
+    plan = _Plan(token_block, vocab_block, mesh)
+    padding = 0 if mesh is None else -n % axes.size(mesh, axes.ROWS)
+    log_probs, entropy = _log_probs(
+        plan,
+        jnp.pad(hidden, ((0, padding), (0, 0))),
+        jnp.asarray(head),
+        jnp.pad(targets, (0, padding)),
+        jnp.pad(jnp.broadcast_to(jnp.asarray(temperature, dtype), (n,)), (0, padding), constant_values=1),
+    )
+    return log_probs[:n], entropy[:n]
 
-    @jax.checkpoint
-    def one(args):
-        states, ids = args
-        logits = jnp.einsum("nd,vd->nv", states, head, preferred_element_type=jnp.float32) / temperature
-        normalised = jax.nn.log_softmax(logits)
-        chosen = jnp.take_along_axis(normalised, ids[:, None], axis=1)[:, 0]
-        return chosen, -(jnp.exp(normalised) * normalised).sum(-1)
 
-    log_probs, entropy = jax.lax.map(one, (hidden.reshape(-1, block, hidden.shape[1]), targets.reshape(-1, block)))
-    return log_probs.reshape(-1)[:n], entropy.reshape(-1)[:n]
+class _Plan(NamedTuple):
+    """What is known at compile time."""
+
+    token_block: int
+    vocab_block: int
+    mesh: Mesh | None
+
+
+class _Logits(NamedTuple):
+    """What the forward pass keeps of the logits, [N] each. ℓ = maximum + log_sum would lose the digits of log_sum."""
+
+    maximum: Array
+    log_sum: Array
+    entropy: Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_probs(plan: _Plan, hidden, head, targets, temperature) -> tuple[jax.Array, jax.Array]:
+    return _forward(plan, hidden, head, targets, temperature)[0]
+
+
+def _forward(plan: _Plan, hidden, head, targets, temperature):
+    chosen, logits = _on_mesh(plan, _local_forward, (_TOKENS, _TOKENS))(hidden, head, targets, temperature)
+    return (chosen, logits.entropy), (hidden, head, targets, temperature, logits)
+
+
+def _backward(plan: _Plan, kept, slopes):
+    hidden, head, targets, temperature, logits = kept
+    local = _on_mesh(plan, _local_backward, (_STATES, _HEAD, _TOKENS))
+    hidden_slope, head_slope, temperature_slope = local(hidden, head, targets, temperature, logits, slopes)
+    return hidden_slope, head_slope, None, temperature_slope
+
+
+def _on_mesh(plan: _Plan, local, out_specs):
+    """Runs `local(plan, hidden, head, targets, temperature, ...)`, on every device with its own parts of them."""
+    local = functools.partial(local, plan)
+    if plan.mesh is None:
+        return local
+
+    def everywhere(*arrays):
+        in_specs = (_STATES, _HEAD, *(_TOKENS for _ in arrays[2:]))
+        # Unchecked: the loops' first values, zeros, would have to be declared as different on every device.
+        return jax.shard_map(local, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
+
+    return everywhere
+
+
+_log_probs.defvjp(_forward, _backward)
+
+
+def _local_forward(plan: _Plan, hidden, head, targets, temperature) -> tuple[Array, _Logits]:
+    """Log-probabilities of one device's tokens, and what the backward pass needs; sums over words cross the mesh."""
+    tokens, words = _Blocks.of(len(hidden), plan.token_block), _Blocks.of(len(head), plan.vocab_block)
+    targets = _local_targets(plan, targets, len(head))
+    dtype = temperature.dtype
+
+    def add_words(i, sums):
+        weights = _gather_width(plan, words.read(i, head))
+
+        def add_tokens(j, sums):
+            # Relative to the largest logit so far: sum of exp, of exp × logit, and the target's logit itself.
+            largest, total, weighted, chosen = old = tuple(tokens.read(j, x) for x in sums)
+            z = _scaled(tokens.read(j, hidden), weights, tokens.read(j, temperature))
+            is_target = _is_target(words, i, tokens.read(j, targets))
+            is_new_word = words.is_new(i)[None]
+            z = jnp.where(is_new_word, z, _LEAST)
+            new_largest = jnp.maximum(largest, z.max(1))
+            shifted = z - new_largest[:, None]
+            e = jnp.exp(shifted)
+            shrink = jnp.exp(largest - new_largest)
+            new = (
+                new_largest,
+                total * shrink + e.sum(1),
+                (weighted + total * (largest - new_largest)) * shrink + (e * shifted).sum(1),
+                chosen + jnp.where(is_target & is_new_word, z, 0).sum(1),
+            )
+            is_new = tokens.is_new(j)
+            return tuple(
+                tokens.write(j, x, jnp.where(is_new, now, before))
+                for x, now, before in zip(sums, new, old, strict=True)
+            )
+
+        return lax.fori_loop(0, tokens.count, add_tokens, sums)
+
+    zero = jnp.zeros(len(hidden), dtype)
+    largest, total, weighted, chosen = lax.fori_loop(0, words.count, add_words, (zero + _LEAST, zero, zero, zero))
+    if plan.mesh is not None:
+        over_all = lax.pmax(largest, _VOCAB)
+        shrink = jnp.exp(largest - over_all)
+        weighted = lax.psum((weighted + total * (largest - over_all)) * shrink, _VOCAB)
+        total, chosen, largest = lax.psum(total * shrink, _VOCAB), lax.psum(chosen, _VOCAB), over_all
+    log_sum = jnp.log(total)
+    return chosen - largest - log_sum, _Logits(largest, log_sum, log_sum - weighted / total)
+
+
+def _local_backward(plan: _Plan, hidden, head, targets, temperature, logits: _Logits, slopes):
+    """Gradients of one device's hidden states, head slice and temperatures.
+
+    Words in the outer loop: the gradient of a block's head rows is complete, over all tokens, when it is written, so it
+    is added up in float32 without a float32 copy of the head. What is carried along, [N, D] for the hidden states, is
+    smaller than the head wherever N < V.
+    """
+    tokens, words = _Blocks.of(len(hidden), plan.token_block), _Blocks.of(len(head), plan.vocab_block)
+    targets = _local_targets(plan, targets, len(head))
+    dtype = temperature.dtype
+    width = hidden.shape[1]
+
+    def add_words(i, slopes_so_far):
+        hidden_slope, head_slope = slopes_so_far
+        weights = _gather_width(plan, words.read(i, head))
+        # What an earlier block has done: these words' gradient is written again, but the states' must not grow again.
+        new_weights = jnp.where(words.is_new(i)[:, None], weights, 0)
+
+        def add_tokens(j, slopes_so_far):
+            hidden_slope, weights_slope = slopes_so_far
+            states, degrees = tokens.read(j, hidden), tokens.read(j, temperature)
+            largest, log_sum, entropy = (tokens.read(j, x)[:, None] for x in logits)
+            scale = jnp.where(tokens.is_new(j), 1 / degrees, 0)
+            slope, entropy_slope = ((tokens.read(j, x) * scale)[:, None] for x in slopes)
+            log_p = _scaled(states, weights, degrees) - largest - log_sum
+            is_target = _is_target(words, i, tokens.read(j, targets))
+            # By the logits before the division by the temperature.
+            logit_slope = jnp.where(is_target, slope, 0) - jnp.exp(log_p) * (slope + entropy_slope * (log_p + entropy))
+            logit_slope = logit_slope.astype(jnp.result_type(states, weights))
+            back = jnp.einsum("nv,vd->nd", logit_slope, new_weights, preferred_element_type=dtype)
+            here = jnp.einsum("nv,nd->vd", logit_slope, states, preferred_element_type=dtype)
+            return tokens.write(j, hidden_slope, tokens.read(j, hidden_slope) + back), weights_slope + here
+
+        nothing = jnp.zeros((words.size, width), dtype)
+        hidden_slope, weights_slope = lax.fori_loop(0, tokens.count, add_tokens, (hidden_slope, nothing))
+        if plan.mesh is not None:
+            weights_slope = lax.psum_scatter(weights_slope, _EMBED, scatter_dimension=1, tiled=True)
+            weights_slope = lax.psum(weights_slope, tuple(axis for axis in axes.ROWS if axis != _EMBED))
+        return hidden_slope, words.write(i, head_slope, weights_slope.astype(head.dtype))
+
+    nothing = jnp.zeros(hidden.shape, dtype), jnp.zeros_like(head)
+    hidden_slope, head_slope = lax.fori_loop(0, words.count, add_words, nothing)
+    if plan.mesh is not None:
+        hidden_slope = lax.psum(hidden_slope, _VOCAB)
+    # a = head · h, z = a / temperature: ∂/∂temperature = -Σ_v a_v ∂/∂a_v / temperature, and Σ_v head_v ∂/∂a_v = ∂/∂h.
+    temperature_slope = -(hidden * hidden_slope).sum(1) / temperature
+    return hidden_slope.astype(hidden.dtype), head_slope, temperature_slope
+
+
+class _Blocks(NamedTuple):
+    """An axis cut into equal blocks; the last is moved back to end where the axis ends, and so repeats some elements.
+
+    A padded copy would cost as much as the array itself.
+    """
+
+    total: int
+    size: int
+    count: int
+
+    @classmethod
+    def of(cls, total: int, most: int) -> _Blocks:
+        """As few blocks as `most` allows, as even as possible; of whole tiles of an accelerator if `most` is."""
+        count = -(-total // most)
+        tile = 128 if most % 128 == 0 else 1
+        even = -(-total // (count * tile)) * tile
+        return cls(total, min(even, total), count)
+
+    def start(self, i):
+        return jnp.minimum(i * self.size, self.total - self.size)
+
+    def is_new(self, i):
+        """Whether an element of block i stands in no earlier block, [size]."""
+        return self.start(i) + jnp.arange(self.size) >= i * self.size
+
+    def read(self, i, x):
+        return lax.dynamic_slice_in_dim(x, self.start(i), self.size)
+
+    def write(self, i, x, block):
+        return lax.dynamic_update_slice_in_dim(x, block, self.start(i), 0)
+
+
+def _scaled(states, weights, temperature):
+    logits = jnp.einsum("nd,vd->nv", states, weights, preferred_element_type=temperature.dtype)
+    return logits / temperature[:, None]
+
+
+def _is_target(words: _Blocks, i, targets):
+    """[n, v]: whether word v of block i is token n's target."""
+    return targets[:, None] == words.start(i) + jnp.arange(words.size)[None]
+
+
+def _local_targets(plan: _Plan, targets, size):
+    """Targets as rows of this device's slice of the head; outside [0, size) where another device has the row."""
+    return targets if plan.mesh is None else targets - lax.axis_index(_VOCAB) * size
+
+
+def _gather_width(plan: _Plan, weights):
+    """A block's head rows in full width. Block by block, so that no device ever holds its slice in full width."""
+    return weights if plan.mesh is None else lax.all_gather(weights, _EMBED, axis=1, tiled=True)

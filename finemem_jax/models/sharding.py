@@ -1,4 +1,4 @@
-"""Where parameters and batches live: one table from logical axis names to mesh axes."""
+"""Where parameters and batches live on a mesh, by the table in `axes`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,12 @@ import math
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax.models import decoder
+from finemem_jax.models import axes, decoder
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
-
-AXES = ("data", "fsdp", "tensor")
-
-# Logical axis of a parameter → mesh axis; None means whole on every device.
-RULES = {
-    "layers": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-    "norm": None,
-}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
@@ -50,30 +36,37 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
             f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) uses {math.prod(sizes)} of {count} devices; "
             f"set one size to -1, for example mesh.fsdp={count // known * max(fsdp, 1)}."
         )
-    return Mesh(np.asarray(jax.devices()).reshape(sizes), AXES)
+    return Mesh(np.asarray(jax.devices()).reshape(sizes), axes.MESH)
 
 
 def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
-    """The sharding of every parameter, by RULES.
+    """The sharding of every parameter, by `axes.STORED`.
 
     Raises:
-        ValueError: a mesh axis does not divide the dimension that it splits.
+        ValueError: a mesh axis does not divide what it splits.
     """
-    state = nnx.state(decoder.abstract(decoder.Decoder, config), nnx.Param)
+    for field in ("num_heads", "num_kv_heads"):
+        heads, tensor = getattr(config, field), mesh.shape["tensor"]
+        if heads % tensor:
+            raise ValueError(
+                f"mesh.tensor={tensor} does not divide {field}={heads} of {config.name}; "
+                f"set mesh.tensor={math.gcd(config.num_heads, config.num_kv_heads, tensor)} or another divisor."
+            )
 
-    def spec(path, variable):
-        names = variable.get_metadata("out_sharding")
-        axes = [RULES[name] for name in names]
-        for name, axis, size in zip(names, axes, variable.get_value().shape, strict=True):
+    def one(path, names, leaf):
+        stored = [axes.STORED[name] for name in names]
+        for name, axis, size in zip(names, stored, leaf.shape, strict=True):
             if axis and size % mesh.shape[axis]:
                 raise ValueError(
                     f"mesh.{axis}={mesh.shape[axis]} does not divide axis {name!r} ({size}) of parameter "
-                    f"{jax.tree_util.keystr(path, simple=True, separator='.')}; choose a divisor of {size}."
+                    f"{jax.tree_util.keystr(path, simple=True, separator='.')}; "
+                    f"set mesh.{axis}={math.gcd(size, mesh.shape[axis])} or another divisor of {size}."
                 )
-        return NamedSharding(mesh, P(*axes))
+        return NamedSharding(mesh, P(*stored))
 
-    leaves = jax.tree_util.tree_map_with_path(spec, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return nnx.to_pure_dict(leaves)
+    names = decoder.axis_names(decoder.Decoder, config)
+    shapes = decoder.abstract_params(config)
+    return jax.tree_util.tree_map_with_path(one, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def place(config: DecoderConfig, params: Params, mesh: Mesh) -> Params:
@@ -82,7 +75,5 @@ def place(config: DecoderConfig, params: Params, mesh: Mesh) -> Params:
 
 
 def rows(mesh: Mesh, count: int) -> NamedSharding:
-    """The sharding of a batch array whose first axis counts rows: split over data and fsdp where that divides it."""
-    axes = ("data", "fsdp")
-    split = math.prod(mesh.shape[axis] for axis in axes)
-    return NamedSharding(mesh, P(axes) if count % split == 0 else P())
+    """The sharding of a batch array whose first axis counts rows: split where that works out evenly, else whole."""
+    return NamedSharding(mesh, P(axes.ROWS) if count % axes.size(mesh, axes.ROWS) == 0 else P())

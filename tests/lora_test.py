@@ -1,0 +1,133 @@
+"""Adapters begin as nothing, merge into what they compute, and travel as PEFT's files: finemem_jax/models/lora.py."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import learner_test
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+
+from finemem_jax import learner
+from finemem_jax.grpo import ObjectiveOptions
+from finemem_jax.models import decoder, lora, presets
+
+BASE = presets.preset("tiny")
+ADAPTED = dataclasses.replace(BASE, lora=lora.parse(3, 6.0, "query,value,down"))
+OPTIONS = learner.LearnerOptions(ADAPTED, decoder.Compute(), ObjectiveOptions())
+TOKENS, LENGTHS = np.arange(20).reshape(2, 10), np.array([10, 7])
+states = jax.jit(decoder.hidden_states, static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return decoder.init(BASE, 0)
+
+
+@pytest.fixture(scope="module")
+def adapted(base):
+    return lora.combine(base, lora.init(ADAPTED, 1))
+
+
+@pytest.fixture(scope="module")
+def trained(adapted):
+    """Adapters whose products are not 0 any more."""
+    rng = np.random.default_rng(0)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) if lora.is_adapter(path[-1].key) else x,
+        adapted,
+    )
+
+
+def test_an_adapted_model_begins_as_the_model(base, adapted):
+    (want,), (got,) = states(BASE, base, [TOKENS], [LENGTHS]), states(ADAPTED, adapted, [TOKENS], [LENGTHS])
+    np.testing.assert_array_equal(got, want)
+
+
+def test_merged_adapters_compute_the_same(trained):
+    (want,) = states(ADAPTED, trained, [TOKENS], [LENGTHS])
+    (got,) = states(BASE, lora.merge(ADAPTED, trained), [TOKENS], [LENGTHS])
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    (without,) = states(BASE, lora.split(trained)[0], [TOKENS], [LENGTHS])
+    assert np.abs(without - want).max() > 0.01
+
+
+def test_split_and_combine_undo_each_other(trained):
+    frozen, adapters = lora.split(trained)
+    assert sorted(adapters["layers"]) == [f"{n}_lora_{x}" for n in ("down", "query", "value") for x in "ab"]
+    assert set(frozen) == set(trained)
+    jax.tree.map(np.testing.assert_array_equal, lora.combine(frozen, adapters), trained)
+
+
+def test_without_adapters_everything_is_trained(base):
+    frozen, everything = lora.split(base)
+    assert frozen == {} and everything is base
+    assert lora.combine(frozen, everything) is base
+    assert lora.merge(BASE, base) is base
+
+
+def test_an_update_changes_the_adapters_alone(trained):
+    frozen, adapters = lora.split(jax.tree.map(jnp.copy, trained))
+    before = jax.tree.map(np.asarray, frozen)
+    batch = learner_test.make_batch(lora.merge(ADAPTED, trained))
+    tx = optax.adam(1e-2)
+    state, metrics = learner.update(OPTIONS, tx, frozen, learner.init(adapters, tx), [batch], 1.0)
+    assert jax.tree.structure(state.params) == jax.tree.structure(lora.split(trained)[1])
+    assert metrics["loss/gradient_norm"] > 0
+    jax.tree.map(np.testing.assert_array_equal, frozen, before)
+
+
+def test_the_gradient_is_that_of_the_merged_matrices(trained):
+    """By the chain rule: dA = s dW Bᵀ and dB = s Aᵀ dW, where W is the matrix with its adapter merged in."""
+    frozen, adapters = lora.split(trained)
+    merged = lora.merge(ADAPTED, trained)
+    batch = learner_test.make_batch(merged)
+    whole = learner_test.accumulated(merged, [batch]).gradients["layers"]
+    sums = learner.zero_sums(OPTIONS, adapters)
+    got = learner.accumulate(OPTIONS, frozen, adapters, sums, batch, jnp.float32(1)).gradients["layers"]
+    scale = ADAPTED.lora.alpha / ADAPTED.lora.rank
+    for name in ADAPTED.lora.targets:
+        a, b = (adapters["layers"][f"{name}_lora_{part}"] for part in "ab")
+        slope = scale * whole[name]
+        for part, want in (("a", slope @ b.swapaxes(1, 2)), ("b", a.swapaxes(1, 2) @ slope)):
+            np.testing.assert_allclose(got[f"{name}_lora_{part}"], want, atol=1e-4 * np.abs(want).max())
+
+
+def test_peft_files_come_back(trained, tmp_path):
+    lora.save_peft(tmp_path, ADAPTED, trained, "some/base")
+    jax.tree.map(np.testing.assert_array_equal, lora.load_peft(tmp_path, ADAPTED), lora.split(trained)[1])
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert about["target_modules"] == ["q_proj", "v_proj", "down_proj"]
+    assert (about["r"], about["lora_alpha"], about["base_model_name_or_path"]) == (3, 6.0, "some/base")
+    held = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    shapes = {held[f"base_model.model.model.layers.1.self_attn.q_proj.lora_{x}.weight"].shape for x in "AB"}
+    assert shapes == {(3, 48), (64, 3)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 4}, "lora.rank=4 needs .* set lora.rank to the adapter's"),
+        ({"targets": ("query", "key")}, "k_proj.lora_A.weight' is missing; lora.targets"),
+        ({"targets": ("query",)}, "adapts more than lora.targets says"),
+    ],
+)
+def test_adapters_of_another_shape_are_refused(trained, tmp_path, change, message):
+    lora.save_peft(tmp_path, ADAPTED, trained, "some/base")
+    other = dataclasses.replace(BASE, lora=dataclasses.replace(ADAPTED.lora, **change))
+    with pytest.raises(ValueError, match=message):
+        lora.load_peft(tmp_path, other)
+    with pytest.raises(ValueError, match="adapter_model.safetensors; give the folder"):
+        lora.load_peft(tmp_path / "elsewhere", other)
+
+
+def test_settings_are_read():
+    assert lora.parse(0, 32, "all") is None
+    assert lora.parse(8, 16, "all").targets == presets.MATRICES
+    assert lora.parse(8, 16, "down, query").targets == ("query", "down")
+    for wrong in ("", "head", "query,q_proj"):
+        with pytest.raises(ValueError, match="lora.targets must be 'all', or some of query"):
+            lora.parse(8, 16, wrong)
