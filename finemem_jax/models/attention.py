@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 from jax.sharding import Mesh
@@ -26,10 +25,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
 from finemem_jax.models import axes
-
-# Either kind: JAX's under `jit`, NumPy's where the host fills in values. Functions of JAX take both.
-Array = jax.Array | np.ndarray
-
+from finemem_jax.models.axes import Array
 
 # Lengths that the TPU kernel works on are multiples of this.
 _LANES = 128
@@ -74,8 +70,8 @@ def choose(wanted: str, device: jax.Device, dtype: jnp.dtype) -> tuple[str, str]
     """
     own = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla")
     implementation = own if wanted == "auto" else wanted
-    needs = {"splash": "tpu", "cudnn": "gpu"}.get(implementation, device.platform)
-    if needs != device.platform:
+    needs = {"splash": "tpu", "cudnn": "gpu"}.get(implementation)
+    if needs and needs != device.platform:
         problem = f"it needs a {needs.upper()}, and this is a {device.platform.upper()}"
     elif implementation == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
         problem = f"it needs model.compute_dtype=bfloat16, not {dtype}"
@@ -178,7 +174,8 @@ def _splash_rows(queries, keys, values, valid, interpret):
     kernel = _splash_kernel(heads, length + back, keys.shape[1], keys.shape[1] - length, interpret)
     segment_ids = splash.SegmentIds(q=jnp.ones((n, length + back), jnp.int32), kv=kv_ids)
     scaled = (queries * width**-0.5).astype(queries.dtype)
-    out = jax.vmap(kernel)(*(x.transpose(0, 2, 1, 3) for x in (scaled, keys, values)), segment_ids)
+    heads_first = [x.transpose(0, 2, 1, 3) for x in (scaled, keys, values)]
+    out = jnp.asarray(jax.vmap(kernel)(*heads_first, segment_ids))
     return out.transpose(0, 2, 1, 3)[:, :length]
 
 

@@ -11,8 +11,12 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+# Either kind: JAX's under `jit`, NumPy's where the host fills in values. Functions of JAX take both.
+Array = jax.Array | np.ndarray
 
 MESH = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -40,7 +44,7 @@ def size(mesh: Mesh, axis: str | Sequence[str] | None) -> int:
     return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
 
 
-def constrain(mesh: Mesh | None, x: jax.Array, names: Sequence[str]) -> jax.Array:
+def constrain(mesh: Mesh | None, x: Array, names: Sequence[str]) -> Array:
     """Tells the compiler where an array of a computation lives. An axis that cannot be split evenly stays whole.
 
     Args:
