@@ -1,11 +1,13 @@
 """Tiny models of every family with weights from a seed: what our decoder and transformers are compared on.
 
-Knows nothing of either: `make_parity_references.py` feeds these to transformers, `parity_test.py` to us.
+`make_parity_references.py` feeds these to transformers, `parity_test.py` to us.
 """
 
 import dataclasses
 import zlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from finemem_jax.models.presets import DecoderConfig, RopeScaling
@@ -14,6 +16,13 @@ from finemem_jax.models.presets import DecoderConfig, RopeScaling
 LENGTHS = (40, 21)
 # Entries of each parameter's gradient that are stored beside its norm.
 NUM_STORED = 12
+
+# Ours → Hugging Face's, of one layer.
+KERNELS = dict(query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj", out="self_attn.o_proj")
+KERNELS |= dict(gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
+VECTORS = dict(attention_norm="input_layernorm.weight", mlp_norm="post_attention_layernorm.weight")
+BIASES = {f"{name}_bias": f"self_attn.{name[0]}_proj.bias" for name in ("query", "key", "value")}
+NORMS = dict(query_norm="self_attn.q_norm.weight", key_norm="self_attn.k_norm.weight")
 
 
 def _shape(name, embed_dim, heads, kv_heads, head_dim, theta, epsilon, tied, **family):
@@ -104,3 +113,33 @@ def token_rows(config):
 def stored_entries(name, size):
     """Which entries of a parameter's flat gradient [out, in] the reference holds."""
     return np.random.default_rng(zlib.crc32(name.encode())).integers(0, size, NUM_STORED)
+
+
+def vectors_of(config):
+    return VECTORS | (BIASES if config.qkv_bias else {}) | (NORMS if config.qk_norm else {})
+
+
+def as_params(config, tensors):
+    """A checkpoint as our parameters; written apart from the loader, whose tests compare with it."""
+
+    def stacked(name):
+        return np.stack([tensors[f"model.layers.{i}.{name}"] for i in range(config.num_layers)])
+
+    layers = {ours: stacked(f"{theirs}.weight").swapaxes(1, 2) for ours, theirs in KERNELS.items()}
+    layers |= {ours: stacked(theirs) for ours, theirs in vectors_of(config).items()}
+    params = {"embedding": tensors["model.embed_tokens.weight"], "final_norm": tensors["model.norm.weight"]}
+    params |= {} if config.tie_embeddings else {"head": tensors["lm_head.weight"]}
+    return jax.tree.map(jnp.asarray, params | {"layers": layers})
+
+
+def as_checkpoint(config, params):
+    """Undoes `as_params`."""
+    tensors = {"model.embed_tokens.weight": params["embedding"], "model.norm.weight": params["final_norm"]}
+    if not config.tie_embeddings:
+        tensors["lm_head.weight"] = params["head"]
+    for i in range(config.num_layers):
+        for ours, theirs in KERNELS.items():
+            tensors[f"model.layers.{i}.{theirs}.weight"] = params["layers"][ours][i].T
+        for ours, theirs in vectors_of(config).items():
+            tensors[f"model.layers.{i}.{theirs}"] = params["layers"][ours][i]
+    return {name: np.asarray(tensor) for name, tensor in tensors.items()}

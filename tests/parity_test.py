@@ -21,43 +21,6 @@ each_case = pytest.mark.parametrize("config", CASES, ids=list(parity_cases.CASES
 # For what runs once on tiny arrays: half the compile time, which is all the time there is.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
-# Ours → Hugging Face's, of one layer.
-KERNELS = dict(query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj", out="self_attn.o_proj")
-KERNELS |= dict(gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
-VECTORS = dict(attention_norm="input_layernorm.weight", mlp_norm="post_attention_layernorm.weight")
-BIASES = {f"{name}_bias": f"self_attn.{name[0]}_proj.bias" for name in ("query", "key", "value")}
-NORMS = dict(query_norm="self_attn.q_norm.weight", key_norm="self_attn.k_norm.weight")
-
-
-def vectors_of(config):
-    return VECTORS | (BIASES if config.qkv_bias else {}) | (NORMS if config.qk_norm else {})
-
-
-def as_params(config, tensors):
-    """A checkpoint as our parameters; written apart from the loader, whose tests compare with it."""
-
-    def stacked(name):
-        return np.stack([tensors[f"model.layers.{i}.{name}"] for i in range(config.num_layers)])
-
-    layers = {ours: stacked(f"{theirs}.weight").swapaxes(1, 2) for ours, theirs in KERNELS.items()}
-    layers |= {ours: stacked(theirs) for ours, theirs in vectors_of(config).items()}
-    params = {"embedding": tensors["model.embed_tokens.weight"], "final_norm": tensors["model.norm.weight"]}
-    params |= {} if config.tie_embeddings else {"head": tensors["lm_head.weight"]}
-    return jax.tree.map(jnp.asarray, params | {"layers": layers})
-
-
-def as_checkpoint(config, params):
-    """Undoes `as_params`."""
-    tensors = {"model.embed_tokens.weight": params["embedding"], "model.norm.weight": params["final_norm"]}
-    if not config.tie_embeddings:
-        tensors["lm_head.weight"] = params["head"]
-    for i in range(config.num_layers):
-        for ours, theirs in KERNELS.items():
-            tensors[f"model.layers.{i}.{theirs}.weight"] = params["layers"][ours][i].T
-        for ours, theirs in vectors_of(config).items():
-            tensors[f"model.layers.{i}.{theirs}"] = params["layers"][ours][i]
-    return {name: np.asarray(tensor) for name, tensor in tensors.items()}
-
 
 @functools.cache
 def ours(config):
@@ -72,9 +35,9 @@ def ours(config):
         return jnp.concatenate(chosen).mean(), log_probs
 
     function = jax.jit(jax.value_and_grad(mean_log_prob, has_aux=True), compiler_options=UNOPTIMISED)
-    (_, log_probs), gradients = function(as_params(config, parity_cases.checkpoint(config)))
+    (_, log_probs), gradients = function(parity_cases.as_params(config, parity_cases.checkpoint(config)))
     flat = np.concatenate([log_probs[i, : len(row)] for i, row in enumerate(rows)])
-    return flat, as_checkpoint(config, gradients)
+    return flat, parity_cases.as_checkpoint(config, gradients)
 
 
 @functools.cache
@@ -104,7 +67,7 @@ def test_gradients(config):
 @each_case
 def test_cached_decoding(config):
     row = parity_cases.token_rows(config)[0]
-    unstacked = decoder.unstack(config, as_params(config, parity_cases.checkpoint(config)))
+    unstacked = decoder.unstack(config, parity_cases.as_params(config, parity_cases.checkpoint(config)))
     shape = (1, config.num_kv_heads, len(row), config.head_dim)
     cache = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers)]
     trunk = [(jnp.zeros((1, *shape[1:2], 0, shape[3])),) * 2 for _ in range(config.num_layers)]
