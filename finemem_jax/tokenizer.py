@@ -9,18 +9,22 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import functools
+import json
 import os
+import pathlib
 import re
-from collections.abc import Sequence
-from typing import Protocol
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import gguf
+import jinja2
 import tokenizers
 
 # transformers warns that it found no PyTorch; we use its chat templates only.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import transformers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from finemem_jax.episode import Message
 
@@ -68,6 +72,10 @@ class Tokenizer(Protocol):
         """Template text around the contents of messages with these roles: one piece before each, one after all."""
         ...
 
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the files by which transformers knows this tokenizer, its chat template and its end tokens."""
+        ...
+
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> EncodedChat:
     """Encodes a chat and the header of the assistant's reply.
@@ -111,19 +119,40 @@ def strip_end(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
 class BpeTokenizer:
     """A byte-level BPE tokenizer with a chat template, held by the `tokenizers` library."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, chat_template: str, end_tokens: Sequence[str]):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        chat_template: str,
+        end_tokens: Sequence[str],
+        named_tokens: Mapping[str, str] | None = None,
+        thinking: bool = False,
+        source: pathlib.Path | None = None,
+    ):
+        """Args:
+        end_tokens: Tokens that end the assistant's turn.
+        named_tokens: What templates and transformers call some tokens: {"bos_token": "<|begin_of_text|>", …}.
+        thinking: For templates that ask (Qwen3's): whether the assistant may think before it answers.
+        source: The Hugging Face folder it was read from, whose files `save` copies.
+        """
         self._template_backend = backend
         self._content_backend = tokenizers.Tokenizer.from_str(backend.to_str())
         # In content, "<|im_end|>" must stay characters, or a chunk could end the user's turn.
         self._content_backend.encode_special_tokens = True
-        self._chat = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template)
+        self._named_tokens = dict(named_tokens or {})
+        self._chat = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=backend, chat_template=chat_template, **self._named_tokens
+        )
+        self._thinking = thinking
+        self._source = source
         self._end_ids = tuple(_id_of(backend, token) for token in end_tokens)
         self._special_ids = frozenset(backend.get_added_tokens_decoder())
+        # Ids may have gaps; what counts is how many rows of an embedding they reach into.
+        self._vocab_size = max(backend.get_vocab().values()) + 1
         self._frame = functools.lru_cache(maxsize=64)(self._render_frame)
 
     @property
     def vocab_size(self) -> int:
-        return self._template_backend.get_vocab_size()
+        return self._vocab_size
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -141,7 +170,8 @@ class BpeTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         token = self._template_backend.id_to_token(token_id)
         if token is None:
-            raise ValueError(f"A token id must be below the vocabulary's size of {self.vocab_size}, got {token_id}.")
+            # Embeddings are padded beyond the vocabulary, and a model may sample such a row: it adds no text.
+            return b""
         # Special tokens stand for themselves; all others are written in the byte alphabet.
         if token_id in self._special_ids or any(character not in _BYTE_OF for character in token):
             return token.encode()
@@ -154,7 +184,19 @@ class BpeTokenizer:
         # The template is rendered around marks, and cut at them: any template that leaves contents whole works.
         marks = [f"\u2402content{i}\u2403" for i in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        rest = self._chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            rest = self._chat.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self._thinking,
+                # Llama 3's templates name a date: today's, if they are not told one, and prompts would change at night.
+                date_string=_DATE,
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(
+                f"The chat template refuses messages with roles {roles} ({error}); use another template."
+            ) from error
         assert isinstance(rest, str), "apply_chat_template gives text where it is not asked for tokens"
         pieces = []
         for mark in marks:
@@ -165,6 +207,40 @@ class BpeTokenizer:
                 )
             pieces.append(before)
         return (*pieces, rest)
+
+    def save(self, folder: pathlib.Path) -> None:
+        if self._source is not None:
+            for name in _TOKENIZER_FILES:
+                if (self._source / name).is_file():
+                    shutil.copyfile(self._source / name, folder / name)
+            return
+        self._template_backend.save(str(folder / "tokenizer.json"))
+        named = {"eos_token": self._template_backend.id_to_token(self._end_ids[0]) or ""} | self._named_tokens
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": self._chat.chat_template,
+            "clean_up_tokenization_spaces": False,
+            **named,
+        }
+        generation: dict[str, Any] = {"eos_token_id": list(self._end_ids)}
+        for name in ("bos_token", "pad_token"):
+            if name in named:
+                generation[f"{name}_id"] = _id_of(self._template_backend, named[name])
+        _write_json(folder / "tokenizer_config.json", config)
+        _write_json(folder / "special_tokens_map.json", named)
+        _write_json(folder / "generation_config.json", generation)
+
+
+_DATE = "26 Jul 2024"
+# All by which Hugging Face folders describe a tokenizer and how its model generates.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _id_of(backend: tokenizers.Tokenizer, token: str) -> int:
@@ -190,36 +266,137 @@ def _well_formed(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def from_gguf(reader: gguf.GGUFReader) -> BpeTokenizer:
+def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
+    """Builds the tokenizer of a Hugging Face folder: tokenizer.json, the chat template and the end tokens.
+
+    Tokens that the folder marks as special are characters in content; those that it only adds, like Qwen's
+    "<tool_call>", are tokens everywhere, as they are to transformers.
+
+    Raises:
+        ValueError: a file is missing or broken, the tokenizer is no byte-level BPE, or there is no chat template.
+    """
+    path = folder / "tokenizer.json"
+    fields = _read_json(path)
+    if not fields:
+        raise ValueError(f"{folder} has no tokenizer.json; put the model's own there (transformers writes it).")
+    kind = (fields.get("model") or {}).get("type"), (fields.get("decoder") or {}).get("type")
+    if kind != ("BPE", "ByteLevel"):
+        raise ValueError(
+            f"{path}: a tokenizer of model and decoder {kind} is not supported; only byte-level BPE is, which all "
+            "models of Llama 3, SmolLM2, Qwen2 and Qwen3 have."
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library knows no narrower one.
+        raise ValueError(f"{path} cannot be read ({error}); fetch it again.") from error
+    config = _read_json(folder / "tokenizer_config.json")
+    named = {
+        name: config[name]["content"] if isinstance(config[name], dict) else config[name]
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+        if config.get(name)
+    }
+    ends: list[str] = []
+    for source in ("generation_config.json", "config.json"):
+        found = _read_json(folder / source).get("eos_token_id")
+        if found is not None:
+            for token_id in found if isinstance(found, list) else [found]:
+                token = backend.id_to_token(token_id)
+                if token is None:
+                    raise ValueError(
+                        f"{folder / source}: eos_token_id {token_id} is no token of {path}; both files must be of one "
+                        "model: fetch them again."
+                    )
+                ends.append(token)
+            break
+    ends += [named["eos_token"]] if "eos_token" in named else []
+    if not ends:
+        raise ValueError(f"{folder} names no end token; set eos_token in tokenizer_config.json.")
+    template = _chat_template(folder, config)
+    return BpeTokenizer(backend, template, list(dict.fromkeys(ends)), named, thinking, folder)
+
+
+def _chat_template(folder, config):
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not template:
+        raise ValueError(
+            f"{folder} has no chat template; use an instruction-tuned model, or put a chat_template.jinja there."
+        )
+    return template
+
+
+def _read_json(path) -> dict[str, Any]:
+    """A JSON object; an empty one if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again.") from error
+
+
+# How Llama 3 and Qwen2 split text before merging; they differ in how many digits stay together.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def _pre_tokenizer(kind):
+    if kind == "smollm":
+        # Digits one by one, then GPT-2's rule.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pattern = _SPLIT.replace("DIGITS", r"\p{N}{1,3}" if kind == "llama-bpe" else r"\p{N}")
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def from_gguf(reader: gguf.GGUFReader, thinking: bool = False) -> BpeTokenizer:
     """Builds the tokenizer that an open GGUF file carries.
 
-    Only the pre-tokenizers that we can check are accepted: "smollm" (digits one by one, then GPT-2's).
+    Only the kinds of the supported models are accepted: "smollm", "llama-bpe" (Llama 3) and "qwen2" (and Qwen3).
 
     Raises:
         ValueError: the file carries another kind of tokenizer.
     """
-    fields = reader.fields
-    kind = tuple(
-        fields[name].contents() if name in fields else None for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-    )
-    if kind != ("gpt2", "smollm"):
+    fields = {name.removeprefix("tokenizer.ggml."): field for name, field in reader.fields.items()}
+    model, kind = (fields[name].contents() if name in fields else None for name in ("model", "pre"))
+    if model != "gpt2" or kind not in ("smollm", "llama-bpe", "qwen2"):
         raise ValueError(
-            f"model.weights: its tokenizer kind {kind} is not supported; use a GGUF with a gpt2/smollm one "
-            "(SmolLM2's have it)."
+            f"model.weights: its tokenizer kind {(model, kind)} is not supported; use a GGUF with a gpt2/smollm, "
+            "gpt2/llama-bpe or gpt2/qwen2 one (SmolLM2's, Llama 3's and Qwen's have it), or the model's folder."
         )
-    tokens = fields["tokenizer.ggml.tokens"].contents()
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
-    control = gguf.TokenType.CONTROL
-    kinds = fields["tokenizer.ggml.token_type"].contents()
-    special = [token for token, token_kind in zip(tokens, kinds, strict=True) if token_kind == control]
-    backend = tokenizers.Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    if "tokenizer.chat_template" not in fields:
+        raise ValueError("model.weights: the GGUF has no chat template; use an instruction-tuned model's.")
+    tokens = fields["tokens"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"].contents()]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    # Llama 3 takes a piece that is a token as it is, without asking how it would be merged.
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=kind == "llama-bpe"))
+    if kind == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = _pre_tokenizer(kind)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in special])
-    end = tokens[fields["tokenizer.ggml.eos_token_id"].contents()]
-    return BpeTokenizer(backend, fields["tokenizer.chat_template"].contents(), [end])
+    for token, token_kind in zip(tokens, fields["token_type"].contents(), strict=True):
+        if token_kind in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED):
+            special = token_kind == gguf.TokenType.CONTROL
+            backend.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False)])
+    named = {
+        ours: tokens[fields[theirs].contents()]
+        for ours, theirs in (
+            ("bos_token", "bos_token_id"),
+            ("eos_token", "eos_token_id"),
+            ("pad_token", "padding_token_id"),
+        )
+        if theirs in fields
+    }
+    ends = [tokens[fields[name].contents()] for name in ("eos_token_id", "eot_token_id") if name in fields]
+    return BpeTokenizer(
+        backend, fields["tokenizer.chat_template"].contents(), list(dict.fromkeys(ends)), named, thinking
+    )
 
 
 class ByteTokenizer:
@@ -265,3 +442,9 @@ class ByteTokenizer:
     def frame(self, roles: tuple[str, ...]) -> tuple[str, ...]:
         heads = [f"{self._START}{role[0]}:" for role in roles]
         return (heads[0], *(self._END + head for head in heads[1:]), f"{self._END}{self._START}a:")
+
+    def save(self, folder: pathlib.Path) -> None:
+        raise ValueError(
+            f"{folder}: the tests' tokenizer of bytes has no Hugging Face form; export a model with a tokenizer of its "
+            "own (model.tokenizer='weights')."
+        )

@@ -1,11 +1,18 @@
 """Tests of finemem_jax/assembly.py: what a config chooses, and choices that do not go together."""
 
+import dataclasses
+
+import hf_folders
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import smoke_run
 
-from finemem_jax import assembly, rules
+from finemem_jax import assembly, rules, tokenizer, writer
 from finemem_jax import config as config_lib
 from finemem_jax.episode import Action, Operation
+from finemem_jax.models import decoder, hf_weights, presets
 from finemem_jax.operations import Dialect, parse
 
 
@@ -83,3 +90,68 @@ def test_a_judge_and_an_embedder_come_only_where_they_are_needed():
         config(**{"credit.rule": "mem_alpha", "memory.retrieval": "dense", "memory.embedder": "model"})
     )
     assert full.judge is not None and full.embed is not None
+
+
+# --------------------------------------------------------------------------------------
+# Models from files
+# --------------------------------------------------------------------------------------
+
+# Qwen3 in small, with rows beyond its tokenizer's vocabulary as published models have.
+SMALL = dataclasses.replace(
+    presets.preset("tiny"), name="small", vocab_size=272, num_layers=1, family="qwen3", qk_norm=True, max_length=2048
+)
+
+
+def export(folder, model=SMALL):
+    source = hf_folders.write_tokenizer(folder.parent)
+    hf_weights.save(folder, model, decoder.init(model, 0), tokenizer.from_folder(source))
+    return folder
+
+
+def from_folder(folder, **changes):
+    settings = {"model.weights": str(folder), "model.name": "auto", "model.tokenizer": "weights"}
+    return config(**settings | changes)
+
+
+def test_a_folder_is_all_that_a_run_needs(tmp_path):
+    folder = export(tmp_path / "small")
+    changes = {"train.num_steps": 1, "train.evaluate_first": False, "data.chunks_per_stream": 1}
+    smoke_run.run(tmp_path / "run", from_folder(folder, **changes))
+    (metrics,) = writer.read_metrics(tmp_path / "run")
+    assert metrics["operations/valid_fraction"] == 0
+
+
+def test_a_folders_weights_and_tokens_come_through(tmp_path):
+    parts = assembly.build(from_folder(export(tmp_path / "small")))
+    assert parts.model == SMALL
+    jax.tree.map(np.testing.assert_array_equal, parts.params, decoder.init(SMALL, 0))
+    assert parts.tokenizer.frame(("user",))[0] == "<|im_start|>user\n"
+    half = assembly.build(from_folder(tmp_path / "small", **{"model.param_dtype": "bfloat16"}))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.name": "tiny"},
+            r"small \(model\.weights\) is no tiny \(model\.name\): vocab_size is 272 there",
+        ),
+        ({"model.weights": "random"}, r"model\.weights is 'random'.*set model\.name to one of tiny, "),
+        (
+            {"model.weights": "random", "model.name": "tiny"},
+            r"'weights', but model\.weights is 'random'; set",
+        ),
+        ({"model.tokenizer": "bytes_and_operations"}, r"has 384 tokens, but the model \(small\) only 272 embeddings"),
+    ],
+)
+def test_models_that_cannot_be_are_refused_before_anything_is_compiled(tmp_path, changes, message):
+    settings = from_folder(export(tmp_path / "small"), **changes)
+    with pytest.raises(ValueError, match=message):
+        assembly.build(settings)
+
+
+def test_a_larger_tokenizer_than_its_model_is_refused(tmp_path):
+    folder = export(tmp_path / "small", dataclasses.replace(SMALL, vocab_size=200))
+    with pytest.raises(ValueError, match=r"model\.weights=.*has 267 tokens, but the model \(small\) only 200"):
+        assembly.build(from_folder(folder))

@@ -63,6 +63,7 @@ BAD = {
     "objective.advantage_scale": "mad",
     "objective.advantage_ddof": 2,
     "model.tokenizer": "words",
+    "model.param_dtype": "float16",
     "model.remat": "all",
     "objective.aggregation": "mean",
     "optimizer.warmup_steps": -1,

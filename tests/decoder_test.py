@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.models import decoder, presets, weights
+from finemem_jax.models import axes, decoder, presets, sharding, weights
 
 TINY = presets.preset("tiny")
 SMOLLM = presets.preset("smollm2_135m")
@@ -357,7 +357,10 @@ def smollm_params(smollm_reader):
     with pytest.MonkeyPatch.context() as patch:
         # Opening the file takes three seconds: once is enough.
         patch.setattr(gguf, "GGUFReader", lambda path: smollm_reader)
-        return weights.load_gguf(SMOLLM, weights.locate("embedded"))
+        found = weights.open_checkpoint("embedded")
+    assert not presets.differences(found.config, SMOLLM)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), axes.MESH)
+    return found.load(SMOLLM, sharding.param_shardings(SMOLLM, mesh), "float32")
 
 
 @pytest.fixture(scope="module")

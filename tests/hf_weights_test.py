@@ -14,12 +14,13 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from finemem_jax.models import decoder, hf_config, hf_weights, sharding
+from finemem_jax.models import axes, decoder, hf_config, hf_weights, lora, presets, sharding
 from finemem_jax.models.hf_weights import HfFolder
 
 CASES = list(parity_cases.CASES.values())
 each_case = pytest.mark.parametrize("config", CASES, ids=list(parity_cases.CASES))
 QWEN3 = parity_cases.CASES["qwen3_untied"]
+LLAMA = parity_cases.CASES["llama_scaled"]
 TIED = parity_cases.CASES["qwen2_tied"]
 MESHES = {"one": (1, 1, 1), "fsdp": (1, 2, 1), "tensor": (1, 1, 2), "data": (2, 1, 1)}
 
@@ -27,7 +28,7 @@ MESHES = {"one": (1, 1, 1), "fsdp": (1, 2, 1), "tensor": (1, 1, 2), "data": (2, 
 def mesh_of(sizes):
     if np.prod(sizes) == jax.device_count():
         return sharding.make_mesh(*sizes)
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), axes.MESH)
 
 
 def load(folder, dtype="float32", sizes=(1, 1, 1)):
@@ -80,9 +81,9 @@ def test_loads_published_folders(tmp_path, config, num_shards):
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=list(MESHES))
 def test_parameters_lie_where_they_shall(tmp_path, sizes):
-    got = load(publish(tmp_path, QWEN3, 2), sizes=sizes)
-    assert_same(got, parity_cases.as_params(QWEN3, parity_cases.checkpoint(QWEN3)))
-    expected = sharding.param_shardings(QWEN3, mesh_of(sizes))
+    got = load(publish(tmp_path, LLAMA, 2), sizes=sizes)
+    assert_same(got, parity_cases.as_params(LLAMA, parity_cases.checkpoint(LLAMA)))
+    expected = sharding.param_shardings(LLAMA, mesh_of(sizes))
     assert jax.tree.map(lambda leaf: leaf.sharding, got) == expected
 
 
@@ -106,11 +107,11 @@ def test_each_slice_is_read_once(tmp_path, monkeypatch, sizes):
             yield {name: Counting(tensor) for name, tensor in tensors.items()}
 
     monkeypatch.setattr(hf_weights, "_open", counting)
-    params = load(publish(tmp_path, QWEN3), sizes=sizes)
+    params = load(publish(tmp_path, LLAMA), sizes=sizes)
     # Norms and the like are whole on every device, and read once for all.
-    assert sum(read) == 4 * QWEN3.num_parameters == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert sum(read) == 4 * LLAMA.num_parameters == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     # The queries' kernel is the largest; no device reads more of it than its half.
-    kernel = 4 * QWEN3.embed_dim * QWEN3.num_heads * QWEN3.head_dim
+    kernel = 4 * LLAMA.embed_dim * LLAMA.num_heads * LLAMA.head_dim
     assert max(read) == (kernel // 2 if sizes in ((1, 2, 1), (1, 1, 2)) else kernel)
 
 
@@ -273,6 +274,20 @@ def test_bfloat16_rounds_once(tmp_path):
     hf_weights.save(tmp_path / "again", QWEN3, load(tmp_path / "half"), None, dtype="bfloat16")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "half" / name).read_bytes()
+
+
+def test_adapters_are_merged(tmp_path):
+    config = dataclasses.replace(QWEN3, lora=presets.Lora(2, 4.0, ("query", "down")))
+    rng = np.random.default_rng(0)
+    params = parity_cases.as_params(QWEN3, parity_cases.checkpoint(QWEN3))
+    shapes = lora.split(decoder.abstract_params(config))[1]
+    adapters = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
+    hf_weights.save(tmp_path / "out", config, lora.combine(params, adapters), None)
+    got = load(tmp_path / "out")
+    a, b = adapters["layers"]["down_lora_a"], adapters["layers"]["down_lora_b"]
+    # Scaled by alpha / rank = 2.
+    np.testing.assert_allclose(got["layers"]["down"], params["layers"]["down"] + 2 * a @ b, atol=1e-4)
+    np.testing.assert_array_equal(got["layers"]["up"], params["layers"]["up"])
 
 
 def test_shards_and_their_index(tmp_path):

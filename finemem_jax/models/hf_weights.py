@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from flax import nnx
 from jax.experimental import multihost_utils
 
-from finemem_jax.models import decoder, hf_config
+from finemem_jax.models import decoder, hf_config, lora
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
@@ -62,8 +61,8 @@ class _Place(NamedTuple):
 
 def _places(config: DecoderConfig) -> dict[str, _Place]:
     """{Hugging Face's name: place} of all tensors of a model, in the order in which files hold them."""
-    state = nnx.to_pure_dict(nnx.state(decoder.abstract(decoder.Decoder, config), nnx.Param))
-    layers = {name: leaf.shape[1:] for name, leaf in state.pop("layers").items()}
+    state = decoder.abstract_params(config)
+    layers = {name: leaf.shape[1:] for name, leaf in state["layers"].items()}
     places = {_OUTER["embedding"]: _Place("embedding", None, False, state["embedding"].shape)}
     for i in range(config.num_layers):
         for name, theirs in (_KERNELS | _VECTORS).items():
@@ -125,7 +124,7 @@ def build(config: DecoderConfig, shardings: Params, dtype: str, read) -> Params:
         read: read(parameter, layer, index) gives the slices `index` of a parameter's layer; layer None: of one that is
             not a layer's.
     """
-    shapes = nnx.to_pure_dict(nnx.state(decoder.abstract(decoder.Decoder, config), nnx.Param))
+    shapes = decoder.abstract_params(config)
 
     def make(path, sharding, like):
         *parents, name = (key.key for key in path)
@@ -242,8 +241,8 @@ def save(
 ) -> None:
     """Writes a folder that transformers, and `HfFolder`, load.
 
-    One tensor at a time passes through the host. Nothing is at `folder` until all is written. On several hosts all
-    must call this; the first one writes.
+    One tensor at a time passes through the host. Nothing is at `folder` until all is written. Adapters are merged
+    into the matrices that they adapt. On several hosts all must call this; the first one writes.
 
     Args:
         folder: Must not exist yet.
@@ -254,6 +253,7 @@ def save(
     Raises:
         ValueError: the folder is there already, or no architecture has this shape.
     """
+    config, params = lora.without(config), lora.merge(config, params)
     fields = hf_config.to_fields(config, dtype)
     if dtype not in _DTYPES:
         raise ValueError(f"an export's dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
