@@ -105,32 +105,21 @@ def _standardized(
     channel: Credit, inputs: RewardInputs, used: Rule, variant: Variant, normaliser: Normaliser
 ) -> tuple[Float[Array, "S G T"], Float[Array, "S G T O"], Bool[Array, "S T"]]:
     """Standardises one credit within its groups: of steps, of operations, and whether the group has any spread."""
-    written = inputs.written
-    shape = inputs.step_mask.shape
-    num_streams, _, num_steps = shape
-    if used.group == "step":
-        group, num_groups = grpo.step_groups(shape), num_streams * num_steps
-    else:
-        group, num_groups = grpo.stream_groups(shape), num_streams
-    total = channel.total
+    written, total = inputs.written, channel.total
+    # The rollouts of a stream, and where the rule says so their steps too.
+    axis = (1,) if used.group == "step" else (1, 2)
     if variant.per_operation:
         # The last entry is the step's own: it counts in mean and spread only where nothing was written.
         count = written.sum(-1, dtype=jnp.int32, keepdims=True)
         entries = jnp.append(rules.per_operation(channel, written), total[..., None], -1)
-        weight = jnp.append(written / jnp.maximum(count, 1), count == 0, -1)
+        weight = jnp.append(written / jnp.maximum(count, 1), count == 0, -1).astype(total.dtype)
         mask = jnp.append(written, jnp.ones_like(count, bool), -1) & inputs.step_mask[..., None]
+        value, alive = grpo.standardize(entries, mask, (*axis, 3), normaliser, weight)
+        step, operation, alive = value[..., -1], value[..., :-1], alive[..., 0]
     else:
-        entries, weight = total[..., None], jnp.ones_like(total)[..., None]
-        mask = inputs.step_mask[..., None]
-    ids = jnp.broadcast_to(group[..., None], entries.shape)
-    entry_weight = weight.reshape(-1).astype(total.dtype)
-    value, alive = grpo.standardize(
-        entries.reshape(-1), ids.reshape(-1), mask.reshape(-1), num_groups, normaliser, entry_weight
-    )
-    value, alive = value.reshape(entries.shape), jnp.any(alive.reshape(entries.shape), (1, 3))
-    step = value[..., -1]
-    operation = value[..., :-1] if variant.per_operation else jnp.where(written, step[..., None], 0)
-    return step, operation, alive
+        step, alive = grpo.standardize(total, inputs.step_mask, axis, normaliser)
+        operation = jnp.where(written, step[..., None], 0)
+    return step, operation, alive[:, 0] & inputs.step_mask[:, 0]
 
 
 def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser) -> tuple[Credit, Bool[Array, "S T"]]:
@@ -140,17 +129,7 @@ def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser)
     again (Mem-T, arXiv 2601.23014, in policy-gradient form; where no gold is known, only the λ term remains). There
     operations have a score, and each wrote one item; a step has what its operations have.
     """
-    num_streams, _, num_questions = inputs.scores.shape
-    ids = jnp.broadcast_to(
-        jnp.arange(num_streams * num_questions).reshape(num_streams, 1, num_questions), inputs.scores.shape
-    )
-    value, _ = grpo.standardize(
-        inputs.scores.reshape(-1),
-        ids.reshape(-1),
-        inputs.question_mask.reshape(-1),
-        num_streams * num_questions,
-        normaliser,
-    )
+    value, _ = grpo.standardize(inputs.scores, inputs.question_mask, 1, normaliser)
 
     def one(x, value):
         used = settings.used_weight * value[:, None] * x.is_evidence
@@ -158,7 +137,7 @@ def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser)
         gold = jnp.where(x.gold & x.question_mask[:, None], value[:, None], 0).sum(0)
         return Credit(operation, jnp.where(x.step_mask, gold / credit.at_least_one(x.question_mask, -1), 0))
 
-    earned = jax.vmap(jax.vmap(one))(inputs, value.reshape(inputs.scores.shape))
+    earned = jax.vmap(jax.vmap(one))(inputs, value)
     return earned, jnp.any(earned.total != 0, 1)
 
 

@@ -39,12 +39,21 @@ class Credit(NamedTuple):
     @property
     def total(self) -> Float[Array, "*SG T"]:
         """Credit of each step, its operations included."""
-        return self.operation.sum(-1) + self.step
+        return sum_last(self.operation) + self.step
 
 
 def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, "*_"]:
     """Mean over the last axis of what the mask holds; 0 where it holds nothing."""
-    return jnp.where(mask, values, 0).sum(-1) / at_least_one(mask, -1)
+    return sum_last(jnp.where(mask, values, 0)) / at_least_one(mask, -1)
+
+
+def sum_last(values: Float[Array, "... n"]) -> Float[Array, "*_"]:
+    """Sum over the last axis."""
+    # Of a few entries as additions of whole arrays: a processor's loop over an axis of four has no vectors, and takes
+    # eight times as long.
+    if 0 < values.shape[-1] <= 8:
+        return functools.reduce(jnp.add, [values[..., i] for i in range(values.shape[-1])])
+    return values.sum(-1)
 
 
 def at_least_one(mask: Bool[Array, "*_"], axis: int, keepdims: bool = False) -> Float[Array, "*_"]:
@@ -126,7 +135,8 @@ def evenly(amount: Float[Array, ""], step_mask: Bool[Array, " T"]) -> Float[Arra
 
 def equal_share(is_evidence: Bool[Array, "Q K"]) -> Float[Array, "Q K"]:
     """1 / |M_j| for each of the items retrieved for question j; a question without evidence has no shares."""
-    return is_evidence / at_least_one(is_evidence, -1, keepdims=True)
+    # One division a question, not one an item.
+    return jnp.where(is_evidence, 1 / at_least_one(is_evidence, -1, keepdims=True), 0)
 
 
 def cited_share(cited: Bool[Array, "Q K"], is_evidence: Bool[Array, "Q K"]) -> Float[Array, "Q K"]:
@@ -293,10 +303,10 @@ def chunk_reward(
     first = num_operations * jnp.arange(num_steps, dtype=slot.dtype)[:, None, None]
     # Not slot // num_operations == t: processors have no vectors of integer divisions.
     here = (slot >= first) & (slot < first + num_operations) & is_evidence & mask[..., None]
-    worth = scores[..., None] * equal_share(is_evidence) / at_least_one(mask, -1)[:, None, None]
+    worth = (scores / at_least_one(mask, -1, keepdims=True))[..., None] * equal_share(is_evidence)
     worth = jnp.where(here, worth, 0).reshape(num_steps, -1)
     own = scatter(worth, slot.reshape(num_steps, -1), num_steps * num_operations).reshape(num_steps, num_operations)
-    return Credit(own, masked_mean(scores, mask) - own.sum(-1))
+    return Credit(own, masked_mean(scores, mask) - sum_last(own))
 
 
 def mean_over_operations(values: Float[Array, "T O"], mask: Bool[Array, "T O"]) -> Credit:

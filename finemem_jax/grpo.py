@@ -48,47 +48,41 @@ class Normaliser:
 
 
 def standardize(
-    x: Float[Array, " n"],
-    group: Int[Array, " n"],
-    mask: Bool[Array, " n"],
-    num_groups: int,
+    x: Float[Array, "*shape"],
+    mask: Bool[Array, "*shape"],
+    axis: int | tuple[int, ...],
     normaliser: Normaliser,
-    weight: Float[Array, " n"] | None = None,
-) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
-    """Compares each entry with its group.
+    weight: Float[Array, "*shape"] | None = None,
+) -> tuple[Float[Array, "*shape"], Bool[Array, "*_"]]:
+    """Compares each entry with its group: the entries along `axis`.
 
         (x - mean) / (max(std, floor) + ε),   std² = Σ w (x - mean)² / (Σ w - ddof)
 
     A group whose entries are all equal, up to rounding, gets exactly 0; so does a group of one.
 
     Args:
-        group: Ids in [0, num_groups).
         mask: Entries that take part, and get a result; the others get 0.
         weight: w, how much an entry counts in mean and std; 1 unless given.
 
     Returns:
-        The standardised entries, and whether the entry's group has unequal entries.
+        The standardised entries, and whether each group has unequal ones; of that `axis` keeps size 1.
     """
     weight = jnp.where(mask, jnp.ones_like(x) if weight is None else weight, 0)
     x = jnp.where(mask, x, 0)
-
-    def over_groups(values):
-        return jax.ops.segment_sum(values, group, num_groups)
-
-    total = over_groups(weight)
-    centred = jnp.where(mask, x - (over_groups(weight * x) / jnp.maximum(total, 1e-12))[group], 0)
+    total = weight.sum(axis, keepdims=True)
+    centred = jnp.where(mask, x - (weight * x).sum(axis, keepdims=True) / jnp.maximum(total, 1e-12), 0)
     # Equal but for rounding: the mean of equal numbers need not be that number.
-    noise = _ROUNDING * jnp.maximum(1, jax.ops.segment_max(jnp.abs(x), group, num_groups))
-    alive = jax.ops.segment_max(jnp.abs(centred), group, num_groups) > noise
+    noise = _ROUNDING * jnp.maximum(1, jnp.abs(x).max(axis, keepdims=True))
+    alive = jnp.abs(centred).max(axis, keepdims=True) > noise
     if normaliser.scale == "std":
-        variance = over_groups(weight * centred**2) / jnp.maximum(total - normaliser.ddof, 1e-12)
+        variance = (weight * centred**2).sum(axis, keepdims=True) / jnp.maximum(total - normaliser.ddof, 1e-12)
         std = jnp.sqrt(jnp.where(alive, variance, 1))
         scale = jnp.maximum(std, normaliser.std_floor) + normaliser.epsilon
     elif normaliser.scale == "none":
         scale = jnp.ones_like(total)
     else:
         raise ValueError(f"objective.advantage_scale must be 'std' or 'none', got {normaliser.scale!r}.")
-    return jnp.where(mask & alive[group], centred / scale[group], 0), mask & alive[group]
+    return jnp.where(alive, centred / scale, 0), alive
 
 
 class Group(NamedTuple):
@@ -118,24 +112,8 @@ def group_advantage(
         step_mask: True at steps that exist.
     """
     mask = jnp.broadcast_to(step_mask[:, None], rewards.shape)
-    group = step_groups(rewards.shape)
-    advantages, alive = standardize(
-        rewards.reshape(-1), group.reshape(-1), mask.reshape(-1), step_mask.size, normaliser
-    )
-    return Group(advantages.reshape(rewards.shape), jnp.any(alive.reshape(rewards.shape), 1))
-
-
-def step_groups(shape: tuple[int, ...]) -> Int[Array, "S G T"]:
-    """Group ids by (stream, step), s T + t; `shape` is (S, G, T)."""
-    num_streams, _, num_steps = shape
-    return jnp.broadcast_to(
-        jnp.arange(num_streams * num_steps, dtype=jnp.int32).reshape(num_streams, 1, num_steps), shape
-    )
-
-
-def stream_groups(shape: tuple[int, ...]) -> Int[Array, "S G T"]:
-    """Group ids by stream: all steps of all its rollouts are one group (Mem-alpha)."""
-    return jnp.broadcast_to(jnp.arange(shape[0], dtype=jnp.int32)[:, None, None], shape)
+    advantages, alive = standardize(rewards, mask, 1, normaliser)
+    return Group(advantages, alive[:, 0])
 
 
 # --------------------------------------------------------------------------------------

@@ -281,6 +281,12 @@ def test_masked_mean(mask, expected):
     assert credit.masked_mean(np.array([1.0, 3.0, 8.0]), np.array(mask)) == expected
 
 
+@pytest.mark.parametrize("size", [0, 1, 4, 8, 9, 100])
+def test_sums_over_short_and_long_axes(size):
+    values = np.random.default_rng(0).normal(size=(3, 2, size)).astype(np.float32)
+    np.testing.assert_allclose(credit.sum_last(values), values.sum(-1), rtol=1e-5, atol=1e-5)
+
+
 def test_scatter_under_vmap():
     rng = np.random.default_rng(0)
     worth, slot = rng.normal(size=(4, 3, 5, 2)), rng.integers(0, 6, (4, 3, 5, 2))
