@@ -109,7 +109,7 @@ def _lead(config, metrics):
     facts = [
         f"{done} of {setting('train.num_steps')} training steps",
         f"{setting('rollout.streams_per_step')} streams × {setting('rollout.group_size')} rollouts a step",
-        f"model {setting('model.name')}",
+        f"model {setting('model.weights' if setting('model.name') == 'auto' else 'model.name')}",
         f"data {setting('data.name')}",
     ]
     if "credit.rule" in config:
