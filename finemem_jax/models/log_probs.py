@@ -7,7 +7,7 @@ its own part of each.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +86,7 @@ class _Logits(NamedTuple):
     entropy: Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_probs(plan: _Plan, hidden, head, targets, temperature) -> tuple[jax.Array, jax.Array]:
+def _values(plan: _Plan, hidden, head, targets, temperature) -> tuple[Any, Any]:
     return _forward(plan, hidden, head, targets, temperature)[0]
 
 
@@ -117,6 +116,7 @@ def _on_mesh(plan: _Plan, local, out_specs):
     return everywhere
 
 
+_log_probs = jax.custom_vjp(_values, nondiff_argnums=(0,))
 _log_probs.defvjp(_forward, _backward)
 
 
@@ -127,12 +127,12 @@ def _local_forward(plan: _Plan, hidden, head, targets, temperature) -> tuple[Arr
     dtype = temperature.dtype
 
     def add_words(i, sums):
-        weights = _gather_width(plan, words.read(i, head))
+        weights = _weights(plan, words, i, head)
 
         def add_tokens(j, sums):
             # Relative to the largest logit so far: sum of exp, of exp × logit, and the target's logit itself.
             largest, total, weighted, chosen = old = tuple(tokens.read(j, x) for x in sums)
-            z = _scaled(tokens.read(j, hidden), weights, tokens.read(j, temperature))
+            z = _scaled(_read(tokens, j, hidden), weights, tokens.read(j, temperature))
             is_target = _is_target(words, i, tokens.read(j, targets))
             is_new_word = words.is_new(i)[None]
             z = jnp.where(is_new_word, z, _LEAST)
@@ -179,13 +179,13 @@ def _local_backward(plan: _Plan, hidden, head, targets, temperature, logits: _Lo
 
     def add_words(i, slopes_so_far):
         hidden_slope, head_slope = slopes_so_far
-        weights = _gather_width(plan, words.read(i, head))
+        weights = _weights(plan, words, i, head)
         # What an earlier block has done: these words' gradient is written again, but the states' must not grow again.
         new_weights = jnp.where(words.is_new(i)[:, None], weights, 0)
 
         def add_tokens(j, slopes_so_far):
             hidden_slope, weights_slope = slopes_so_far
-            states, degrees = tokens.read(j, hidden), tokens.read(j, temperature)
+            states, degrees = _read(tokens, j, hidden), tokens.read(j, temperature)
             largest, log_sum, entropy = (tokens.read(j, x)[:, None] for x in logits)
             scale = jnp.where(tokens.is_new(j), 1 / degrees, 0)
             slope, entropy_slope = ((tokens.read(j, x) * scale)[:, None] for x in slopes)
@@ -261,6 +261,17 @@ def _local_targets(plan: _Plan, targets, size):
     return targets if plan.mesh is None else targets - lax.axis_index(_VOCAB) * size
 
 
-def _gather_width(plan: _Plan, weights):
-    """A block's head rows in full width. Block by block, so that no device ever holds its slice in full width."""
+def _weights(plan: _Plan, words: _Blocks, i, head):
+    """The head's rows of block i, in full width; gathered block by block, so that no device ever holds more."""
+    weights = _read(words, i, head)
     return weights if plan.mesh is None else lax.all_gather(weights, _EMBED, axis=1, tiled=True)
+
+
+def _read(blocks: _Blocks, i, x):
+    """Block i of what does not change in a loop.
+
+    Tied to the loop's index as if it did: XLA before jax 0.12 otherwise converts all of a bfloat16 array to float32
+    before the loop, on a CPU, and keeps the copy.
+    """
+    x, i = lax.optimization_barrier((x, i))
+    return blocks.read(i, x)
