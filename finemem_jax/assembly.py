@@ -150,7 +150,10 @@ def build(config: ConfigDict) -> Parts:
         view_items=config.memory.view_items,
         core_tokens=config.memory.core_tokens,
     )
-    sampler = functools.partial(Sampler, model, params, tokens.end_ids, length_multiple=config.sampler.length_multiple)
+    sampler = functools.partial(
+        Sampler, model, params, tokens.end_ids,
+        length_multiple=config.sampler.length_multiple, dtype=config.sampler.dtype,
+    )  # fmt: skip
     manager = sampler(num_slots=config.sampler.num_slots, steps_per_call=config.sampler.steps_per_call)
     reader_sampler = sampler(num_slots=config.reader.num_slots, steps_per_call=config.sampler.steps_per_call)
 
@@ -181,6 +184,16 @@ def build(config: ConfigDict) -> Parts:
         judge=reader.content_judge(generate, tokens) if "content" in needs else None,
         embed=_embedder(config, model, params, tokens),
     )
+
+
+def shape(config: ConfigDict) -> DecoderConfig:
+    """The model's shape, adapters included; weights' files are looked at only where it is read from them.
+
+    Raises:
+        ValueError: an unknown name, or no files that state the shape.
+    """
+    model = _checkpoint(config)[1] if config.model.name == presets.AUTO else presets.preset(config.model.name)
+    return dataclasses.replace(model, lora=lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets))
 
 
 def _checkpoint(config):

@@ -34,7 +34,7 @@ def default() -> ConfigDict:
     config.model.param_dtype = "float32"  # Of the parameters: "float32" or "bfloat16".
     config.model.remat = "attention"  # What the backward pass recomputes: "none", "attention", "full" or "offload".
     config.model.compute_dtype = "float32"  # What training computes in: "float32" or "bfloat16".
-    config.model.attention = "auto"  # "xla", "cudnn" (GPU, bfloat16), "splash" (TPU); "auto" = the platform's fastest.
+    config.model.attention = "auto"  # "xla", "blocked" (CPU), "cudnn" (GPU, bfloat16), "splash" (TPU); "auto" = fastest.
 
     config.lora = ConfigDict()  # Low-rank adapters: train these alone, beside a frozen model.
     config.lora.rank = 0  # Of each adapter; 0 = none, all parameters are trained.
@@ -85,6 +85,7 @@ def default() -> ConfigDict:
     config.sampler.num_slots = 32  # Rows decoded together.
     config.sampler.steps_per_call = 16  # Tokens per row between two looks of the host.
     config.sampler.length_multiple = 128  # Lengths are rounded up to multiples of this.
+    config.sampler.dtype = "float32"  # What weights and caches are held in, and products computed: or "bfloat16".
 
     config.reader = ConfigDict()
     config.reader.kind = "model"  # Who answers: the frozen "model", or the "evidence" itself, word for word (tests).
@@ -251,7 +252,8 @@ def validate(config: ConfigDict) -> None:
         "model.param_dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "attention", "full", "offload"),
         "model.compute_dtype": ("float32", "bfloat16"),
-        "model.attention": ("auto", "xla", "cudnn", "splash"),
+        "sampler.dtype": ("float32", "bfloat16"),
+        "model.attention": ("auto", "xla", "blocked", "cudnn", "splash"),
         "manager.long_chunk": ("split", "refuse"),
         "manager.num_examples": (0, 1, 2),
         "manager.wire": ("json_lines", "hermes", "qwen_agent"),

@@ -40,10 +40,10 @@ class SlotState(NamedTuple):
     key: Int[Array, "N 2"]
 
 
-def empty_cache(config: DecoderConfig, rows: int, positions: int) -> list[LayerCache]:
+def empty_cache(config: DecoderConfig, rows: int, positions: int, dtype: str = "float32") -> list[LayerCache]:
     """Zeros for keys and values, one pair per layer (two arrays each, since donation forbids sharing)."""
     shape = (rows, config.num_kv_heads, positions, config.head_dim)
-    return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers)]
+    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -65,10 +65,10 @@ def prefill(
     return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
 
 
-@jax.jit
-def gather_rows(cache: list[LayerCache], rows: Int[Array, " N"]) -> list[LayerCache]:
-    """Copies rows of a cache: row n of the result is row rows[n]."""
-    return jax.tree.map(lambda x: x[rows], cache)
+@functools.partial(jax.jit, static_argnums=2)
+def gather_rows(cache: list[LayerCache], rows: Int[Array, " N"], positions: int) -> list[LayerCache]:
+    """Copies rows of a cache: row n of the result is row rows[n], with zeros after it up to so many positions."""
+    return jax.tree.map(lambda x: jnp.pad(x[rows], ((0, 0), (0, 0), (0, positions - x.shape[2]), (0, 0))), cache)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -49,7 +49,18 @@ class Sums(NamedTuple):
 
 
 def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update. Moments are sharded like their parameters; all else is on every device."""
+    """The state before the first update."""
+    where = state_shardings(params, optimizer)
+    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
+    return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), where.updates))
+
+
+def state_shardings(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Where a state lives: moments are sharded like their parameters; all else is on every device.
+
+    Args:
+        params: Arrays, or their shapes with shardings.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, params)
     some = jax.tree.leaves(shardings)[0]
     everywhere = NamedSharding(some.mesh, PartitionSpec()) if isinstance(some, NamedSharding) else some
@@ -60,8 +71,7 @@ def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
         shardings,
         transform_non_params=lambda _: everywhere,
     )
-    opt_state = jax.jit(optimizer.init, out_shardings=placed)(params)
-    return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), everywhere))
+    return TrainState(shardings, placed, everywhere)
 
 
 def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array):

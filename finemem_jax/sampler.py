@@ -49,12 +49,14 @@ class Sampler:
         num_slots: int,
         steps_per_call: int,
         length_multiple: int,
+        dtype: str = "float32",
         policy_version: int = 0,
     ):
         """Args:
         num_slots: Rows decoded together.
         steps_per_call: Tokens drawn per row before the host looks for finished rows.
         length_multiple: Lengths are rounded up to multiples of this, so that few shapes are compiled.
+        dtype: What weights and caches are held in, and products computed; "float32" or "bfloat16".
         """
         self.config = config
         self.stats = SamplerStats()
@@ -62,12 +64,13 @@ class Sampler:
         self._num_slots = num_slots
         self._steps_per_call = steps_per_call
         self._multiple = length_multiple
+        self._dtype = dtype
         self.update(params, policy_version)
 
     def update(self, params: Params, policy_version: int) -> None:
         """Takes new weights, and forgets everything computed with the old ones."""
         self.policy_version = policy_version
-        self._weights = _unstack(self.config, params)
+        self._weights = _unstack(self.config, params, self._dtype)
         self._trunks: dict[tuple[int, ...], Any] = {}
 
     def release(self) -> None:
@@ -121,8 +124,8 @@ class Sampler:
         """Keys and values of the shared trunk, computed once per set of weights."""
         if ids not in self._trunks:
             length = len(ids)
-            none = decoding.empty_cache(self.config, 1, 0)
-            cache = decoding.empty_cache(self.config, 1, length)
+            none = self._empty_cache(1, 0)
+            cache = self._empty_cache(1, length)
             zero = jnp.zeros(1, jnp.int32)
             if length:
                 tokens = jnp.asarray([ids], jnp.int32)
@@ -146,10 +149,10 @@ class Sampler:
             self.config, self._weights, trunk_cache, cache, tokens, lengths, trunk_length, np.asarray(starts, np.int32)
         )
 
-    def _branches(self, trunk, branches, positions):
-        """Caches of the distinct branches, as rows of one cache; row i belongs to branches[i]."""
+    def _branches(self, trunk, branches):
+        """Caches of the distinct branches, as rows of one cache no longer than these; row i belongs to branches[i]."""
         rows = _power_of_two(len(branches))
-        cache = decoding.empty_cache(self.config, rows, positions)
+        cache = self._empty_cache(rows, self._bucket(max(map(len, branches))))
         if any(branches):
             _, cache = self._prefill(trunk, cache, branches, [0] * rows)
         return cache
@@ -166,11 +169,11 @@ class Sampler:
         longest = max(longest, max(len(r.branch) for _, r in numbered) + self._bucket(widest_leaf))
         positions = self._bucket(longest)
         branches = sorted({r.branch for _, r in numbered})
-        branch_cache = self._branches(trunk, branches, positions)
+        branch_cache = self._branches(trunk, branches)
         branch_row = {branch: row for row, branch in enumerate(branches)}
 
         slots = min(self._num_slots, _power_of_two(len(numbered)))
-        cache = decoding.empty_cache(self.config, slots, positions)
+        cache = self._empty_cache(slots, positions)
         state = SlotState(
             token=np.zeros(slots, np.int32),
             filled=np.zeros(slots, np.int32),
@@ -209,7 +212,8 @@ class Sampler:
         parents = [branch_row[branch] for branch, _ in prompts]
         starts = [len(branch) for branch, _ in prompts]
         padding = rows - len(prompts)
-        leaf_cache = decoding.gather_rows(branch_cache, np.asarray(parents + [0] * padding, np.int32))
+        positions = cache[0][0].shape[2]
+        leaf_cache = decoding.gather_rows(branch_cache, np.asarray(parents + [0] * padding, np.int32), positions)
         hidden, leaf_cache = self._prefill(trunk, leaf_cache, [leaf for _, leaf in prompts], starts + [0] * padding)
 
         slots = len(state.token)
@@ -240,14 +244,17 @@ class Sampler:
         stopped = ids[-1] in np.asarray(self._end_ids)
         return Completion(tuple(ids), tuple(log_probs), "stop" if stopped else "length", self.policy_version)
 
+    def _empty_cache(self, rows, positions):
+        return decoding.empty_cache(self.config, rows, positions, self._dtype)
+
     def _bucket(self, length):
         return -(-length // self._multiple) * self._multiple
 
 
-def _unstack(config, params):
+def _unstack(config, params, dtype):
     # Copies, never views: the learner gives its arrays away at the next update.
     rest, layers = decoder.unstack(config, params)
-    return jax.tree.map(jnp.copy, rest), layers
+    return jax.tree.map(lambda x: jnp.array(x, dtype), rest), jax.tree.map(lambda x: x.astype(dtype), layers)
 
 
 def _power_of_two(n):

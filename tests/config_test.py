@@ -37,6 +37,7 @@ BAD = {
     "sampler.num_slots": 0,
     "sampler.steps_per_call": 0,
     "sampler.length_multiple": 0,
+    "sampler.dtype": "float16",
     "reader.max_new_tokens": 0,
     "reader.num_slots": 0,
     "objective.clip_low": 1.5,
@@ -65,6 +66,9 @@ BAD = {
     "model.tokenizer": "words",
     "model.param_dtype": "float16",
     "model.remat": "all",
+    "model.compute_dtype": "float16",
+    "model.attention": "flash",
+    "lora.rank": -1,
     "objective.aggregation": "mean",
     "optimizer.warmup_steps": -1,
     "optimizer.learning_rate": -1e-6,
@@ -113,7 +117,14 @@ def test_all_that_validate_checks_is_tried():
     # Names of fields in validate's source, quoted or as attributes.
     source = inspect.getsource(config_lib.validate)
     checked = {name for name in FIELDS if f'"{name}"' in source or f"config.{name}" in source}
-    assert checked == set(BAD)
+    assert checked == set(BAD) | {"mesh.data", "mesh.fsdp"}
+
+
+def test_devices_train_on_whole_groups():
+    config = config_lib.default()
+    config.mesh.data, config.mesh.fsdp, config.train.groups_per_microbatch = 2, 4, 12
+    with pytest.raises(ValueError, match=r"train.groups_per_microbatch=12 must be a multiple of .* = 8"):
+        config_lib.validate(config)
 
 
 @pytest.mark.parametrize(

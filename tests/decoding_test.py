@@ -240,6 +240,20 @@ def test_prefill_in_two_parts_is_one_prefill(unstacked):
     np.testing.assert_allclose(hidden, whole, rtol=0, atol=1e-4)
 
 
+def test_attention_in_blocks_of_tokens_is_attention_at_once(unstacked, monkeypatch):
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 100
+    starts = np.array([0, 3], np.int32)
+    cache = jax.tree.map(lambda x: x + 0.1, decoding.empty_cache(TINY, 2, 16))
+    trunk = jax.tree.map(lambda x: x + 0.2, decoding.empty_cache(TINY, 1, 5))
+
+    def extended():
+        return decoder.extend(TINY, unstacked, trunk, cache, tokens, np.int32(4), starts)
+
+    whole = extended()
+    monkeypatch.setattr(decoder, "_QUERY_BLOCK", 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), extended(), whole)
+
+
 def counting_cache(rows):
     """A cache whose row n holds n everywhere."""
     return jax.tree.map(
@@ -255,7 +269,9 @@ def first_entries(cache):
 
 
 def test_gather_and_insert_rows():
-    assert first_entries(decoding.gather_rows(counting_cache(3), np.array([2, 0, 2, 1]))) == [2, 0, 2, 1]
+    assert first_entries(decoding.gather_rows(counting_cache(3), np.array([2, 0, 2, 1]), 3)) == [2, 0, 2, 1]
+    longer = jax.tree.leaves(decoding.gather_rows(counting_cache(3), np.array([2]), 5))[0]
+    assert np.asarray(longer[0, 0, :, 0]).tolist() == [2, 2, 2, 0, 0]
     # Rows 2 and 0 of the new cache go to slots 1 and 3; the third target is out of range, and dropped.
     new = jax.tree.map(lambda x: x + 10, counting_cache(3))
     got = decoding.insert_rows(counting_cache(4), new, np.array([1, 3, 4]), np.array([2, 0, 1]))

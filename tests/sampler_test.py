@@ -111,6 +111,20 @@ def test_log_probs_are_teacher_forced_ones(params, temperature):
         assert_teacher_forced(params, request, completion)
 
 
+def test_in_bfloat16(params):
+    sampler = make_sampler(params, dtype="bfloat16")
+    for request in (requests := random_requests(5)):
+        (completion,) = sampler.generate([request])
+        ids = request.prompt_ids + completion.ids
+        exact = jax.nn.log_softmax(logits_of(params, ids[:-1]))[len(request.prompt_ids) - 1 :]
+        # Eight bits of precision, and logits around 1.
+        np.testing.assert_allclose(
+            completion.log_probs, exact[np.arange(len(completion.ids)), list(completion.ids)], rtol=0, atol=0.1
+        )
+    assert {x.dtype.name for x in jax.tree.leaves(sampler._weights)} == {"bfloat16"}
+    assert_same(sampler.generate(requests), sampler.generate(requests))
+
+
 def test_greedy_ignores_the_key(params, requests):
     sampler = make_sampler(params)
     greedy = [dataclasses.replace(request, temperature=0.0) for request in requests[:4]]

@@ -29,6 +29,8 @@ Params = dict[str, Any]
 LayerCache = tuple[Array, Array]
 # Maps queries, keys and values of all tokens to attention outputs, and whatever the caller wants kept.
 AttendFn = Callable[[Array, Array, Array], tuple[Array, Any]]
+# Tokens of a row whose attention over a cache is computed together.
+_QUERY_BLOCK = 256
 # Tells the compiler where an array with these logical axes lives.
 ConstrainFn = Callable[[Array, tuple[str, ...]], Array]
 
@@ -108,7 +110,9 @@ class Layer(nnx.Module):
         x = x + constrain(self._project("out", mixed.reshape(*x.shape[:2], -1)), ("rows", "apart", "embed"))
         h = constrain(rms_norm(x, self.mlp_norm[...], config.norm_epsilon), ("rows", "tokens", "embed"))
         gated = jax.nn.silu(self._project("gate", h)) * self._project("up", h)
-        x = x + constrain(self._project("down", constrain(gated, ("rows", "tokens", "mlp"))), ("rows", "apart", "embed"))
+        x = x + constrain(
+            self._project("down", constrain(gated, ("rows", "tokens", "mlp"))), ("rows", "apart", "embed")
+        )
         return x, kept
 
     def _project(self, name, h):
@@ -216,10 +220,8 @@ def hidden_states(
     Returns:
         One array per level. States at padding are finite and meaningless.
     """
-    empty = [level.shape for level in tokens if level.shape[1] == 0]
-    assert len(empty) == sum(level.shape[1] == 0 for level in tokens)
     held = [(level, length) for level, length in zip(tokens, lengths, strict=True) if level.shape[1]]
-    states = iter(_hidden_states(config, params, *zip(*held, strict=True), compute))
+    states = iter(_hidden_states(config, params, [x for x, _ in held], [n for _, n in held], compute))
     dtype = jnp.dtype(compute.dtype)
     return [next(states) if t.shape[1] else jnp.zeros((*t.shape, config.embed_dim), dtype) for t in tokens]
 
@@ -228,7 +230,10 @@ def _hidden_states(config, params, tokens, lengths, compute):
     model = _bind(Decoder, config, params)
     dtype = jnp.dtype(compute.dtype)
     shapes = [level.shape for level in tokens]
-    constrain = functools.partial(axes.constrain, compute.mesh)
+
+    def constrain(array, names):
+        return axes.constrain(compute.mesh, array, names)
+
     starts = zip(_starts(lengths), tokens, strict=True)
     rotation = rotary(config, _join([start[:, None] + jnp.arange(level.shape[1])[None] for start, level in starts]))
 
@@ -256,8 +261,10 @@ def _rematerialised(body, remat):
         return jax.checkpoint(body)
     if remat == "offload":
         return jax.checkpoint(body, policy=policies.offload_dot_with_no_batch_dims("device", "pinned_host"))
-    # Projections have no batch dimensions, attention's products have: this keeps the former.
-    return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable)
+    # Projections have no batch dimensions, attention's products have: this keeps the former, and of "blocked" attention
+    # what its backward pass starts from.
+    kept = policies.save_only_these_names(attention.KEPT)
+    return jax.checkpoint(body, policy=policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, kept))
 
 
 def _gathered(config, layer_params, mesh):
@@ -344,14 +351,31 @@ def extend(
 
         def attend(queries, keys, values, tk=trunk_keys, tv=trunk_values, ok=old_keys, ov=old_values):
             keys, values = _write(ok, keys, starts), _write(ov, values, starts)
-            segments = [Segment(keys, values, own_mask)]
-            if trunk_slots:
-                segments.append(Segment(tk, tv, trunk_mask))
-            return attention.attend(queries, segments), (keys, values)
+
+            def some(queries, own_mask):
+                segments = [Segment(keys, values, own_mask)]
+                if trunk_slots:
+                    segments.append(Segment(tk, tv, trunk_mask))
+                return attention.attend(queries, segments)
+
+            return _in_blocks(some, queries, own_mask), (keys, values)
 
         x, kept = _bind(Layer, config, layer_params)(x, rotation, attend, lambda array, _: array)
         new_cache.append(kept)
     return rms_norm(x, rest["final_norm"], config.norm_epsilon), new_cache
+
+
+def _in_blocks(function, *arrays):
+    """function(*arrays), [N, L, ...] each, for a block of tokens after the other where they are many and divide evenly.
+
+    Logits of 2,048 tokens over 8,192 positions take 64 MB a head and row; so only a block's ever exist.
+    """
+    n, length = arrays[0].shape[:2]
+    if length <= _QUERY_BLOCK or length % _QUERY_BLOCK:
+        return function(*arrays)
+    blocks = [x.reshape(n, -1, _QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1) for x in arrays]
+    out = jax.lax.map(lambda block: function(*block), blocks)
+    return out.swapaxes(0, 1).reshape(n, length, *out.shape[3:])
 
 
 def _write(cache: Float[Array, "N K S C"], new: Float[Array, "N L K C"], starts: Int[Array, " N"]):

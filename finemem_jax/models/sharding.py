@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -14,17 +15,19 @@ from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """Arranges all devices as [data, fsdp, tensor].
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges devices as [data, fsdp, tensor].
 
     Args:
         data, fsdp, tensor: Sizes; one of them may be -1 and takes what is left.
+        devices: None for all that this process sees.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
     sizes = [data, fsdp, tensor]
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     known = math.prod(size for size in sizes if size > 0)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes) or count % known:
         raise ValueError(
@@ -36,7 +39,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
             f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) uses {math.prod(sizes)} of {count} devices; "
             f"set one size to -1, for example mesh.fsdp={count // known * max(fsdp, 1)}."
         )
-    return Mesh(np.asarray(jax.devices()).reshape(sizes), axes.MESH)
+    return Mesh(np.asarray(devices).reshape(sizes), axes.MESH)
 
 
 def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
