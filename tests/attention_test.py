@@ -207,7 +207,7 @@ TREES = {"rows": ((3,), (5,)), "two levels": ((1, 4), (6, 3)), "three levels": (
 
 
 @pytest.mark.parametrize("shape", TREES.values(), ids=TREES)
-@pytest.mark.parametrize("implementation", ["xla", "splash"])
+@pytest.mark.parametrize("implementation", ["xla", "blocked", "splash"])
 def test_trees_agree_with_one_token_at_a_time(shape, implementation):
     """The TPU kernel is interpreted here; tests/tpu_test.py compiles it for a TPU."""
     levels = random_tree(0, *shape)
@@ -217,7 +217,9 @@ def test_trees_agree_with_one_token_at_a_time(shape, implementation):
     assert all(np.isfinite(x).all() for x in got)
 
 
-def test_the_kernel_has_the_gradients_of_plain_products():
+@pytest.mark.parametrize("implementation", ["blocked", "splash"])
+def test_own_gradients_are_those_of_plain_products(implementation, monkeypatch):
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 2)
     levels = random_tree(1, *TREES["three levels"])
     rng = np.random.default_rng(2)
     directions = [rng.normal(size=level.queries.shape).astype(np.float32) for level in levels]
@@ -230,7 +232,7 @@ def test_the_kernel_has_the_gradients_of_plain_products():
         return sum((x * d).sum() for x, d in zip(mixed, directions, strict=True))
 
     arrays = [level[:3] for level in levels]
-    want, got = (jax.jit(jax.grad(loss), static_argnums=1)(arrays, name) for name in ("xla", "splash"))
+    want, got = (jax.jit(jax.grad(loss), static_argnums=1)(arrays, name) for name in ("xla", implementation))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, want)
 
 
@@ -245,8 +247,8 @@ class Elsewhere(NamedTuple):
     platform: str
 
 
-def test_a_cpu_takes_plain_products():
-    assert attention.choose("auto", jax.devices()[0], jnp.dtype("float32")) == ("xla", "")
+def test_a_cpu_takes_one_head_at_a_time():
+    assert attention.choose("auto", jax.devices()[0], jnp.dtype("float32")) == ("blocked", "")
 
 
 @pytest.mark.parametrize("name", ["splash", "cudnn"])

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 from jax.sharding import Mesh
@@ -27,6 +29,11 @@ from jaxtyping import Bool, Float, Int
 from finemem_jax.models import axes
 from finemem_jax.models.axes import Array
 
+# Name of what a rematerialising policy should keep of "blocked" attention.
+KEPT = "attention"
+# Queries in a block of "blocked" attention: their logits should fit into a cache, and the blocks, which are unrolled,
+# must not be many.
+_QUERY_BLOCK, _MOST_BLOCKS = 64, 8
 # Lengths that the TPU kernel works on are multiples of this.
 _LANES = 128
 # Finite, so that a query whose segment is masked whole yields weight 0 in the merge, not NaN.
@@ -56,11 +63,11 @@ class Segment(NamedTuple):
     mask: Bool[Array, "*_"]
 
 
-def choose(wanted: str, device: jax.Device, dtype: jnp.dtype) -> tuple[str, str]:
+def choose(wanted: str, device: jax.Device, dtype: jnp.dtype, num_devices: int = 1) -> tuple[str, str]:
     """Picks an implementation that works on a device, by trying it on a few tokens.
 
     Args:
-        wanted: "xla", "cudnn", "splash", or "auto" for the platform's own kernel, else "xla".
+        wanted: A name that `attend_tree` knows, or "auto" for the platform's own, else "xla".
 
     Returns:
         The implementation, and why "auto" is not the platform's own kernel ("" where it is, or where there is none).
@@ -68,7 +75,9 @@ def choose(wanted: str, device: jax.Device, dtype: jnp.dtype) -> tuple[str, str]
     Raises:
         ValueError: one that was asked for by name does not work; the message says why and what to set instead.
     """
-    own = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla")
+    # Several CPU devices only stand in for others; the partitioner does better with plain products.
+    alone = "blocked" if num_devices == 1 else "xla"
+    own = {"tpu": "splash", "gpu": "cudnn", "cpu": alone}.get(device.platform, "xla")
     implementation = own if wanted == "auto" else wanted
     needs = {"splash": "tpu", "cudnn": "gpu"}.get(implementation)
     if needs and needs != device.platform:
@@ -86,7 +95,7 @@ def choose(wanted: str, device: jax.Device, dtype: jnp.dtype) -> tuple[str, str]
 
 def _probe(implementation, device, dtype):
     """Why an implementation fails on a device; "" if it works."""
-    if implementation == "xla":
+    if implementation in ("xla", "blocked"):
         return ""
     x = jax.device_put(jnp.ones((1, _LANES, 2, 64), dtype), device)
     level = Level(x, x[:, :, :1], x[:, :, :1], jax.device_put(jnp.array([_LANES - 3]), device))
@@ -108,8 +117,8 @@ def attend_tree(
 
     Args:
         levels: From the root to the leaves.
-        implementation: "xla" (anywhere), "cudnn" (NVIDIA GPUs, bfloat16 or float16), "splash" (TPUs; elsewhere it is
-            interpreted, which is exact and very slow).
+        implementation: "xla" (anywhere), "blocked" (CPUs), "cudnn" (NVIDIA GPUs, bfloat16 or float16), "splash" (TPUs;
+            elsewhere it is interpreted, which is exact and very slow).
         mesh: Devices that share out rows and heads; kernels must be told.
 
     Returns:
@@ -117,6 +126,11 @@ def attend_tree(
     """
     if implementation == "xla":
         return _tree_of_segments(levels)
+    if implementation == "blocked":
+        return [
+            _blocked(level.queries, *([x[j] for x in levels[: i + 1]] for j in (1, 2, 3)))
+            for i, level in enumerate(levels)
+        ]
     if implementation == "splash":
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         row_attention = functools.partial(_splash_rows, interpret=platform != "tpu")
@@ -137,6 +151,137 @@ def _tree_of_segments(levels):
             segments.append(Segment(*keys_and_values, visible))
         mixed.append(attend(queries, segments))
     return mixed
+
+
+# --------------------------------------------------------------------------------------
+# On a CPU: one head at a time, so that what is computed stays in its caches
+# --------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def _blocked(queries, keys, values, lengths):
+    """Attention of one level's rows to its ancestors' keys and, causally, to its own, which stand last.
+
+    A batch of small products is slow on a CPU, and so is reading and writing all logits several times. Here each key
+    head of each row of keys has a few plain matrix products, causal ones are cut into blocks of queries that leave out
+    later keys, and the backward pass recomputes weights from log-sum-exps instead of keeping them:
+
+        p = exp(s - ℓ)    dv = pᵀ g    ds = p (g vᵀ - Σ_c g out)    dq = ds k    dk = dsᵀ q
+    """
+    return _blocked_forward(queries, keys, values, lengths)[0]
+
+
+def _blocked_forward(queries, keys, values, lengths):
+    parts = [
+        jax.lax.map(
+            functools.partial(_attend_one_head, causal=i == len(keys) - 1),
+            (_by_head(queries, k), _keys_by_head(k), _keys_by_head(v), jnp.repeat(held, k.shape[2])),
+        )
+        for i, (k, v, held) in enumerate(zip(keys, values, lengths, strict=True))
+    ]
+    outputs = [_from_heads(out, queries.shape) for out, _ in parts]
+    sums = [_from_heads(lse[..., None], (*queries.shape[:3], 1)) for _, lse in parts]
+    total = functools.reduce(jnp.logaddexp, sums)
+    out = sum(jnp.exp(lse - total) * out.astype(jnp.float32) for lse, out in zip(sums, outputs, strict=True))
+    # The policy of "attention" in `decoder.Compute` keeps these two, so that no product is computed twice.
+    out = checkpoint_name(jnp.asarray(out).astype(queries.dtype), KEPT)
+    return out, (queries, keys, values, lengths, out, checkpoint_name(total, KEPT))
+
+
+def _blocked_backward(kept, slope):
+    queries, keys, values, lengths, out, total = kept
+    through = (slope.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    dq, dk, dv = jnp.zeros(queries.shape, jnp.float32), [], []
+    for i, (k, v, held) in enumerate(zip(keys, values, lengths, strict=True)):
+        one_head = functools.partial(_slopes_of_one_head, causal=i == len(keys) - 1)
+        by_head = [_by_head(x, k) for x in (queries, slope, total, through)]
+        arrays = (*by_head, _keys_by_head(k), _keys_by_head(v), jnp.repeat(held, k.shape[2]))
+        dq_of_heads, *others = jax.lax.map(one_head, arrays)
+        dq = dq + _from_heads(dq_of_heads, queries.shape)
+        for found, one in zip((dk, dv), others, strict=True):
+            found.append(one.reshape(len(k), k.shape[2], *one.shape[1:]).transpose(0, 2, 1, 3).astype(k.dtype))
+    no_slope = [np.zeros(held.shape, jax.dtypes.float0) for held in lengths]
+    return dq.astype(queries.dtype), dk, dv, no_slope
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _attend_one_head(arrays, causal):
+    """Output [R L, E, C] and log-sum-exp [R L, E] of the queries that one row of keys serves, for one key head."""
+    queries, keys, values, held = arrays
+    outputs, sums = [], []
+    for start, end, visible in _query_blocks(len(queries), len(keys), causal):
+        logits = _block_logits(queries, keys, held, start, end, visible, causal)
+        top = logits.max(-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        out = (weights.astype(values.dtype) @ values[:visible]) / total.astype(values.dtype)
+        outputs.append(out.reshape(end - start, *queries.shape[1:]))
+        sums.append((top + jnp.log(total)).reshape(end - start, -1))
+    return jnp.concatenate(outputs), jnp.concatenate(sums)
+
+
+def _slopes_of_one_head(arrays, causal):
+    """What `_attend_one_head`'s queries, keys and values get of the slope of the merged output."""
+    queries, slope, total, through, keys, values, held = arrays
+    scale = queries.shape[-1] ** -0.5
+    dq, dk, dv = [], jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
+    for start, end, visible in _query_blocks(len(queries), len(keys), causal):
+        logits = _block_logits(queries, keys, held, start, end, visible, causal)
+        q, g, lse, sent = (_flat(x[start:end]) for x in (queries, slope, total, through))
+        weights = jnp.exp(logits - lse)
+        dlogits = weights * (jnp.dot(g, values[:visible].T, preferred_element_type=jnp.float32) - sent)
+        weights, dlogits = weights.astype(keys.dtype), dlogits.astype(keys.dtype)
+        dq.append(scale * (dlogits @ keys[:visible]).reshape(end - start, *queries.shape[1:]).astype(jnp.float32))
+        dk = dk.at[:visible].add(scale * jnp.dot(dlogits.T, q, preferred_element_type=jnp.float32))
+        dv = dv.at[:visible].add(jnp.dot(weights.T, g, preferred_element_type=jnp.float32))
+    return jnp.concatenate(dq), dk, dv
+
+
+def _query_blocks(num_queries, num_keys, causal):
+    """(first query, end, keys that any of them may see); own keys are as many as queries."""
+    size = _QUERY_BLOCK * -(-num_queries // (_QUERY_BLOCK * _MOST_BLOCKS))
+    for start in range(0, num_queries, size):
+        end = min(start + size, num_queries)
+        yield start, end, end if causal else num_keys
+
+
+def _block_logits(queries, keys, held, start, end, visible, causal):
+    scaled = _flat(queries[start:end]) * jnp.asarray(queries.shape[-1] ** -0.5, queries.dtype)
+    logits = jnp.dot(scaled, keys[:visible].T, preferred_element_type=jnp.float32)
+    position = jnp.arange(visible)[None]
+    limit = start + 1 + jnp.arange(end - start)[:, None] if causal else held[None, None]
+    seen = jnp.broadcast_to(position < limit, (end - start, visible))
+    return jnp.where(jnp.repeat(seen, queries.shape[1], axis=0), logits, _MASKED)
+
+
+def _flat(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _by_head(x, keys):
+    """[N L H C] to [M K, R L, E, C]: for each key head of each row of keys the queries that it serves."""
+    (m, _, kv_heads, _), (n, length, heads, width) = keys.shape, x.shape
+    grouped = x.reshape(m, n // m * length, kv_heads, heads // kv_heads, width)
+    return grouped.transpose(0, 2, 1, 3, 4).reshape(m * kv_heads, n // m * length, heads // kv_heads, width)
+
+
+def _from_heads(x, shape):
+    """Undoes `_by_head`."""
+    heads, per_head, width = shape[2], x.shape[2], shape[3]
+    grouped = x.reshape(-1, heads // per_head, x.shape[1], per_head, width)
+    return grouped.transpose(0, 2, 1, 3, 4).reshape(shape)
+
+
+def _keys_by_head(x):
+    m, num_keys, kv_heads, width = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(m * kv_heads, num_keys, width)
+
+
+# --------------------------------------------------------------------------------------
+# On accelerators: their own kernels
+# --------------------------------------------------------------------------------------
 
 
 def _repeat_prefixes(path, row_attention, mesh):
