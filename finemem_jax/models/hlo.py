@@ -1,0 +1,151 @@
+"""What a compiled program sends between devices, read from the text of its optimised HLO. Knows nothing of models."""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
+_COLLECTIVE = re.compile(rf"^(.*?) ({'|'.join(KINDS)})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"\b(?:calls|body|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)"
+)
+_WHILE = re.compile(r"\bwhile\(.*condition=%?([\w.\-]+)")
+_TRIPS = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
+_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
+
+
+class Traffic(NamedTuple):
+    """Collectives of one run of a program.
+
+    Attributes:
+        sent: Bytes that leave each device, by kind of collective.
+        count: How many are run, by kind.
+        largest: Bytes of the largest array that any of them makes or takes, on one device.
+    """
+
+    sent: dict[str, float]
+    count: dict[str, float]
+    largest: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.sent.values())
+
+
+def traffic(text: str) -> Traffic:
+    """Adds up the collectives of a program, those in a loop as often as it runs.
+
+    A device among n sends, by the algorithms that send least, of an array of b bytes: all-gather and all-to-all
+    b (n - 1) / n, reduce-scatter the same of what it takes, all-reduce twice as much, collective-permute b.
+
+    How often a loop runs is what its backend wrote beside it, else the largest number in its condition. TPU programs
+    spread one collective over several fused instructions, which have a "chain" in common; it counts once.
+    """
+    lines = _computations(text)
+    devices = math.prod(map(int, re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])))
+    sent: dict[str, float] = collections.defaultdict(float)
+    count: dict[str, float] = collections.defaultdict(float)
+    largest = 0.0
+
+    def walk(name, times, seen):
+        nonlocal largest
+        for line in lines.get(name, ()):
+            found = _COLLECTIVE.match(line)
+            if found:
+                chain = _CHAIN.search(line)
+                if chain and chain[1] in seen:
+                    continue
+                seen |= {chain[1]} if chain else set()
+                kind, group = found[2], _group_size(line, devices)
+                whole = _whole_bytes(found[1], kind, bool(found[3]), group)
+                largest = max(largest, whole if group > 1 else 0)
+                sent[kind] += times * whole * _share(kind, group)
+                count[kind] += times
+                continue
+            loop = _WHILE.search(line)
+            if loop:
+                trips = _TRIPS.search(line)
+                n = int(trips[1]) if trips else max(_constants(lines, loop[1]), default=1)
+                walk(_called(line)[0], times * n, set())
+            elif not re.search(r"-(done|update)\(", line):
+                for called in _called(line):
+                    walk(called, times, seen)
+
+    walk("", 1, set())
+    return Traffic(dict(sent), dict(count), largest)
+
+
+def _computations(text):
+    """Instructions of each computation, without their names; the program itself is called ""."""
+    found, current = {}, []
+    for line in text.splitlines():
+        head = _COMPUTATION.match(line)
+        if head:
+            current = found["" if head[1] else head[2]] = []
+        elif instruction := _INSTRUCTION.match(line):
+            current.append(instruction[1] if " constant(" not in line else line)
+    return found
+
+
+def _constants(lines, name):
+    """The integers that a computation, or one that it calls, compares with."""
+    for line in lines.get(name, ()):
+        yield from map(int, _CONSTANT.findall(line))
+        for called in _called(line):
+            yield from _constants(lines, called)
+
+
+def _called(line):
+    return [name.lstrip("%") for names in _CALLED.findall(line) for name in names.split(", ")]
+
+
+def _group_size(line, devices):
+    groups = re.search(r"replica_groups=(.*)", line)
+    if not groups:
+        return 2  # collective-permute: pairs
+    text = groups[1]
+    if text.startswith("mesh["):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", text.partition("]")[0]))
+        named = re.search(r"\{([^}]*)\}", text.partition("]")[2])
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[1] if named else "")
+        return math.prod(int(part or sizes[name]) for name, part in parts)
+    if text.startswith("["):
+        return int(re.match(r"\[\d+,(\d+)\]", text)[1])  # type: ignore[index]
+    first = re.match(r"\{\{([\d,]*)\}", text)
+    return len(first[1].split(",")) if first else devices
+
+
+def _whole_bytes(result, kind, started, group):
+    """Bytes of the array that is gathered, reduced, scattered or sent, as a whole."""
+    total = _bytes(result)
+    if kind == "reduce-scatter":
+        return total * group
+    if started and kind == "all-gather":
+        return total * group / (group + 1)  # Its result names operand and result.
+    if started and kind == "collective-permute":
+        return total / 2
+    return total
+
+
+def _bytes(result):
+    total = 0.0
+    for dtype, shape in _ARRAY.findall(result):
+        if dtype == "u32" and not shape:
+            continue  # A semaphore.
+        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
+        total += math.prod(int(n) for n in shape.split(",") if n) * bits / 8
+    return total
+
+
+def _share(kind, group):
+    if kind == "collective-permute":
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (group - 1) / group
