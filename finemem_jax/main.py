@@ -15,8 +15,9 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.", required=True)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report", "sweep"], "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes; --mode=plan can do without.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report", "sweep", "plan"], "What to do.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", 'What --mode=plan compiles for, e.g. "v5e:8x8", "cpu:8" or "gpu".')
 _SWEEP = flags.DEFINE_string(
     "sweep",
     "",
@@ -27,8 +28,17 @@ _SWEEP_JOBS = flags.DEFINE_integer("sweep_jobs", 1, "How many members of a sweep
 
 
 def main(_) -> None:
-    workdir = pathlib.Path(_WORKDIR.value)
     config = _CONFIG.value
+    if _TOPOLOGY.value and _MODE.value != "plan":
+        sys.exit("finemem_jax: --topology needs --mode=plan.")
+    if _MODE.value == "plan":
+        from finemem_jax import plan
+
+        folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+        sys.exit(_stop_on_bad_input(lambda: plan.run(config, _TOPOLOGY.value, folder)))
+    if not _WORKDIR.value:
+        sys.exit("finemem_jax: --workdir is missing: the folder for everything the run writes.")
+    workdir = pathlib.Path(_WORKDIR.value)
     if _MODE.value == "report":
         from finemem_jax import report
 

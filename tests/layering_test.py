@@ -20,7 +20,7 @@ SHELVES = (
     ("environment", "reader", "embedding", "probes", "decoding", "learner", "advantages"),
     ("sampler", "rollout", "checkpoint", "rewards", "records"),
     ("assembly", "evaluate"),
-    ("train", "report", "sweep"),
+    ("train", "report", "sweep", "plan"),
     ("main",),
 )  # fmt: skip
 SHELF = {name: number for number, names in enumerate(SHELVES) for name in names}

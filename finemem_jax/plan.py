@@ -1,0 +1,549 @@
+"""Whether a config fits a machine that is not here, and how fast it could be: compiled ahead of time, without weights.
+
+The programs of a run (gradient of a micro-batch, optimizer update, prefill, decoding) are compiled for the target, TPU
+pods by the TPU compiler itself, with shapes in place of arrays. Nothing is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from finemem_jax import assembly, decoding, learner, optimizer, writer
+from finemem_jax import config as config_lib
+from finemem_jax.batching import Batch
+from finemem_jax.config import ConfigDict
+from finemem_jax.decoding import SlotState
+from finemem_jax.grpo import Rows
+from finemem_jax.learner import LearnerOptions, TrainState
+from finemem_jax.models import axes, decoder, flops, hlo, lora, sharding, targets
+from finemem_jax.models.chips import GIB, Chip
+from finemem_jax.models.decoder import Compute
+from finemem_jax.models.flops import Work
+from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.models.targets import Target
+from finemem_jax.optimizer import OptimizerOptions
+
+# Instructions, worked examples and the chat's frame before the chunk. With chunks and a memory view of 2,048 tokens
+# each this makes the 6,144 tokens to which Mem-alpha caps its training prompts.
+INSTRUCTION_TOKENS = 2_048
+_END_TOKENS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The longest case, in tokens: what all prompts share, a chunk, and the memory view with the response."""
+
+    trunk: int
+    branch: int
+    view: int
+    response: int
+
+    @property
+    def leaf(self) -> int:
+        return self.view + self.response
+
+
+@dataclasses.dataclass
+class Program:
+    """One compiled program. Bytes and FLOPs are those of one device.
+
+    Attributes:
+        runs: How often a training step runs it.
+        memory: Bytes by what they hold; "rest" is activations and all else that only lives while it runs.
+        flops, hbm_bytes, sent: Of one run. `hbm_bytes` is a lower bound: what is read and written at least once.
+        largest_collective: Bytes of the largest array that a collective makes.
+        problem: What the compiler said if it refused.
+    """
+
+    name: str
+    runs: float
+    memory: dict[str, float]
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    sent: dict[str, float] = dataclasses.field(default_factory=dict)
+    largest_collective: float = 0.0
+    compile_seconds: float = 0.0
+    problem: str = ""
+
+    @property
+    def total(self) -> float:
+        return sum(self.memory.values())
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """Lower bounds on one run's time: products at peak, memory read once, links all busy."""
+        return {
+            "compute": self.flops / chip.flops,
+            "hbm": self.hbm_bytes / chip.hbm_bandwidth,
+            "links": sum(self.sent.values()) / chip.link_bandwidth,
+        }
+
+    def roofline(self, chip: Chip) -> float:
+        """The longest of them, as if all three overlapped perfectly."""
+        return max(self.seconds(chip).values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config would need and could reach on a target."""
+
+    config: ConfigDict
+    target: Target
+    mesh: Mesh
+    attention: str
+    lengths: Lengths
+    groups: int
+    useful_flops: float
+    programs: tuple[Program, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.margin >= 0 and not any(program.problem for program in self.programs)
+
+    @property
+    def margin(self) -> float:
+        """Bytes per device that stay free at the worst moment."""
+        return self.target.hbm_bytes - max(program.total for program in self.programs)
+
+    def update_seconds(self) -> float | None:
+        """Lower bound on the time of a training step's update; None where peaks are unknown."""
+        return self._seconds("gradients", "optimizer")
+
+    def sampling_seconds(self) -> float | None:
+        """Lower bound on the time the manager takes to write a training step's responses, all of full length."""
+        return self._seconds("prefill", "decode")
+
+    def _seconds(self, *names):
+        chip = self.target.chip
+        return chip and sum(p.runs * p.roofline(chip) for p in self.programs if p.name in names)
+
+    def mfu(self) -> float | None:
+        """Upper bound on the update's MFU: useful FLOPs / (peak × its shortest time)."""
+        chip, seconds = self.target.chip, self.update_seconds()
+        return self.useful_flops / (chip.flops * self.mesh.size * seconds) if chip and seconds else None
+
+
+def run(config: ConfigDict, topology: str, workdir: pathlib.Path | None) -> int:
+    """Plans, prints the tables, and writes `plan.json` into a workdir if one is given.
+
+    Returns:
+        The program's exit code: 0 if it fits, else 1.
+
+    Raises:
+        ValueError: an unknown or unavailable topology, or a mesh that does not divide it or the model.
+    """
+    found = make(config, topology)
+    show(found)
+    if workdir is not None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        writer.replace_text(workdir / "plan.json", json.dumps(record(found), indent=1) + "\n")
+    return 0 if found.fits else 1
+
+
+# --------------------------------------------------------------------------------------
+# Compiling
+# --------------------------------------------------------------------------------------
+
+
+def make(config: ConfigDict, topology: str) -> Plan:
+    """Compiles a config's programs for a target.
+
+    Raises:
+        ValueError: see `run`.
+    """
+    config_lib.validate(config)
+    method = assembly.method(config)
+    model = assembly.shape(config)
+    where = targets.find(topology)
+    mesh = _mesh(config, model, where)
+    shares = axes.size(mesh, axes.ROWS)
+    if config.train.groups_per_microbatch % shares:
+        raise ValueError(
+            f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of mesh.data * "
+            f"mesh.fsdp = {shares} on {topology}, so that each device trains on whole groups; set it to {shares}."
+        )
+    lengths = _lengths(config, model)
+    attention = _attention(config, where)
+    options = LearnerOptions(
+        model, Compute(config.model.remat, config.model.compute_dtype, attention, mesh), method.objective
+    )
+    groups = config.rollout.streams_per_step * config.data.chunks_per_stream
+    shapes = _Shapes(config, model, mesh, lengths)
+    work = flops.tree(
+        lengths.trunk, lengths.branch, lengths.leaf, config.train.groups_per_microbatch // shares,
+        config.rollout.group_size, config.rollout.max_new_tokens, triangular=attention != "xla",
+    )  # fmt: skip
+    programs = [*_update_programs(config, options, shapes, work, groups), *_sampling_programs(config, model, shapes)]
+    # A micro-batch's padding does nothing useful.
+    useful = flops.useful(model, work) * shares / config.train.groups_per_microbatch * groups * config.train.epochs
+    return Plan(config, where, mesh, attention, lengths, groups, useful, tuple(programs))
+
+
+def _mesh(config, model, where):
+    sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    try:
+        mesh = sharding.make_mesh(*sizes, where.devices)
+        sharding.param_shardings(model, mesh)
+    except ValueError as error:
+        fitting = _fitting_mesh(model, where)
+        remedy = f" On {where.name} {fitting} divides {model.name}." if fitting else ""
+        raise ValueError(f"{error}{remedy}") from error
+    return mesh
+
+
+def _fitting_mesh(model, where):
+    """The mesh with the largest fsdp, as settings, that divides the devices and the model; "" if none does."""
+    count = len(where.devices)
+    for fsdp in sorted((n for n in range(1, count + 1) if count % n == 0), reverse=True):
+        for tensor in (n for n in range(1, count // fsdp + 1) if count // fsdp % n == 0):
+            sizes = {"data": count // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
+            try:
+                sharding.param_shardings(model, sharding.make_mesh(**sizes, devices=where.devices))
+            except ValueError:
+                continue
+            return " ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    return ""
+
+
+def _attention(config, where):
+    """What "auto" is on such devices by `attention.choose`, which would try it on one."""
+    alone = "blocked" if len(where.devices) == 1 else "xla"
+    own = {"tpu": "splash", "gpu": "cudnn", "cpu": alone}.get(where.platform, "xla")
+    wanted = own if config.model.attention == "auto" else config.model.attention
+    if wanted == "cudnn" and config.model.compute_dtype != "bfloat16":
+        wanted = "xla" if config.model.attention == "auto" else wanted
+    if wanted not in ("xla", "blocked", own):
+        raise ValueError(f"model.attention={wanted!r} does not work on {where.name}; set model.attention='auto'.")
+    return wanted
+
+
+def _lengths(config, model):
+    multiple = config.train.length_multiple
+
+    def rounded(length):
+        return -(-length // multiple) * multiple
+
+    trunk = INSTRUCTION_TOKENS // multiple * multiple
+    branch = rounded(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk)
+    response = config.rollout.max_new_tokens
+    view = rounded(config.memory.view_tokens + response) - response
+    if trunk + branch + view + response > model.max_length:
+        raise ValueError(
+            f"instructions ({INSTRUCTION_TOKENS}, as the plan assumes) + manager.chunk_tokens "
+            f"({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) + "
+            f"rollout.max_new_tokens ({response}) are more than {model.name} takes ({model.max_length}); lower one."
+        )
+    return Lengths(trunk, branch, view, response)
+
+
+class _Shapes:
+    """Shapes of everything a run holds, each with its place on the mesh."""
+
+    def __init__(self, config: ConfigDict, model: DecoderConfig, mesh: Mesh, lengths: Lengths):
+        self.config, self.mesh, self.lengths = config, mesh, lengths
+        self.tx = optimizer.make(OptimizerOptions(**config.optimizer))
+        params = jax.tree.map(_at, decoder.abstract_params(model), sharding.param_shardings(model, mesh))
+        base, adapters = lora.split(params) if model.lora else (params, {})
+        dtype = jnp.dtype(config.model.param_dtype)
+        base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), base)
+        self.params = lora.combine(base, adapters) if adapters else base
+        self.frozen, self.trained = lora.split(self.params)
+        self.base = base
+        where = learner.state_shardings(self.trained, self.tx)
+        opt_state = jax.eval_shape(self.tx.init, self.trained)
+        self.state = TrainState(self.trained, jax.tree.map(_at, opt_state, where.opt_state), self.scalar(jnp.int32))
+        # What the manager and the reader decode with: slices of the stacked layers, in place.
+        dtype = jnp.dtype(config.sampler.dtype)
+        unstacked = jax.eval_shape(functools.partial(decoder.unstack, lora.without(model)), base)
+        unstacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), unstacked)
+        places = jax.tree.map(lambda x: x.sharding, base)
+        rest = {name: place for name, place in places.items() if name != "layers"}
+        layer = {name: NamedSharding(mesh, P(*place.spec[1:])) for name, place in places["layers"].items()}
+        self.unstacked = jax.tree.map(_at, unstacked, (rest, [layer] * model.num_layers))
+
+    def scalar(self, dtype=jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(self.mesh, P()))
+
+    def rows(self, shape, dtype=jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(self.mesh, shape[0]))
+
+    def sums(self, options):
+        shapes = jax.eval_shape(functools.partial(learner.zero_sums, options), self.trained)
+        everywhere = jax.tree.map(lambda x: _at(x, NamedSharding(self.mesh, P())), shapes)
+        return everywhere._replace(
+            gradients=jax.tree.map(lambda x, like: _at(x, like.sharding), shapes.gradients, self.trained)
+        )
+
+    def batch(self) -> Batch:
+        config, lengths = self.config, self.lengths
+        shares, groups = axes.size(self.mesh, axes.ROWS), config.train.groups_per_microbatch
+        r, a = groups * config.rollout.group_size, config.rollout.max_new_tokens
+        floats = functools.partial(self.rows, dtype=jnp.float32)
+        return Batch(
+            trunk=self.rows((shares, lengths.trunk)), trunk_length=self.rows((shares,)),
+            branch=self.rows((groups, lengths.branch)), branch_length=self.rows((groups,)),
+            leaf=self.rows((r, lengths.leaf)), leaf_length=self.rows((r,)),
+            response_start=self.rows((r,)), response=self.rows((r, a)),
+            rows=Rows(
+                token_mask=self.rows((r, a), bool), advantages=floats((r, a)), old_log_probs=floats((r, a)),
+                weight=floats((r,)), count=floats((r,)), sampler_log_probs=floats((r, a)),
+                reference_log_probs=floats((r, a)) if config.objective.kl_weight else None,
+                unclipped_factor=floats((r, a)) if config.credit.type_factor_on == "unclipped" else None,
+            ),
+        )  # fmt: skip
+
+    def cache(self, model, rows, positions):
+        """Rows over data and fsdp, heads over tensor."""
+        heads = axes.COMPUTED["kv_heads"]
+        split = axes.ROWS if rows % axes.size(self.mesh, axes.ROWS) == 0 else None
+        shapes = jax.eval_shape(
+            functools.partial(decoding.empty_cache, model, rows, positions, self.config.sampler.dtype)
+        )
+        return jax.tree.map(lambda x: _at(x, NamedSharding(self.mesh, P(split, heads))), shapes)
+
+
+def _at(shape, place):
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+
+def _bytes(tree) -> float:
+    """Bytes of a tree of shapes on one device."""
+    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
+
+
+def _update_programs(config, options, shapes, work, groups):
+    params, moments = _bytes(shapes.params), _bytes(shapes.state) - _bytes(shapes.trained)
+    sums, batch = shapes.sums(options), shapes.batch()
+    # What stays while the other programs run. The manager's weights are dropped during an update.
+    reader = _bytes(shapes.unstacked) if config.reader.kind == "model" else 0.0
+    reference = _bytes(shapes.base) if _has_reference(config) and not config.lora.rank else 0.0
+    resident = {"parameters": params, "optimizer": moments, "frozen copies": reader + reference}
+    per_update = math.ceil(math.ceil(groups / config.train.minibatches) / config.train.groups_per_microbatch)
+    updates = config.train.minibatches * config.train.epochs
+    gradients = _compile(
+        "gradients", updates * per_update, learner.accumulate,
+        (options, shapes.frozen, shapes.trained, sums, batch, shapes.scalar()),
+        resident | {"gradients": _bytes(sums), "batch": _bytes(batch)},
+    )  # fmt: skip
+    gradients.flops = flops.executed(options.model, work, options.compute.remat, options.compute.attention)
+    gradients.flops /= shapes.mesh.shape["tensor"]
+    # Each pass over the layers reads a device's share of the gathered weights, and writes them when they arrive.
+    width = jnp.dtype(options.compute.dtype).itemsize
+    passes = 3 if options.compute.remat == "full" else 2
+    gradients.hbm_bytes += passes * flops.matrices(options.model) * width / shapes.mesh.shape["tensor"]
+    update = _compile(
+        "optimizer", updates, learner.apply, (shapes.tx, shapes.state, sums),
+        resident | {"gradients": _bytes(sums)},
+    )  # fmt: skip
+    return gradients, update
+
+
+def _has_reference(config):
+    return bool(config.objective.kl_weight or config.credit.kl_weight)
+
+
+def _sampling_programs(config, model, shapes):
+    base, lengths = lora.without(model), shapes.lengths
+    multiple = config.sampler.length_multiple
+    positions = -(-(lengths.branch + lengths.leaf) // multiple) * multiple
+    rollouts = config.rollout.streams_per_step * config.rollout.group_size
+    slots = min(config.sampler.num_slots, _power_of_two(rollouts))
+    streams = _power_of_two(config.rollout.streams_per_step)
+    trunk = jax.tree.map(
+        lambda x: _at(x, NamedSharding(shapes.mesh, P(None, axes.COMPUTED["kv_heads"]))),
+        shapes.cache(base, 1, lengths.trunk),
+    )
+    cache = shapes.cache(base, slots, positions)
+    # Beside the slots' cache stand the branches', and that of the leaves being admitted.
+    branches = shapes.cache(base, streams, -(-lengths.branch // multiple) * multiple)
+    held = {
+        "parameters": _bytes(shapes.params),
+        "optimizer": _bytes(shapes.state) - _bytes(shapes.trained),
+        "frozen copies": _bytes(shapes.unstacked) if config.reader.kind == "model" else 0.0,
+        "manager's copy": _bytes(shapes.unstacked),
+    }
+    if _has_reference(config) and not config.lora.rank:
+        held["frozen copies"] += _bytes(shapes.base)
+    leaf = -(-lengths.view // multiple) * multiple
+    state = SlotState(
+        token=shapes.rows((slots,)), filled=shapes.rows((slots,)), remaining=shapes.rows((slots,)),
+        temperature=shapes.rows((slots,), jnp.float32), key=shapes.rows((slots, 2), jnp.uint32),
+    )  # fmt: skip
+    steps = config.data.chunks_per_stream
+    waves = math.ceil(rollouts / slots)
+    shares = axes.size(shapes.mesh, axes.ROWS)
+    rows = slots / shares if slots % shares == 0 else slots
+    tensor = shapes.mesh.shape["tensor"]
+    prefill = _compile(
+        "prefill", steps * waves, decoding.prefill,
+        (base, shapes.unstacked, trunk, cache, shapes.rows((slots, leaf)), shapes.rows((slots,)),
+         shapes.scalar(jnp.int32), shapes.rows((slots,))),
+        held | {"cache": 2 * _bytes(cache) + _bytes(branches) + _bytes(trunk)},
+    )  # fmt: skip
+    keys = lengths.trunk + positions
+    prefill.flops = rows / tensor * flops.forward(base, Work(leaf, 0, 0, leaf * keys), leaf * keys)
+    num_steps = config.sampler.steps_per_call
+    decode = _compile(
+        "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decoding.decode,
+        (base, shapes.unstacked, trunk, cache, state, shapes.scalar(jnp.int32), num_steps,
+         _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P()))),
+        held | {"cache": _bytes(cache) + _bytes(branches) + _bytes(trunk)},
+    )  # fmt: skip
+    decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)
+    # Every token reads the weights and the cache once.
+    decode.hbm_bytes = num_steps * (_bytes(shapes.unstacked) + _bytes(cache) + _bytes(trunk))
+    return prefill, decode
+
+
+def _power_of_two(n):
+    return 1 << (n - 1).bit_length()
+
+
+def _compile(name: str, runs: float, function: Any, arguments: tuple, memory: dict[str, float]) -> Program:
+    """Compiles a program and reads off what it needs.
+
+    Args:
+        memory: What is held while it runs, its arguments included.
+    """
+    program = Program(name, runs, dict(memory))
+    began = time.monotonic()
+    try:
+        compiled = function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        program.problem = str(error).strip().splitlines()[0]
+        program.memory["rest"] = _needed(program.problem) or math.inf
+        return program
+    finally:
+        program.compile_seconds = time.monotonic() - began
+    stats = compiled.memory_analysis()
+    arguments_and_results = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    # Tiles pad arrays, so that arguments can be larger than their elements.
+    program.memory["rest"] = (
+        arguments_and_results + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+        - sum(_bytes(x) for x in jax.tree.leaves(arguments) if isinstance(x, jax.ShapeDtypeStruct))
+    )  # fmt: skip
+    program.hbm_bytes = stats.argument_size_in_bytes + stats.output_size_in_bytes
+    moved = hlo.traffic(compiled.as_text())
+    program.sent, program.largest_collective = moved.sent, moved.largest
+    return program
+
+
+def _needed(message):
+    """Bytes that the TPU compiler says it would have needed for temporaries; None if it does not say."""
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds", message) or re.search(r"Used ([\d.]+)([KMGT])", message)
+    return found and float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))
+
+
+# --------------------------------------------------------------------------------------
+# Showing
+# --------------------------------------------------------------------------------------
+
+_ROLES = {
+    "gradients": "a micro-batch",
+    "optimizer": "the optimizer",
+    "prefill": "prefill of all slots",
+    "decode": "decoding {} tokens",
+}
+
+
+def show(plan: Plan) -> None:
+    """Prints what is assumed, memory and time per device, and the verdict."""
+    config, lengths = plan.config, plan.lengths
+    sizes = " × ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
+    print(f"{config.experiment or config.model.name} on {plan.target.name}: {plan.mesh.size} devices, {sizes}")
+    print(
+        f"longest case: {lengths.trunk} tokens of instructions (assumed) shared by all rows, {lengths.branch} of a "
+        f"chunk shared by\na group's rows, {lengths.view} of memory and {lengths.response} of response for each row; "
+        f"{plan.groups} groups of {config.rollout.group_size} rows\na training step, "
+        f"{config.train.groups_per_microbatch} at once; attention: {plan.attention}; remat: {config.model.remat}"
+    )
+    names = [_ROLES[program.name].format(config.sampler.steps_per_call) for program in plan.programs]
+    writer.print_table("memory per device, GiB, while running …", ("", *names), _memory_rows(plan))
+    writer.print_table("per device and run; each time is a lower bound", ("", *names), _cost_rows(plan))
+    for line in _verdict(plan):
+        print(line)
+
+
+def _memory_rows(plan):
+    for name in dict.fromkeys(name for program in plan.programs for name in program.memory):
+        yield (name, *(f"{p.memory[name] / GIB:.2f}" if name in p.memory else "" for p in plan.programs))
+    yield ("total", *(f"{p.total / GIB:.2f}" for p in plan.programs))
+    limit = plan.target.hbm_bytes
+    yield (f"free of {limit / GIB:.2f}", *(f"{(limit - p.total) / GIB:.2f}" for p in plan.programs))
+
+
+def _cost_rows(plan):
+    def row(title, form, values):
+        return (title, *(form.format(value) for value in values))
+
+    programs, chip = plan.programs, plan.target.chip
+    yield row("runs a training step", "{:g}", [p.runs for p in programs])
+    yield row("TFLOPs", "{:.4g}", [p.flops / 1e12 for p in programs])
+    yield row("HBM, at least, GB", "{:.3g}", [p.hbm_bytes / 1e9 for p in programs])
+    for kind in sorted({kind for p in programs for kind, sent in p.sent.items() if sent}):
+        yield row(f"sent by {kind}, GB", "{:.3g}", [p.sent.get(kind, 0) / 1e9 for p in programs])
+    yield row("largest collective, GB", "{:.2g}", [p.largest_collective / 1e9 for p in programs])
+    if chip:
+        for name in ("compute", "HBM", "links"):
+            yield row(f"{name}, s", "{:.3g}", [p.seconds(chip)[name.lower()] for p in programs])
+        yield row("all runs of a step, s", "{:.3g}", [p.runs * p.roofline(chip) for p in programs])
+
+
+def _verdict(plan):
+    for program in plan.programs:
+        if program.problem:
+            yield f"{program.name} was refused by the compiler: {program.problem}"
+    update, sampling, mfu = plan.update_seconds(), plan.sampling_seconds(), plan.mfu()
+    if update is not None and sampling is not None and mfu is not None:
+        yield (
+            "times are rooflines: the slowest of compute, HBM and links at their published peaks "
+            f"({plan.target.chip.source})"  # type: ignore[union-attr]
+        )
+        yield f"a training step's update takes at least {update:.1f} s, so its MFU is at most {mfu:.0%}"
+        yield f"its responses, all of full length, take at least {sampling:.0f} s; the reader's answers are not planned"
+    if plan.fits:
+        share = plan.margin / plan.target.hbm_bytes
+        yield f"fits: {plan.margin / GIB:.2f} GiB ({share:.0%}) of each device's memory stay free at the worst moment"
+    else:
+        yield (
+            "does not fit: try more devices, mesh.tensor, model.remat='full', lora.rank, or smaller "
+            "train.groups_per_microbatch, sampler.num_slots, manager.chunk_tokens or memory.view_tokens"
+        )
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values: bytes, FLOPs and seconds, per device."""
+    chip = plan.target.chip
+    return {
+        "experiment": plan.config.experiment,
+        "topology": plan.target.name,
+        "mesh": dict(plan.mesh.shape),
+        "chip": chip and dataclasses.asdict(chip),
+        "hbm_bytes": plan.target.hbm_bytes,
+        "attention": plan.attention,
+        "lengths": dataclasses.asdict(plan.lengths),
+        "groups": plan.groups,
+        "useful_flops": plan.useful_flops,
+        "update_seconds": plan.update_seconds(),
+        "sampling_seconds": plan.sampling_seconds(),
+        "mfu": plan.mfu(),
+        "margin_bytes": plan.margin,
+        "fits": plan.fits,
+        "programs": [
+            {**dataclasses.asdict(p), "total_bytes": p.total, "seconds": p.seconds(chip) if chip else None}
+            for p in plan.programs
+        ],
+    }
