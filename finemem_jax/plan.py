@@ -61,7 +61,7 @@ class Program:
 
     Attributes:
         runs: How often a training step runs it.
-        memory: Bytes by what they hold; "rest" is activations and all else that only lives while it runs.
+        memory: Bytes by what they hold; "temporaries" are activations and all else that only lives while it runs.
         flops, hbm_bytes, sent: Of one run. `hbm_bytes` is a lower bound: what is read and written at least once.
         largest_collective: Bytes of the largest array that a collective makes.
         problem: What the compiler said if it refused.
@@ -424,14 +424,14 @@ def _compile(name: str, runs: float, function: Any, arguments: tuple, memory: di
         if "memory" not in str(error):
             raise
         program.problem = str(error).strip().splitlines()[0]
-        program.memory["rest"] = _needed(program.problem) or math.inf
+        program.memory["temporaries"] = _needed(program.problem) or math.inf
         return program
     finally:
         program.compile_seconds = time.monotonic() - began
     stats = compiled.memory_analysis()
     arguments_and_results = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     # Tiles pad arrays, so that arguments can be larger than their elements.
-    program.memory["rest"] = (
+    program.memory["temporaries"] = (
         arguments_and_results + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
         - sum(_bytes(x) for x in jax.tree.leaves(arguments) if isinstance(x, jax.ShapeDtypeStruct))
     )  # fmt: skip
@@ -478,7 +478,8 @@ def show(plan: Plan) -> None:
 
 
 def _memory_rows(plan):
-    for name in dict.fromkeys(name for program in plan.programs for name in program.memory):
+    names = dict.fromkeys(name for program in plan.programs for name in program.memory)
+    for name in sorted(names, key="temporaries".__eq__):
         yield (name, *(f"{p.memory[name] / GIB:.2f}" if name in p.memory else "" for p in plan.programs))
     yield ("total", *(f"{p.total / GIB:.2f}" for p in plan.programs))
     limit = plan.target.hbm_bytes

@@ -14,6 +14,10 @@ ARGUMENTS = {
     "smoke": [None],
     "smollm2_135m": ["", "long", "smoke"],
     "mem_alpha": ["", "smoke"],
+    "qwen3_4b": ["", "smoke"],
+    "qwen3_1p7b": ["", "smoke"],
+    "llama32_3b": ["", "smoke"],
+    "qwen7b": ["", "smoke"],
     "ablations": ["", "smoke", "smoke,credit=mem_alpha", "credit=chunk,beta=0"],
 }
 
@@ -36,7 +40,7 @@ def test_configs_are_valid(name, argument):
     assert config.experiment
 
 
-@pytest.mark.parametrize("name", ["smollm2_135m", "mem_alpha"])
+@pytest.mark.parametrize("name", ["smollm2_135m", "mem_alpha", "qwen3_4b", "qwen3_1p7b", "llama32_3b", "qwen7b"])
 def test_unknown_arguments_are_refused(name):
     with pytest.raises(ValueError, match="got 'tiny'"):
         get_config(name, "tiny")

@@ -74,7 +74,7 @@ def test_programs_and_their_totals(made):
     by_name = {program.name: program for program in made.programs}
     assert list(by_name) == ["gradients", "optimizer", "prefill", "decode"]
     for program in made.programs:
-        assert program.memory["parameters"] > 0 and program.memory["rest"] >= 0
+        assert program.memory["parameters"] > 0 and program.memory["temporaries"] >= 0
         assert program.total == sum(program.memory.values())
         assert program.hbm_bytes > 0 and not program.problem
     # 2 streams × 2 chunks are 4 groups, 2 at once; 8 rollouts in 8 slots, 24 tokens by 8, for each of 2 chunks.

@@ -1,0 +1,29 @@
+"""Fine-Mem's main run with a manager of another family: Llama-3.2-3B-Instruct.
+
+    python -m finemem_jax.main --config=experiments/llama32_3b.py --mode=plan --topology=v5e:4x4
+    python -m finemem_jax.main --config=experiments/llama32_3b.py --workdir=runs/llama32_3b \
+        --config.data.name=... --config.data.source_dir=/path/to/files
+
+Hardware: 16 chips of TPU v5e (4x4), planned by ahead-of-time compilation (BUILD_NOTES.md has the table); the run itself
+has not been made.
+Time: not measured.
+Expected: the paper reports gains for this backbone too; its figures are not known to us.
+
+    --config=experiments/llama32_3b.py:smoke    the smoke test's model and sizes: seconds
+
+All values but the model's are `qwen3_4b`'s.
+"""
+
+import pathlib
+import runpy
+
+
+def get_config(arg: str = ""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"llama32_3b takes no argument, or ':smoke'; got {arg!r}.")
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg)
+    config.experiment = "llama32_3b"
+    if arg != "smoke":
+        config.model.name = "llama32_3b"
+        config.model.weights = "meta-llama/Llama-3.2-3B-Instruct"
+    return config

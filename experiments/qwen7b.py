@@ -1,0 +1,31 @@
+"""Fine-Mem's method with Qwen2.5-7B-Instruct as manager, which the paper does not have.
+
+    python -m finemem_jax.main --config=experiments/qwen7b.py --mode=plan --topology=v5e:8x8
+    python -m finemem_jax.main --config=experiments/qwen7b.py --workdir=runs/qwen7b \
+        --config.data.name=... --config.data.source_dir=/path/to/files
+
+Hardware: 64 chips of TPU v5e (8x8), planned by ahead-of-time compilation (BUILD_NOTES.md has the table); the run itself
+has not been made.
+Time: not measured.
+Expected: nothing published to compare with.
+
+    --config=experiments/qwen7b.py:smoke    the smoke test's model and sizes: seconds
+
+All values but the model's and the machine's are `qwen3_4b`'s.
+"""
+
+import pathlib
+import runpy
+
+
+def get_config(arg: str = ""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"qwen7b takes no argument, or ':smoke'; got {arg!r}.")
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg)
+    config.experiment = "qwen7b"
+    config.train.groups_per_microbatch = 16
+    if arg != "smoke":
+        config.model.name = "qwen25_7b"
+        config.model.weights = "Qwen/Qwen2.5-7B-Instruct"
+        config.sampler.num_slots = 256
+    return config
