@@ -231,7 +231,9 @@ def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
         ValueError: an attention that was asked for by name does not work here.
     """
     device = mesh.devices.flat[0]
-    implementation, remark = attention.choose(config.model.attention, device, jnp.dtype(config.model.compute_dtype))
+    implementation, remark = attention.choose(
+        config.model.attention, device, jnp.dtype(config.model.compute_dtype), mesh.size
+    )
     return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
 
 

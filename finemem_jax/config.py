@@ -34,7 +34,7 @@ def default() -> ConfigDict:
     config.model.param_dtype = "float32"  # Of the parameters: "float32" or "bfloat16".
     config.model.remat = "attention"  # What the backward pass recomputes: "none", "attention", "full" or "offload".
     config.model.compute_dtype = "float32"  # What training computes in: "float32" or "bfloat16".
-    config.model.attention = "auto"  # "xla", "blocked" (CPU), "cudnn" (GPU, bfloat16), "splash" (TPU); "auto" = fastest.
+    config.model.attention = "auto"  # The platform's own, or "xla", "blocked" (CPU), "cudnn" (GPU), "splash" (TPU).
 
     config.lora = ConfigDict()  # Low-rank adapters: train these alone, beside a frozen model.
     config.lora.rank = 0  # Of each adapter; 0 = none, all parameters are trained.

@@ -261,8 +261,11 @@ def _rematerialised(body, remat):
         return jax.checkpoint(body)
     if remat == "offload":
         return jax.checkpoint(body, policy=policies.offload_dot_with_no_batch_dims("device", "pinned_host"))
-    # Projections have no batch dimensions, attention's products have: this keeps the former.
-    return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable)
+    # Projections have no batch dimensions, attention's products have: this keeps the former, and of "blocked" attention
+    # what its backward pass starts from.
+    kept = policies.save_only_these_names(attention.KEPT)
+    both = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, kept)
+    return jax.checkpoint(body, policy=both)
 
 
 def _gathered(config, layer_params, mesh):
