@@ -27,9 +27,12 @@ def test_wrong_mesh_is_refused(sizes):
 
 
 def test_mesh_that_does_not_divide_the_model_is_refused():
-    odd = presets.DecoderConfig("odd", 384, 48, 96, 2, 3, 3, 15, 1e4, 1e-5, True, 64)
-    with pytest.raises(ValueError, match=r"mesh\.tensor=2 does not divide axis 'kv_heads' \(45\).*choose a divisor"):
+    odd = presets.DecoderConfig("odd", 384, 49, 96, 2, 3, 3, 16, 1e4, 1e-5, True, 64)
+    # 3 heads of 16 channels: 48 could be halved, but the second half would begin inside a head.
+    with pytest.raises(ValueError, match=r"mesh\.tensor=2 does not divide num_heads=3 of odd; set mesh\.tensor=1"):
         sharding.param_shardings(odd, sharding.make_mesh(1, 1, 2))
+    with pytest.raises(ValueError, match=r"mesh\.fsdp=2 does not divide axis 'embed' \(49\).*set mesh\.fsdp=1"):
+        sharding.param_shardings(odd, sharding.make_mesh(1, 2, 1))
 
 
 def test_rows_are_split_only_where_that_works():
