@@ -7,8 +7,8 @@
 Hardware: 16 chips of TPU v5e (4x4), or 8 of v5p (2x2x2, with --config.mesh.tensor=1 and
 --config.train.groups_per_microbatch=8). Both are planned, by ahead-of-time compilation (BUILD_NOTES.md has the tables);
 the run itself has not been made.
-Time: not measured. By the plan's roofline a training step takes at least 183 s for the update and 443 s for responses of
-full length on v5e:4x4; the reader comes on top.
+Time: not measured. By the plan's roofline a training step takes at least 183 s for the update and 440 s for responses
+of full length on v5e:4x4; the reader comes on top.
 Expected: what is reported of the paper's run, whose reader is Qwen3-32B while here the starting weights read: an
 average score of .663 with 79,100 tokens of memory (outcome reward only .627, chunk reward only .639, evidence credit
 only .622). Before it, on Memalpha's validation sets, untrained Qwen3-4B had .389 and Mem-alpha-4B .642.

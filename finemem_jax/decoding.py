@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from finemem_jax.models import decoder
@@ -46,7 +47,7 @@ def empty_cache(config: DecoderConfig, rows: int, positions: int, dtype: str = "
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=3)
 def prefill(
     config: DecoderConfig,
     unstacked,
@@ -56,12 +57,16 @@ def prefill(
     lengths: Int[Array, " N"],
     trunk_length: Int[Array, ""],
     starts: Int[Array, " N"],
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "N D"], list[LayerCache]]:
     """Appends `lengths` tokens to each row; returns each row's last hidden state and the cache.
 
     Hidden states and not logits: most prefills are of prefixes, whose logits nobody asks for.
+
+    Args:
+        mesh: Devices that hold the weights, to share out the rows; None for one.
     """
-    hidden, cache = decoder.extend(config, unstacked, trunk, cache, tokens, trunk_length, starts)
+    hidden, cache = decoder.extend(config, unstacked, trunk, cache, tokens, trunk_length, starts, mesh)
     return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
 
 

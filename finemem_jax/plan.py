@@ -388,7 +388,7 @@ def _sampling_programs(config, model, shapes):
     prefill = _compile(
         "prefill", steps * waves, decoding.prefill,
         (base, shapes.unstacked, trunk, cache, shapes.rows((slots, leaf)), shapes.rows((slots,)),
-         shapes.scalar(jnp.int32), shapes.rows((slots,))),
+         shapes.scalar(jnp.int32), shapes.rows((slots,)), shapes.mesh),
         held | {"cache": 2 * _bytes(cache) + _bytes(branches) + _bytes(trunk)},
     )  # fmt: skip
     keys = lengths.trunk + positions

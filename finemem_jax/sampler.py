@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from finemem_jax import decoding
 from finemem_jax.decoding import SlotState
@@ -71,6 +72,8 @@ class Sampler:
         """Takes new weights, and forgets everything computed with the old ones."""
         self.policy_version = policy_version
         self._weights = _unstack(self.config, params, self._dtype)
+        place = jax.tree.leaves(params)[0].sharding
+        self._mesh = place.mesh if isinstance(place, NamedSharding) and place.mesh.size > 1 else None
         self._trunks: dict[tuple[int, ...], Any] = {}
 
     def release(self) -> None:
@@ -146,8 +149,9 @@ class Sampler:
             lengths[i] = len(row)
         self.stats.prefilled_tokens += int(lengths[: len(rows)].sum())
         return decoding.prefill(
-            self.config, self._weights, trunk_cache, cache, tokens, lengths, trunk_length, np.asarray(starts, np.int32)
-        )
+            self.config, self._weights, trunk_cache, cache, tokens, lengths, trunk_length,
+            np.asarray(starts, np.int32), self._mesh,
+        )  # fmt: skip
 
     def _branches(self, trunk, branches):
         """Caches of the distinct branches, as rows of one cache no longer than these; row i belongs to branches[i]."""

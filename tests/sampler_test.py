@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from finemem_jax.episode import Completion, Request, random_key
-from finemem_jax.models import decoder, presets
+from finemem_jax.models import decoder, presets, sharding
 from finemem_jax.sampler import Sampler, SamplerStats
 
 TINY = presets.preset("tiny")
@@ -109,6 +109,12 @@ def test_log_probs_are_teacher_forced_ones(params, temperature):
     for request, completion in zip(requests, make_sampler(params).generate(requests), strict=True):
         assert len(completion.ids) == len(completion.log_probs) == request.max_new_tokens
         assert_teacher_forced(params, request, completion)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 1, 1), (1, 1, 2)])
+def test_weights_on_two_devices(params, requests, completions, sizes):
+    placed = sharding.place(TINY, params, sharding.make_mesh(*sizes))
+    assert_same(make_sampler(placed).generate(requests), completions)
 
 
 def test_in_bfloat16(params):

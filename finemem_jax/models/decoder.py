@@ -322,6 +322,7 @@ def extend(
     tokens: Int[Array, "N L"],
     trunk_length: Int[Array, ""],
     starts: Int[Array, " N"],
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "N L D"], list[LayerCache]]:
     """Appends tokens to cached rows and returns their final hidden states.
 
@@ -334,11 +335,19 @@ def extend(
         cache: Keys and values per row, [N K S C] per layer. Donate it.
         trunk_length: Valid positions of the trunk.
         starts: Filled positions of each row's cache; starts + L <= S, else the write is shifted.
+        mesh: Devices that share out the rows, and gather each layer's weights, which are less than the states of many
+            tokens. None leaves it to the compiler, which adds up partial products instead.
 
     Returns:
         Hidden states, and the new cache.
     """
     rest, layers = unstacked
+    if mesh is not None and len(tokens) % axes.size(mesh, axes.ROWS):
+        mesh = None
+
+    def constrain(array, names):
+        return axes.constrain(mesh, array, names)
+
     length = tokens.shape[1]
     slots = cache[0][0].shape[2]
     trunk_slots = trunk[0][0].shape[2]
@@ -346,7 +355,7 @@ def extend(
     rotation = rotary(config, trunk_length + offsets)
     own_mask: Bool[Array, "N L S"] = jnp.arange(slots)[None, None] <= offsets[:, :, None]
     trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
-    x = rest["embedding"][tokens]
+    x = lookup.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
     new_cache = []
     for layer_params, (trunk_keys, trunk_values), (old_keys, old_values) in zip(layers, trunk, cache, strict=True):
 
@@ -361,8 +370,10 @@ def extend(
 
             return _in_blocks(some, queries, own_mask), (keys, values)
 
-        x, kept = _bind(Layer, config, layer_params)(x, rotation, attend, lambda array, _: array)
+        layer = _bind(Layer, config, _gathered(config, layer_params, mesh))
+        x, kept = layer(constrain(x, ("rows", "apart", "embed")), rotation, attend, constrain)
         new_cache.append(kept)
+    x = constrain(x, ("rows", "tokens", "embed"))
     return rms_norm(x, rest["final_norm"], config.norm_epsilon), new_cache
 
 
