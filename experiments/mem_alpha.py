@@ -2,7 +2,8 @@
 
     python -m finemem_jax.main --config=experiments/mem_alpha.py --workdir=runs/mem_alpha
 
-Hardware: 2 CPU cores, 8 GB of memory. Time: about two minutes a training step on such a machine.
+Hardware: 2 CPU cores, 8 GB of memory. Time: minutes a training step (5.7 for the first, on such a machine that was busy
+with other work).
 Expected: a baseline to put beside Fine-Mem on the same model, streams and reader (`experiments/smollm2_135m.py`); no
 result has been measured yet. The published run trained Qwen3-4B with a Qwen3-32B reader and judge; here the frozen
 starting weights do both, and a 135M judge's verdicts are little better than noise.

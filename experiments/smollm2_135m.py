@@ -8,7 +8,7 @@ early (on two such cores after five or six of the ten steps).
 Expected: valid operations rise far beyond their standard error; in so few steps the scores move within theirs
 (BUILD_NOTES.md has the figures).
 
-    --config=experiments/smollm2_135m.py:long     an hour or two on the same machine
+    --config=experiments/smollm2_135m.py:long     an hour or two on the same machine, with up to 10 GB of memory
     --config=experiments/smollm2_135m.py:smoke    the smoke test's model and sizes: seconds
 """
 
