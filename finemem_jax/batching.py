@@ -201,7 +201,7 @@ def _pack(selected, trunks, num_groups, multiple, max_response, pad_id):
             advantages=np.zeros((rows, max_response), np.float32),
             old_log_probs=np.zeros((rows, max_response), np.float32),
             weight=np.zeros(rows, np.float32),
-            count=np.zeros(rows, np.float32),
+            share=np.zeros(rows, np.float32),
             sampler_log_probs=np.zeros((rows, max_response), np.float32),
             reference_log_probs=if_given("reference_log_probs"),
             unclipped_factor=if_given("unclipped_factors"),
@@ -216,7 +216,7 @@ def _pack(selected, trunks, num_groups, multiple, max_response, pad_id):
             batch.leaf_length[r] = len(rest) + length
             batch.response_start[r] = len(rest)
             batch.response[r, :length] = response
-            batch.rows.weight[r], batch.rows.count[r] = weights[g]
+            batch.rows.weight[r], batch.rows.share[r] = weights[g]
             _fill_row(batch.rows, r, group, g, length)
     return batch
 

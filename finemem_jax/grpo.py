@@ -163,7 +163,7 @@ class Rows(NamedTuple):
         sampler_log_probs: The same as the sampler computed them; None where they are not told apart.
         reference_log_probs: log π_ref, of the starting weights; None where no KL is asked for.
         unclipped_factor: Factor of the surrogate's unclipped term (ADRPO); None for 1.
-        weight, count: What each token of a row counts in the numerator, and the row in the denominator
+        weight, share: What each token of a row counts in the numerator, and the row in the denominator
             (`aggregation_weights`).
     """
 
@@ -171,7 +171,7 @@ class Rows(NamedTuple):
     advantages: Float[Array, "N A"]
     old_log_probs: Float[Array, "N A"]
     weight: Float[Array, " N"]
-    count: Float[Array, " N"]
+    share: Float[Array, " N"]
     sampler_log_probs: Float[Array, "N A"] | None = None
     reference_log_probs: Float[Array, "N A"] | None = None
     unclipped_factor: Float[Array, "N A"] | None = None
@@ -213,7 +213,7 @@ def clipped_objective(
 ) -> tuple[Objective, Diagnostics]:
     """GRPO's clipped surrogate, with what the field adds to it.
 
-        J = Σ_rows w Σ_tokens ( c min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - κ KL + η H ) / Σ_rows count
+        J = Σ_rows w Σ_tokens ( c min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) - κ KL + η H ) / Σ_rows share
 
     - ρ = exp(log π_θ - log π_old) of the token; with ratio="sequence" exp of its mean over the row, whose gradient
       reaches the row's tokens alike (GSPO, arXiv 2507.18071).
@@ -250,7 +250,7 @@ def clipped_objective(
         kl = kl_estimate(log_probs, rows.reference_log_probs, "k3", mask)
         value = value - options.kl_weight * kl_estimate(log_probs, rows.reference_log_probs, options.kl_estimator, mask)
     objective = Objective(
-        (rows.weight * jnp.where(mask, value, 0).sum(1)).sum(), rows.count.sum().astype(log_ratio.dtype)
+        (rows.weight * jnp.where(mask, value, 0).sum(1)).sum(), rows.share.sum().astype(log_ratio.dtype)
     )
     diagnostics = Diagnostics(
         tokens=mask.sum().astype(jnp.float32),
@@ -287,7 +287,7 @@ def kl_estimate(
 def aggregation_weights(
     row_tokens: Int[np.ndarray, " N"], stream: Int[np.ndarray, " N"], aggregation: str, constant: int
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """How rows are averaged: the weight of a row's tokens in the numerator, and its count in the denominator.
+    """How rows are averaged: the weight of a row's tokens in the numerator, and its share in the denominator.
 
     - "row": mean over rows of the mean over their tokens (the paper's 1/|a_t|).
     - "token": mean over all tokens.
@@ -295,7 +295,7 @@ def aggregation_weights(
     - "constant": sum over tokens, divided by rows times `constant` (Dr.GRPO): long responses are not discounted.
 
     Computed from all rows of an update before they are split, so that the split changes nothing. Rows without tokens
-    count nowhere.
+    have none.
 
     Args:
         row_tokens: Trained tokens of each row.

@@ -71,7 +71,8 @@ def state_shardings(params: Params, optimizer: optax.GradientTransformation) -> 
         shardings,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(shardings, placed, everywhere)
+    where: Any = everywhere
+    return TrainState(shardings, placed, where)
 
 
 def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array):

@@ -297,7 +297,7 @@ class _Shapes:
             response_start=self.rows((r,)), response=self.rows((r, a)),
             rows=Rows(
                 token_mask=self.rows((r, a), bool), advantages=floats((r, a)), old_log_probs=floats((r, a)),
-                weight=floats((r,)), count=floats((r,)), sampler_log_probs=floats((r, a)),
+                weight=floats((r,)), share=floats((r,)), sampler_log_probs=floats((r, a)),
                 reference_log_probs=floats((r, a)) if config.objective.kl_weight else None,
                 unclipped_factor=floats((r, a)) if config.credit.type_factor_on == "unclipped" else None,
             ),

@@ -226,7 +226,7 @@ def test_truncated_responses_are_not_trained_on():
         groups = batching.groups(given, values, np.ones((1, 1), bool), drop_dead=True, drop_truncated=drop)
         (batch,) = pack(groups, per_batch=1)
         assert batch.rows.token_mask.sum(1).tolist() == masked
-        assert batch.rows.count.sum() == count
+        assert batch.rows.share.sum() == count
 
 
 @pytest.mark.parametrize("aggregation", ["row", "token", "stream", "constant"])
@@ -236,7 +236,7 @@ def test_rows_weigh_the_same_however_they_are_packed(aggregation):
     for per_batch in (1, 2, 6):
         rows = [batch.rows for batch in pack(groups, per_batch, aggregation=aggregation)]
         weighted = sum((r.weight[:, None] * r.token_mask * r.advantages).sum() for r in rows)
-        totals.append((weighted, sum(r.count.sum() for r in rows)))
+        totals.append((weighted, sum(r.share.sum() for r in rows)))
     np.testing.assert_allclose(totals, [totals[0]] * 3, rtol=1e-5)
 
 

@@ -32,7 +32,7 @@ def body(x):
 
 f = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P("a"), out_specs=P("a"), check_vma=False))
 found = hlo.traffic(f.lower(jax.ShapeDtypeStruct((8, 128), jnp.float32)).compile().as_text())
-print(json.dumps([found.sent, found.count, found.largest]))
+print(json.dumps([found.sent, found.runs, found.largest]))
 """
 
 

@@ -52,7 +52,7 @@ def make_batch(params, seed=0, groups=2, size=4, trunk=5, branch=6, leaf=12, res
             advantages=np.repeat(rng.normal(size=(rows, 1)), response, axis=1).astype(np.float32),
             old_log_probs=np.zeros((rows, response), np.float32),
             weight=(1 / length).astype(np.float32),
-            count=np.ones(rows, np.float32),
+            share=np.ones(rows, np.float32),
         ),
     )
     old = np.asarray(learner.score(OPTIONS, params, batch, ONE))
@@ -164,7 +164,7 @@ def plain_rows(groups, width=26, response=6):
         leaf=leaf, leaf_length=starts + np.array(n, np.int32), response_start=starts, response=responses,
         rows=Rows(
             token_mask=np.arange(response) < np.array(n)[:, None], advantages=advantages, old_log_probs=old,
-            weight=(1 / np.array(n)).astype(np.float32), count=np.ones(rows, np.float32), sampler_log_probs=old,
+            weight=(1 / np.array(n)).astype(np.float32), share=np.ones(rows, np.float32), sampler_log_probs=old,
         ),
     )  # fmt: skip
 
@@ -191,7 +191,7 @@ def test_split_into_microbatches_changes_nothing(params):
 def test_padding_groups_change_nothing(params):
     batch = make_batch(params)
     ones = jax.tree.map(np.ones_like, batch)
-    nothing = ones.rows._replace(token_mask=np.zeros_like(batch.rows.token_mask), count=np.zeros_like(batch.rows.count))
+    nothing = ones.rows._replace(token_mask=np.zeros_like(batch.rows.token_mask), share=np.zeros_like(batch.rows.share))
     padded = joined(batch, ones._replace(rows=nothing))
     a, b = accumulated(params, [batch]), accumulated(params, [padded])
     assert float(a.objective.denominator) == float(b.objective.denominator)
@@ -248,7 +248,7 @@ def test_every_objective_is_indifferent_to_the_split(params, aggregation, kind):
     weight, count = aggregation_weights(lengths, np.arange(len(lengths)) // 6, aggregation, 6)
     rng = np.random.default_rng(0)
     noise = [rng.normal(0, 0.3, (*lengths.shape, 6)).astype(np.float32) for _ in range(3)]
-    rows = both.rows._replace(weight=weight, count=count)
+    rows = both.rows._replace(weight=weight, share=count)
     rows = rows._replace(
         old_log_probs=rows.old_log_probs + noise[0],
         sampler_log_probs=rows.old_log_probs + noise[1],

@@ -27,12 +27,12 @@ class Traffic(NamedTuple):
 
     Attributes:
         sent: Bytes that leave each device, by kind of collective.
-        count: How many are run, by kind.
+        runs: How many are run, by kind.
         largest: Bytes of the largest array that any of them makes or takes, on one device.
     """
 
     sent: dict[str, float]
-    count: dict[str, float]
+    runs: dict[str, float]
     largest: float
 
     @property

@@ -152,10 +152,10 @@ def _local_forward(plan: _Plan, hidden, head, targets, temperature) -> tuple[Arr
                 for x, now, before in zip(sums, new, old, strict=True)
             )
 
-        return lax.fori_loop(0, tokens.count, add_tokens, sums)
+        return lax.fori_loop(0, tokens.number, add_tokens, sums)
 
     zero = jnp.zeros(len(hidden), dtype)
-    largest, total, weighted, chosen = lax.fori_loop(0, words.count, add_words, (zero + _LEAST, zero, zero, zero))
+    largest, total, weighted, chosen = lax.fori_loop(0, words.number, add_words, (zero + _LEAST, zero, zero, zero))
     if plan.mesh is not None:
         over_all = lax.pmax(largest, _VOCAB)
         shrink = jnp.exp(largest - over_all)
@@ -199,14 +199,14 @@ def _local_backward(plan: _Plan, hidden, head, targets, temperature, logits: _Lo
             return tokens.write(j, hidden_slope, tokens.read(j, hidden_slope) + back), weights_slope + here
 
         nothing = jnp.zeros((words.size, width), dtype)
-        hidden_slope, weights_slope = lax.fori_loop(0, tokens.count, add_tokens, (hidden_slope, nothing))
+        hidden_slope, weights_slope = lax.fori_loop(0, tokens.number, add_tokens, (hidden_slope, nothing))
         if plan.mesh is not None:
             weights_slope = lax.psum_scatter(weights_slope, _EMBED, scatter_dimension=1, tiled=True)
             weights_slope = lax.psum(weights_slope, tuple(axis for axis in axes.ROWS if axis != _EMBED))
         return hidden_slope, words.write(i, head_slope, weights_slope.astype(head.dtype))
 
     nothing = jnp.zeros(hidden.shape, dtype), jnp.zeros_like(head)
-    hidden_slope, head_slope = lax.fori_loop(0, words.count, add_words, nothing)
+    hidden_slope, head_slope = lax.fori_loop(0, words.number, add_words, nothing)
     if plan.mesh is not None:
         hidden_slope = lax.psum(hidden_slope, _VOCAB)
     # a = head · h, z = a / temperature: ∂/∂temperature = -Σ_v a_v ∂/∂a_v / temperature, and Σ_v head_v ∂/∂a_v = ∂/∂h.
@@ -222,7 +222,7 @@ class _Blocks(NamedTuple):
 
     total: int
     size: int
-    count: int
+    number: int
 
     @classmethod
     def of(cls, total: int, most: int) -> _Blocks:
