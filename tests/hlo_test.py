@@ -101,13 +101,30 @@ def test_a_collective_in_parts_counts_once():
     assert hlo.traffic(program(*calls, others=fused)).sent == {"all-gather": 32}
 
 
-def test_loops_count_by_their_condition_or_by_what_is_written_beside_them():
-    loop = (
-        "%body (x: f32[16]) -> f32[16] {\n  ROOT %g = f32[16] all-reduce(%x), replica_groups={{0,1}}\n}\n"
-        "%cond (x: f32[16]) -> pred[] {\n  %n = s32[] constant(7)\n"
-        "  ROOT %lt = pred[] compare(%i, %n), direction=LT\n}\n"
+def loop(counter="s32", step=1):
+    return (
+        f"%body (x: ({counter}[], f32[16])) -> ({counter}[], f32[16]) {{\n"
+        f"  %i = {counter}[] get-tuple-element(%x), index=0\n  %one = {counter}[]{{:T(128)}} constant({step})\n"
+        f"  %next = {counter}[]{{:T(128)}} add(%i, %one)\n"
+        "  %g = f32[16] all-reduce(%x), replica_groups={{0,1}}\n"
+        f"  ROOT %t = ({counter}[], f32[16]{{0:T(8,128)}}) tuple(%next, %g)\n}}\n"
+        f"%cond (x: ({counter}[], f32[16])) -> pred[] {{\n  %n = {counter}[]{{:T(128)}} constant(7)\n"
+        f"  %i = {counter}[] get-tuple-element(%x), index=0\n"
+        "  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT\n}\n"
     )
-    line = "%w = f32[16] while(%p), condition=%cond, body=%body"
-    assert hlo.traffic(program(line, others=loop)).sent == {"all-reduce": 7 * 64}
-    known = line + ', backend_config={"known_trip_count":{"n":"5"}}'
-    assert hlo.traffic(program(known, others=loop)).sent == {"all-reduce": 5 * 64}
+
+
+WHILE = "%w = (s32[], f32[16]) while(%p), condition=%cond, body=%body"
+
+
+def test_loops_count_by_their_condition_or_by_what_is_written_beside_them():
+    assert hlo.traffic(program(WHILE, others=loop())).sent == {"all-reduce": 7 * 64}
+    assert hlo.traffic(program(WHILE, others=loop("u32", step=2))).sent == {"all-reduce": 4 * 64}
+    known = WHILE + ', backend_config={"known_trip_count":{"n":"5"}}'
+    assert hlo.traffic(program(known, others=loop())).sent == {"all-reduce": 5 * 64}
+
+
+def test_a_collective_that_goes_on_while_a_loop_runs_counts_once():
+    chained = loop().replace("{{0,1}}", '{{0,1}}, frontend_attributes={chain_id="3"}')
+    start = '%s = f32[16] all-reduce(%p), replica_groups={{0,1}}, frontend_attributes={chain_id="3"}'
+    assert hlo.traffic(program(start, WHILE, others=chained)).sent == {"all-reduce": 64}

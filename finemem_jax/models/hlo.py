@@ -10,16 +10,19 @@ from typing import NamedTuple
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _COLLECTIVE = re.compile(rf"^(.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-_CALLED = re.compile(
-    r"\b(?:calls|body|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)"
-)
+_CALLED = re.compile(r"\b(?:calls|body|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
+_OPERANDS = re.compile(r" (?:tuple|add|compare|and|fusion|copy)\((.*?)\)")
 _WHILE = re.compile(r"\bwhile\(.*condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
-_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"^[su]32\[\]\S* constant\((\d+)\)")
 _CHAIN = re.compile(r'chain_id="(\d+)"')
+
+_ROOT = "ROOT"
+# Instructions of a computation by name; its result stands there under _ROOT as well.
+Computation = dict[str, str]
 
 
 class Traffic(NamedTuple):
@@ -46,61 +49,89 @@ def traffic(text: str) -> Traffic:
     A device among n sends, by the algorithms that send least, of an array of b bytes: all-gather and all-to-all
     b (n - 1) / n, reduce-scatter the same of what it takes, all-reduce twice as much, collective-permute b.
 
-    How often a loop runs is what its backend wrote beside it, else the largest number in its condition. TPU programs
-    spread one collective over several fused instructions, which have a "chain" in common; it counts once.
+    How often a loop runs is what its backend wrote beside it, else it is read off its condition. TPU programs spread
+    one collective over several fused instructions, some of them inside loops that run meanwhile; these have a "chain"
+    in common, which counts once.
     """
-    lines = _computations(text)
+    computations = _computations(text)
     devices = math.prod(map(int, re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])))
     sent: dict[str, float] = collections.defaultdict(float)
-    count: dict[str, float] = collections.defaultdict(float)
-    largest = 0.0
+    runs: dict[str, float] = collections.defaultdict(float)
+    largest, chains = 0.0, set()
 
-    def walk(name, times, seen):
+    def walk(name, times):
         nonlocal largest
-        for line in lines.get(name, ()):
+        for key, line in computations.get(name, {}).items():
             found = _COLLECTIVE.match(line)
+            if key == _ROOT:
+                continue
             if found:
                 chain = _CHAIN.search(line)
-                if chain and chain[1] in seen:
+                if chain and chain[1] in chains:
                     continue
-                seen |= {chain[1]} if chain else set()
+                if chain:
+                    chains.add(chain[1])
                 kind, group = found[2], _group_size(line, devices)
                 whole = _whole_bytes(found[1], kind, bool(found[3]), group)
                 largest = max(largest, whole if group > 1 else 0)
                 sent[kind] += times * whole * _share(kind, group)
-                count[kind] += times
-                continue
-            loop = _WHILE.search(line)
-            if loop:
+                runs[kind] += times
+            elif loop := _WHILE.search(line):
+                (body,) = _called(line)
                 trips = _TRIPS.search(line)
-                n = int(trips[1]) if trips else max(_constants(lines, loop[1]), default=1)
-                walk(_called(line)[0], times * n, set())
+                walk(body, times * (int(trips[1]) if trips else _trips(computations, loop[1], body)))
             elif not re.search(r"-(done|update)\(", line):
                 for called in _called(line):
-                    walk(called, times, seen)
+                    walk(called, times)
 
-    walk("", 1, set())
-    return Traffic(dict(sent), dict(count), largest)
+    walk("", 1)
+    return Traffic(dict(sent), dict(runs), largest)
 
 
-def _computations(text):
-    """Instructions of each computation, without their names; the program itself is called ""."""
-    found, current = {}, []
+def _computations(text) -> dict[str, Computation]:
+    """All computations; the program itself is called ""."""
+    found: dict[str, Computation] = {}
+    current: Computation = {}
     for line in text.splitlines():
         head = _COMPUTATION.match(line)
         if head:
-            current = found["" if head[1] else head[2]] = []
+            current = found["" if head[1] else head[2]] = {}
         elif instruction := _INSTRUCTION.match(line):
-            current.append(instruction[1] if " constant(" not in line else line)
+            current[instruction[2]] = instruction[3]
+            if instruction[1]:
+                current[_ROOT] = instruction[3]
     return found
 
 
-def _constants(lines, name):
+def _trips(computations, condition, body) -> int:
+    """How often a loop runs whose counter starts at 0: the limit in its condition, by what its body adds."""
+    limit = max(_constants(computations, condition), default=1)
+    held = computations.get(condition, {})
+    indices = [
+        re.search(r"[su]32\S* get-tuple-element\(.*index=(\d+)", held.get(x, "")) for x in _operands(held, _ROOT)
+    ]
+    counter = next((int(index[1]) for index in indices if index), None)
+    inside = computations.get(body, {})
+    results = _operands(inside, _ROOT)
+    step = 1
+    if counter is not None and counter < len(results):
+        added = [_CONSTANT.match(inside.get(x, "")) for x in _operands(inside, results[counter])]
+        step = next((int(constant[1]) for constant in added if constant), 1)
+    return -(-limit // step)
+
+
+def _operands(computation, name):
+    found = _OPERANDS.search(computation.get(name, ""))
+    return re.findall(r"%([\w.\-]+)", found[1]) if found else []
+
+
+def _constants(computations, name):
     """The integers that a computation, or one that it calls, compares with."""
-    for line in lines.get(name, ()):
-        yield from map(int, _CONSTANT.findall(line))
+    for line in computations.get(name, {}).values():
+        if constant := _CONSTANT.match(line):
+            yield int(constant[1])
         for called in _called(line):
-            yield from _constants(lines, called)
+            yield from _constants(computations, called)
 
 
 def _called(line):
