@@ -1,0 +1,178 @@
+"""One optimizer update of SmolLM2-135M against transformers and PyTorch: time and memory.
+
+    python benchmarks/train_step.py [--repeats=5] [--rows=plain|shared|all]
+
+Two cases, both float32, all parameters trained by AdamW:
+
+    plain   8 rows of 400 tokens that share nothing, of which 100 are trained on
+    shared  2 groups of 8 rows: 230 tokens shared by a group, then 75 of a row's own, 50 of them trained on;
+            PyTorch computes every row in full
+
+Both sides have the same random weights and tokens and maximise Σ A log π of trained tokens; their losses are compared
+before anything is timed. PyTorch uses scaled-dot-product attention, and applies its output head to trained positions
+only. Times are of the second update on. Peak memory is taken in a process of its own for each side.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+
+import _common as common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finemem_jax import batching, grpo, learner, optimizer
+from finemem_jax.models import decoder, presets
+
+MODEL = presets.preset("smollm2_135m")
+CASES = {"plain": (1, 8, 0, 400, 100), "shared": (2, 8, 230, 75, 50)}  # Groups, rows, shared and own tokens, trained.
+LEARNING_RATE = 1e-5
+
+
+def rows_of(case: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [groups, rows, tokens], and one advantage per row [groups, rows]."""
+    groups, rows, shared, own, _ = CASES[case]
+    rng = np.random.default_rng(0)
+    prefix = np.repeat(rng.integers(0, MODEL.vocab_size, (groups, 1, shared)), rows, axis=1)
+    tokens = np.concatenate([prefix, rng.integers(0, MODEL.vocab_size, (groups, rows, own))], axis=2)
+    return tokens.astype(np.int32), rng.normal(size=(groups, rows)).astype(np.float32)
+
+
+class Ours:
+    """Our learner, as training calls it."""
+
+    def __init__(self, case: str, params):
+        groups, rows, shared, own, trained = CASES[case]
+        tokens, advantages = rows_of(case)
+        number = groups * rows
+        ours = tokens.reshape(number, -1)
+        self.batch = jax.device_put(
+            batching.Batch(
+                trunk=np.zeros((1, 0), np.int32), trunk_length=np.zeros(1, np.int32),
+                branch=tokens[:, 0, :shared], branch_length=np.full(groups, shared, np.int32),
+                leaf=ours[:, shared:], leaf_length=np.full(number, own, np.int32),
+                response_start=np.full(number, own - trained, np.int32), response=ours[:, -trained:],
+                rows=grpo.Rows(
+                    token_mask=np.ones((number, trained), bool),
+                    advantages=np.repeat(advantages.reshape(-1, 1), trained, 1),
+                    old_log_probs=np.zeros((number, trained), np.float32),
+                    weight=np.full(number, 1 / trained, np.float32), share=np.ones(number, np.float32),
+                ),
+            )
+        )  # fmt: skip
+        self.options = learner.LearnerOptions(MODEL, decoder.Compute(attention="blocked"), grpo.ObjectiveOptions())
+        self.tx = optimizer.make(optimizer.OptimizerOptions(LEARNING_RATE, 0, 0.01, 0.9, 0.999, 1.0))
+        old = learner.score(self.options, params, self.batch, jnp.float32(1))
+        self.mean = float((np.asarray(old) * np.asarray(self.batch.rows.advantages)).mean())
+        self.batch = self.batch._replace(rows=self.batch.rows._replace(old_log_probs=old))
+        self.state = learner.init(jax.tree.map(jnp.copy, params), self.tx)
+
+    def __call__(self) -> None:
+        self.state, _ = learner.update(self.options, self.tx, {}, self.state, [self.batch], 1.0)
+        jax.block_until_ready(self.state.params)
+
+
+class Theirs:
+    """transformers' Llama with the same weights, trained in plain PyTorch."""
+
+    def __init__(self, case: str, params):
+        common.peer("torch", "pip install torch transformers")
+        import torch
+        import transformers
+
+        *_, trained = CASES[case]
+        tokens, advantages = rows_of(case)
+        self.torch, self.trained = torch, trained
+        self.tokens = torch.tensor(tokens.reshape(-1, tokens.shape[-1]), dtype=torch.long)
+        self.advantages = torch.tensor(advantages.reshape(-1, 1))
+        config = transformers.LlamaConfig(
+            vocab_size=MODEL.vocab_size, hidden_size=MODEL.embed_dim, intermediate_size=MODEL.mlp_dim,
+            num_hidden_layers=MODEL.num_layers, num_attention_heads=MODEL.num_heads,
+            num_key_value_heads=MODEL.num_kv_heads, head_dim=MODEL.head_dim, rms_norm_eps=MODEL.norm_epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": MODEL.rope_theta}, tie_word_embeddings=True,
+            attn_implementation="sdpa", use_cache=False,
+        )  # fmt: skip
+        with torch.device("meta"):
+            self.model = transformers.LlamaModel(config)
+        self.model.to_empty(device="cpu")
+        self.model.rotary_emb = type(self.model.rotary_emb)(config)
+        self.model.load_state_dict(_as_hugging_face(torch, params), strict=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, weight_decay=0.01)
+        with torch.no_grad():
+            self.mean = float((self._log_probs() * self.advantages).mean())
+
+    def _log_probs(self):
+        torch = self.torch
+        hidden = self.model(input_ids=self.tokens).last_hidden_state[:, -self.trained - 1 : -1]
+        logits = hidden @ self.model.embed_tokens.weight.T
+        return torch.log_softmax(logits, -1).gather(-1, self.tokens[:, -self.trained :, None])[..., 0]
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        log_probs = self._log_probs()
+        ratio = (log_probs - log_probs.detach()).exp()
+        (-(ratio * self.advantages).mean()).backward()
+        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def _as_hugging_face(torch, params):
+    names = {
+        "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj",
+        "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+    }  # fmt: skip
+
+    def tensor(x):
+        return torch.tensor(np.ascontiguousarray(np.asarray(x).T))
+
+    found = {"embed_tokens.weight": tensor(params["embedding"].T), "norm.weight": tensor(params["final_norm"])}
+    for name, other in names.items():
+        for i, leaf in enumerate(params["layers"][name]):
+            found[f"layers.{i}.{other}.weight"] = tensor(leaf)
+    return found
+
+
+def peak_gigabytes(case: str, side: str) -> float:
+    """Peak memory of a process that makes three updates with one side, less that of one with its weights alone."""
+    command = [sys.executable, __file__, f"--measure={side}", f"--rows={case}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", default="all", choices=["all", *CASES])
+    parser.add_argument("--measure", choices=["ours", "theirs"], help="print one side's peak memory in GB, and end")
+    arguments = parser.parse_args()
+    params = decoder.init(MODEL, 0)
+    if arguments.measure:
+        side = {"ours": Ours, "theirs": Theirs}[arguments.measure](arguments.rows, params)
+        for _ in range(3):
+            side()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
+    claims = []
+    for case in CASES if arguments.rows == "all" else [arguments.rows]:
+        ours, theirs = Ours(case, params), Theirs(case, params)
+        assert abs(ours.mean - theirs.mean) < 1e-4 * abs(theirs.mean), f"{ours.mean} is not {theirs.mean}"
+        ours(), theirs()
+        ratios = []
+        for _ in range(arguments.repeats):
+            ratios.append(common.ratio(ours, theirs))
+            print(f"{case}: PyTorch's time / ours = {ratios[-1]:.2f}", flush=True)
+        target = {"plain": 1.2, "shared": 3.0}[case]
+        claims.append(common.claim(f"update, {case} rows, vs transformers + PyTorch", ratios, "x", target))
+        del ours, theirs
+        memory = [peak_gigabytes(case, side) for side in ("theirs", "ours")]
+        print(f"{case}: peak memory of PyTorch {memory[0]:.2f} GB, ours {memory[1]:.2f} GB", flush=True)
+        claims.append(common.claim(f"peak memory of PyTorch / ours, {case} rows", [memory[0] / memory[1]], "x", 1.0))
+    common.report("train_step", claims, ["torch", "transformers", "flax", "optax"])
+
+
+if __name__ == "__main__":
+    main()
