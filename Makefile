@@ -14,7 +14,7 @@ run: setup
 	$(BIN)/python -m finemem_jax.main --config=experiments/smollm2_135m.py --workdir=$(WORKDIR)
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright finemem_jax
