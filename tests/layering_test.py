@@ -10,7 +10,7 @@ import finemem_jax
 PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 
 # From nouns to programs. `models` is one module here, whose files may import each other. `report` and `sweep` stand
-# beside `train` because they lay out tables with `evaluate`.
+# beside `train` because they lay out tables with `evaluate`, `plan` because it reads configs with `assembly`.
 SHELVES = (
     ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page"),
     (
