@@ -15,7 +15,7 @@ only .622). Before it, on Memalpha's validation sets, untrained Qwen3-4B had .38
 
     --config=experiments/qwen3_4b.py:smoke    the smoke test's model and sizes: seconds
 
-Values stand in the paper's order. What the notes on Fine-Mem do not state is Mem-alpha's, on whose code it builds.
+Values stand in the paper's order; where Fine-Mem's is not known to us it is Mem-alpha's, on whose protocol it builds.
 """
 
 from finemem_jax import config as config_lib
