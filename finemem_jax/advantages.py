@@ -1,6 +1,6 @@
 """From rewards to advantages: the rollouts of a stream compared, step by step or operation by operation.
 
-    A_{t,i} = (r_{t,i} - mean_i r_{t,i}) / (std_i r_{t,i} + ε)      (METHOD.md; Fine-Mem, 2601.08435)
+    A_{t,i} = (r_{t,i} - mean_i r_{t,i}) / (std_i r_{t,i} + ε)      (docs/method.md; Fine-Mem, 2601.08435)
 
 and what some of the `rules` do otherwise: other groups, parts standardised before they are summed, advantages without a
 reward (hindsight), factors by memory type. How a group is standardised stands in `grpo`.
@@ -51,8 +51,7 @@ def compare(
     """Compares rollouts: the sum of the reward's parts is standardised, or each part before it is weighed and added.
 
     With Variant.per_operation every operation has its own advantage, from the mean and spread of its group's
-    operations, each response weighing the same; never from other steps or by kind of operation (METHOD.md,
-    convention 5).
+    operations, each response weighing the same; never from other steps or by kind of operation.
     """
     used, weights = rules.rule(variant.rule), rules.weights(settings, variant)
     if variant.standardize_channels:

@@ -51,7 +51,7 @@ def default() -> ConfigDict:
     config.data.source_dir = ""  # Folder of the original files, for builders that read some.
     config.data.num_train = 2_000  # Training streams; 0 = all that the source holds.
     config.data.num_test = 32  # Held-out streams; 0 = all.
-    config.data.chunks_per_stream = 10  # T (PROTOCOL: about 10 in Memalpha's training set).
+    config.data.chunks_per_stream = 10  # T (about 10 in Memalpha's training set).
     config.data.chunk_words = 700  # Budget of one chunk in words.
     config.data.questions_per_chunk = 5  # K_c (paper: 5).
     config.data.questions_per_stream = 100  # Global questions kept per stream.

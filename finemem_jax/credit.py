@@ -158,7 +158,7 @@ def contribution(
         N_t = (1/Q) Σ_j s_j Σ_k share_jk 1[φ(m_jk) = t] + (1/T) (1/Q) Σ_j s_j (1 - Σ_k share_jk)
 
     Credit is conserved: Σ_t N_t = mean(scores). With share = 1 / |M_j| this is Fine-Mem's evidence contribution
-    (arXiv 2601.08435, NEC); questions without evidence follow METHOD.md, convention 2.
+    (arXiv 2601.08435, NEC); a question without evidence is shared out to all steps alike.
 
     Args:
         scores: s_j, in [0, 1].

@@ -116,7 +116,7 @@ class Message:
 # --------------------------------------------------------------------------------------
 
 
-# The parts of Mem-alpha's typed memory (PROTOCOL.md 1.1): one running summary, facts, dated events.
+# The parts of Mem-alpha's typed memory: one running summary, facts, dated events.
 CORE, SEMANTIC, EPISODIC = MEMORY_TYPES = ("core", "semantic", "episodic")
 
 

@@ -104,8 +104,7 @@ def group_advantage(
 
         A_{t,i} = (r_{t,i} - mean_i r_{t,i}) / (std_i r_{t,i} + ε)      (Fine-Mem; std with ddof 1)
 
-    Normalising per step is unbiased because the stream, not the policy, fixes the number of steps (METHOD.md,
-    convention 5).
+    Normalising per step is unbiased because the stream, not the policy, fixes the number of steps.
 
     Args:
         rewards: r_{t,i}; i runs along axis 1.

@@ -23,7 +23,7 @@ from finemem_jax.episode import (
 def apply(memory: Memory, written: Sequence[Operation | Malformed], step: int) -> tuple[Memory, tuple[Outcome, ...]]:
     """Gives the memory after one step, and what became of each operation written in it.
 
-        M_t = 𝒯(M_{t-1}, P_t)      (METHOD.md)
+        M_t = 𝒯(M_{t-1}, P_t)      (docs/method.md)
 
     Operations take effect in the order written; each sees what those before it did. Deterministic and total.
 

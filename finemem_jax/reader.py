@@ -61,7 +61,7 @@ def evidence(cite: bool = False) -> AnswerFn:
 
 
 def content_judge(generate: GenerateFn, tokens: Tokenizer) -> JudgeFn:
-    """A judge of what was written that is a language model: Mem-alpha's content reward (PROTOCOL.md 1.5)."""
+    """A judge of what was written that is a language model: Mem-alpha's content reward (2509.25911)."""
 
     def judge(operations: Sequence[Operation]) -> list[bool | None]:
         replies = _replies(generate, tokens, [prompts.judge(operation) for operation in operations])

@@ -3,7 +3,7 @@
 `RULES` is the table. A rule turns the global scores of one rollout into credit of its steps and operations; the other
 parts of the reward (format, compression, and for some rules the chunk's own score) are added alike for all of them:
 
-    r_t = w_global credit_t + w_fmt r_fmt(t) + w1 r_chunk(t) + w2 r_comp      (METHOD.md)
+    r_t = w_global credit_t + w_fmt r_fmt(t) + w1 r_chunk(t) + w2 r_comp      (docs/method.md)
 
 Knows nothing of text, readers or rollouts. Sizes as in `credit`; S streams, G rollouts per stream.
 """

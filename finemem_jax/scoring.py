@@ -71,7 +71,7 @@ def supports(text: str, answer: str) -> bool:
 def contains(prediction: str, golds: Sequence[str]) -> float:
     """1 if the prediction holds the first gold, letter for letter but for case; else 0. "art" is in "party".
 
-    The published rule (SubEM of SQuAD and HotpotQA, PROTOCOL.md 3.1), which reads the first gold only. `substring`
+    The published rule (Mem-alpha's SubEM of SQuAD and HotpotQA), which reads the first gold only. `substring`
     is stricter on words, kinder on punctuation and articles, and takes any gold.
     """
     gold = golds[0].lower()
@@ -88,7 +88,7 @@ def keyword_recall(prediction: str, golds: Sequence[str]) -> float:
 
         |{w in keywords : w in prediction}| / |keywords|,      keywords = first gold, split on ", "
 
-    Plain containment, without stemming, as published for BookSum and InfBench-Sum (PROTOCOL.md 3.1). Further golds
+    Plain containment, without stemming, as published for BookSum and InfBench-Sum. Further golds
     are not read. A keyword listed twice counts twice.
     """
     keywords = [keyword.strip() for keyword in golds[0].lower().split(", ") if keyword.strip()]
@@ -109,7 +109,7 @@ def number(prediction: str, golds: Sequence[str]) -> float:
 def boxed(prediction: str, golds: Sequence[str]) -> float:
     """1 if the boxed label is the first gold; else 0.
 
-    The published rule for classification (PROTOCOL.md 3.1): the content of the first \\boxed{…}, or all of the
+    The published rule for classification: the content of the first \\boxed{…}, or all of the
     prediction if nothing is boxed, without outer quotes and spaces, must be digits only and equal the gold as a
     string ("03" is not "3"). Further golds are not read.
     """

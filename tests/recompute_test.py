@@ -30,7 +30,7 @@ def read(workdir):
 
 
 def recomputed_rewards(record):
-    """r_t of one rollout, written from METHOD's equations and nothing of the package."""
+    """r_t of one rollout, written from the equations of docs/method.md and nothing of the package."""
     steps, answers = record["steps"], record["answers"]
     num_steps = len(steps)
     outcome = sum(a["score"] for a in answers) / len(answers) if answers else 0.0
