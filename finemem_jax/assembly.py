@@ -29,7 +29,7 @@ from finemem_jax.episode import (
 )
 from finemem_jax.grpo import Normaliser, ObjectiveOptions
 from finemem_jax.input_pipeline import Stage
-from finemem_jax.models import attention, decoder, lora, presets, sharding, weights
+from finemem_jax.models import attention, axes, decoder, lora, presets, sharding, weights
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.retrieval import EmbedFn
@@ -224,12 +224,28 @@ def _with_adapters(model, params, mesh, seed):
     return lora.combine(params, adapters)
 
 
+def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Refuses micro-batches that this mesh cannot share out; how large an axis of -1 is, only the mesh knows.
+
+    Raises:
+        ValueError: the message names both fields.
+    """
+    shares = axes.size(mesh, axes.ROWS)
+    if config.train.groups_per_microbatch % shares:
+        raise ValueError(
+            f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of mesh.data * "
+            f"mesh.fsdp = {shares}: each device trains on whole groups. Set train.groups_per_microbatch={shares}, or "
+            "move devices to mesh.tensor."
+        )
+
+
 def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
     """How training computes hidden states, and a line to say where "auto" could not take the platform's fastest.
 
     Raises:
-        ValueError: an attention that was asked for by name does not work here.
+        ValueError: an attention that was asked for by name does not work here, or the mesh splits groups.
     """
+    check_groups(config, mesh)
     device = mesh.devices.flat[0]
     implementation, remark = attention.choose(
         config.model.attention, device, jnp.dtype(config.model.compute_dtype), mesh.size

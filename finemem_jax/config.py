@@ -275,12 +275,6 @@ def validate(config: ConfigDict) -> None:
         if value_of(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value_of(config, name)!r}.")
     curriculum(config)
-    shares = config.mesh.data * config.mesh.fsdp
-    if shares > 0 and config.train.groups_per_microbatch % shares:
-        raise ValueError(
-            f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of "
-            f"mesh.data * mesh.fsdp = {shares}: each device trains on whole groups."
-        )
 
 
 def curriculum(config: ConfigDict) -> list[tuple[int, int]]:

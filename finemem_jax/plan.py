@@ -168,11 +168,7 @@ def make(config: ConfigDict, topology: str) -> Plan:
     where = targets.find(topology)
     mesh = _mesh(config, model, where)
     shares = axes.size(mesh, axes.ROWS)
-    if config.train.groups_per_microbatch % shares:
-        raise ValueError(
-            f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of mesh.data * "
-            f"mesh.fsdp = {shares} on {topology}, so that each device trains on whole groups; set it to {shares}."
-        )
+    assembly.check_groups(config, mesh)
     lengths = _lengths(config, model)
     attention = _attention(config, where)
     options = LearnerOptions(

@@ -12,7 +12,7 @@ import smoke_run
 from finemem_jax import assembly, rules, tokenizer, writer
 from finemem_jax import config as config_lib
 from finemem_jax.episode import Action, Operation
-from finemem_jax.models import decoder, hf_weights, presets
+from finemem_jax.models import decoder, hf_weights, presets, sharding
 from finemem_jax.operations import Dialect, parse
 
 
@@ -155,3 +155,10 @@ def test_a_larger_tokenizer_than_its_model_is_refused(tmp_path):
     folder = export(tmp_path / "small", dataclasses.replace(SMALL, vocab_size=200))
     with pytest.raises(ValueError, match=r"model\.weights=.*has 267 tokens, but the model \(small\) only 200"):
         assembly.build(from_folder(folder))
+
+
+def test_devices_train_on_whole_groups():
+    """mesh.fsdp=-1, the default, takes all devices: only the mesh tells how many share out a micro-batch."""
+    mesh = sharding.make_mesh(1, -1, 1)
+    with pytest.raises(ValueError, match=r"groups_per_microbatch=3 must be a multiple of .* = 2.*or move devices"):
+        assembly.compute(config(**{"train.groups_per_microbatch": 3}), mesh)

@@ -169,12 +169,13 @@ def plain_rows(groups, width=26, response=6):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_trees_have_the_gradients_of_separate_rows(params, seed):
+@pytest.mark.parametrize(("seed", "attention"), [*((seed, "xla") for seed in range(4)), (4, "blocked"), (5, "blocked")])
+def test_random_trees_have_the_gradients_of_separate_rows(params, seed, attention):
     """However little or much the rows share: the update is the one of rows that are all written out."""
     groups = random_rows(seed)
     packed = batching.microbatches(groups, len(groups), 4, 6, 0)
-    shared, plain = (accumulated(params, batches) for batches in ([b for b, _ in packed], [plain_rows(groups)]))
+    options = learner.LearnerOptions(MODEL, decoder.Compute(attention=attention), ObjectiveOptions())
+    shared, plain = accumulated(params, [b for b, _ in packed], options), accumulated(params, [plain_rows(groups)])
     np.testing.assert_allclose(float(shared.objective.numerator), float(plain.objective.numerator), rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), shared.gradients, plain.gradients)
 

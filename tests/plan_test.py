@@ -140,7 +140,10 @@ def test_more_cpu_devices_than_this_process_has():
     ("changes", "message"),
     [
         ({"mesh.tensor": 3}, r"does not fit 2 devices.*On here:2 mesh.data=1 mesh.fsdp=2 mesh.tensor=1 divides tiny"),
-        ({"train.groups_per_microbatch": 3}, r"groups_per_microbatch=3 must be a multiple .* set it to 2"),
+        (
+            {"train.groups_per_microbatch": 3},
+            r"groups_per_microbatch=3 must be a multiple .* Set train.groups_per_microbatch=2",
+        ),
         ({"rollout.max_new_tokens": 4_000}, r"are more than tiny takes \(4096\)"),
         ({"model.attention": "cudnn"}, r"model.attention='cudnn' does not work on here:2"),
         ({"model.name": "auto"}, r"model.weights is 'random'"),
