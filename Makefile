@@ -8,10 +8,13 @@ VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 WORKDIR ?= runs/smollm2_135m
 BIN := $(VENV)/bin
 
+# glibc keeps memory that is freed, instead of asking the kernel for fresh pages at every step; others ignore these.
+KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
+
 .PHONY: run test lint setup clean
 
 run: setup
-	$(BIN)/python -m finemem_jax.main --config=experiments/smollm2_135m.py --workdir=$(WORKDIR)
+	$(KEEP_MEMORY) $(BIN)/python -m finemem_jax.main --config=experiments/smollm2_135m.py --workdir=$(WORKDIR)
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -81,6 +82,17 @@ def claim(
         "holds": holds,
         "runs": [_rounded(run) for run in runs],
     }
+
+
+def peak_gigabytes() -> float:
+    """The most memory this process has held (GB)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as lines:
+            # Not getrusage's figure: a process inherits that one from whatever started it.
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+    except OSError:
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def report(benchmark: str, claims: Sequence[dict[str, Any]], packages: Sequence[str] = ()) -> None:

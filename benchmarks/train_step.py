@@ -10,12 +10,12 @@ Two cases, both float32, all parameters trained by AdamW:
 
 Both sides have the same random weights and tokens and maximise Σ A log π of trained tokens; their losses are compared
 before anything is timed. PyTorch uses scaled-dot-product attention, and applies its output head to trained positions
-only. Times are of the second update on. Peak memory is taken in a process of its own for each side.
+only. Each side is a process of its own, and they take turns; times are of the second update on, memory is the process's
+peak.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 
@@ -136,41 +136,65 @@ def _as_hugging_face(torch, params):
     return found
 
 
-def peak_gigabytes(case: str, side: str) -> float:
-    """Peak memory of a process that makes three updates with one side, less that of one with its weights alone."""
-    command = [sys.executable, __file__, f"--measure={side}", f"--rows={case}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+class Worker:
+    """A process of its own for each side: they neither share threads nor give each other memory to warm up."""
+
+    def __init__(self, side: str, case: str):
+        command = [sys.executable, __file__, f"--side={side}", f"--rows={case}"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.mean = self._read()["mean"]
+
+    def _read(self) -> dict[str, float]:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(self._process.wait() or 1)  # It has said why.
+        return json.loads(line)
+
+    def update(self) -> dict[str, float]:
+        """One update: {"seconds", "peak_gigabytes" of the process so far}."""
+        self._process.stdin.write("update\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def work(side: str, case: str) -> None:
+    """What a worker does: one update for each line it reads."""
+    update = {"ours": Ours, "theirs": Theirs}[side](case, decoder.init(MODEL, 0))
+    print(json.dumps({"mean": update.mean}), flush=True)
+    for _ in sys.stdin:
+        seconds = common.seconds(update)
+        print(json.dumps({"seconds": seconds, "peak_gigabytes": common.peak_gigabytes()}), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", default="all", choices=["all", *CASES])
-    parser.add_argument("--measure", choices=["ours", "theirs"], help="print one side's peak memory in GB, and end")
+    parser.add_argument("--side", choices=["ours", "theirs"], help="be a worker (the benchmark starts its own)")
     arguments = parser.parse_args()
-    params = decoder.init(MODEL, 0)
-    if arguments.measure:
-        side = {"ours": Ours, "theirs": Theirs}[arguments.measure](arguments.rows, params)
-        for _ in range(3):
-            side()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    if arguments.side:
+        work(arguments.side, arguments.rows)
         return
     claims = []
     for case in CASES if arguments.rows == "all" else [arguments.rows]:
-        ours, theirs = Ours(case, params), Theirs(case, params)
+        ours, theirs = Worker("ours", case), Worker("theirs", case)
         assert abs(ours.mean - theirs.mean) < 1e-4 * abs(theirs.mean), f"{ours.mean} is not {theirs.mean}"
-        ours(), theirs()
-        ratios = []
-        for _ in range(arguments.repeats):
-            ratios.append(common.ratio(ours, theirs))
-            print(f"{case}: PyTorch's time / ours = {ratios[-1]:.2f}", flush=True)
+        ratios, memory = [], [0.0]
+        for repeat in range(arguments.repeats + 1):
+            own, peer = ours.update(), theirs.update()
+            memory = [peer["peak_gigabytes"] / own["peak_gigabytes"]]
+            print(f"{case}: ours {own}, PyTorch {peer}", flush=True)
+            if repeat:
+                ratios.append(peer["seconds"] / own["seconds"])
+        ours.close()
+        theirs.close()
         target = {"plain": 1.2, "shared": 3.0}[case]
         claims.append(common.claim(f"update, {case} rows, vs transformers + PyTorch", ratios, "x", target))
-        del ours, theirs
-        memory = [peak_gigabytes(case, side) for side in ("theirs", "ours")]
-        print(f"{case}: peak memory of PyTorch {memory[0]:.2f} GB, ours {memory[1]:.2f} GB", flush=True)
-        claims.append(common.claim(f"peak memory of PyTorch / ours, {case} rows", [memory[0] / memory[1]], "x", 1.0))
+        claims.append(common.claim(f"peak memory of PyTorch / ours, {case} rows", memory, "x", 1.0))
     common.report("train_step", claims, ["torch", "transformers", "flax", "optax"])
 
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax.models import attention, axes, lookup
+from finemem_jax.models import attention, axes, lookup, products
 from finemem_jax.models.attention import Array, Level, Segment
 from finemem_jax.models.presets import DecoderConfig
 
@@ -117,12 +117,13 @@ class Layer(nnx.Module):
 
     def _project(self, name, h):
         config = self.config
-        out = h @ getattr(self, name)[...]
+        out = products.project(h, getattr(self, name)[...])
         if config.qkv_bias and name in ("query", "key", "value"):
             out = out + getattr(self, f"{name}_bias")[...][None, None]
         if config.lora and name in config.lora.targets:
-            low = h @ getattr(self, f"{name}_lora_a")[...]
-            out = out + (config.lora.alpha / config.lora.rank) * (low @ getattr(self, f"{name}_lora_b")[...])
+            low = products.project(h, getattr(self, f"{name}_lora_a")[...])
+            high = products.project(low, getattr(self, f"{name}_lora_b")[...])
+            out = out + (config.lora.alpha / config.lora.rank) * high
         return out
 
 

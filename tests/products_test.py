@@ -1,0 +1,31 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finemem_jax.models import products
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 5), (7, 5, 3), (2, 7, 4, 4), (0, 3, 5)], ids=str)
+def test_slopes_are_those_of_a_plain_product(shape):
+    """Whether the states or the outputs are wider, and however many axes the tokens have."""
+    *tokens, wide, out = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    states = jax.random.normal(keys[0], (*tokens, wide))
+    weight = jax.random.normal(keys[1], (wide, out))
+    slope = jax.random.normal(keys[2], (*tokens, out))
+
+    def found(product):
+        value, pull = jax.vjp(product, states, weight)
+        return value, *pull(slope)
+
+    ours, plain = found(products.project), found(jnp.matmul)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_slopes_keep_the_types_of_what_they_belong_to():
+    states, weight = jnp.ones((2, 3, 4), jnp.bfloat16), jnp.ones((4, 5), jnp.bfloat16)
+    found = jax.grad(lambda *x: products.project(*x).astype(jnp.float32).sum(), argnums=(0, 1))(states, weight)
+    assert [x.dtype for x in found] == [jnp.bfloat16] * 2
