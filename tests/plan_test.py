@@ -96,18 +96,6 @@ def test_the_bound_on_mfu_is_the_ratio_of_useful_flops_to_peak(made):
 def test_a_plan_without_peaks_has_no_times(made):
     nowhere = dataclasses.replace(made, target=dataclasses.replace(made.target, chip=None))
     assert nowhere.mfu() is None and nowhere.update_seconds() is None
-    plan.show(nowhere)
-
-
-def test_exit_code_and_verdict(made, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(plan, "make", lambda config, topology: made)
-    assert plan.run(config(), "here:2", tmp_path) == 0
-    assert "fits: " in capsys.readouterr().out
-    assert json.loads((tmp_path / "plan.json").read_text())["fits"]
-    tight = dataclasses.replace(made, target=here(hbm_bytes=1e5))
-    monkeypatch.setattr(plan, "make", lambda config, topology: tight)
-    assert plan.run(config(), "here:2", None) == 1
-    assert "does not fit: try" in capsys.readouterr().out
 
 
 def test_a_refused_program_does_not_fit(made):

@@ -29,3 +29,21 @@ def test_slopes_keep_the_types_of_what_they_belong_to():
     states, weight = jnp.ones((2, 3, 4), jnp.bfloat16), jnp.ones((4, 5), jnp.bfloat16)
     found = jax.grad(lambda *x: products.project(*x).astype(jnp.float32).sum(), argnums=(0, 1))(states, weight)
     assert [x.dtype for x in found] == [jnp.bfloat16] * 2
+
+
+def test_what_is_frozen_costs_nothing():
+    """Neither the product nor the states that it would need are in the backward pass."""
+    states, weight = jnp.ones((2, 3, 4)), jnp.ones((4, 5))
+    text = str(jax.make_jaxpr(jax.grad(lambda x: products.project(x, weight).sum()))(states))
+    assert text.count("dot_general") == 2
+    text = str(jax.make_jaxpr(jax.grad(lambda w: products.project(states, w).sum()))(weight))
+    assert text.count("dot_general") == 2
+
+
+def test_an_output_that_is_not_used():
+    states, weight = jnp.ones((2, 4)), jnp.ones((4, 5))
+    found = jax.grad(lambda *x: (0 * products.project(*x)).sum() + x[1].sum(), argnums=(0, 1))(states, weight)
+    np.testing.assert_array_equal(found[0], 0)
+    np.testing.assert_array_equal(found[1], 1)
+    found = jax.grad(lambda w: (products.project(states, w), w.sum())[1])(weight)
+    np.testing.assert_array_equal(found, 1)
