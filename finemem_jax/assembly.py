@@ -374,4 +374,6 @@ def rollout_options(config: ConfigDict, evaluation: bool) -> RolloutOptions:
         # Evaluation scores answers; nobody is credited.
         needs=method(config).rule.needs & {"citations"} if evaluation else method(config).rule.needs,
         cited_by=config.credit.cited_by,
+        draw_top_k=config.rollout.top_k,
+        draw_top_p=config.rollout.top_p,
     )

@@ -78,6 +78,10 @@ def default() -> ConfigDict:
     config.rollout.group_size = 8  # G, rollouts per stream (paper: 8).
     config.rollout.max_new_tokens = 2_048  # Longest response of the manager, in tokens.
     config.rollout.temperature = 1.0  # Of the manager while training; evaluation is greedy.
+    config.rollout.top_k = 0  # Only so many of the likeliest tokens may be drawn while training; 0 = all.
+    config.rollout.top_p = 1.0  # Only the likeliest tokens that together have this probability; 1 = all. Cutting makes
+    # the sampler's distribution another than the policy's: π_old is then the trainer's own, at the price of a forward
+    # pass, and objective.importance_cap weighs the difference.
     config.rollout.global_question_fraction = 0.2  # Share of the global questions asked in training ...
     config.rollout.global_question_threshold = 50  # ... of streams with more than so many (Mem-alpha's rule).
 
@@ -227,6 +231,7 @@ def validate(config: ConfigDict) -> None:
         "objective.advantage_epsilon": (0, ""),
         "optimizer.weight_decay": (0, ""),
         "rollout.global_question_threshold": (0, ""),
+        "rollout.top_k": (0, ""),
         "credit.bloat_weight": (0, ""),
         "credit.type_factor": (0, ""),
         "objective.kl_weight": (0, ""),
@@ -240,6 +245,13 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "rollout.temperature must be above 0, or all rollouts of a group are the same; "
             f"got {config.rollout.temperature}."
+        )
+    if not 0 < config.rollout.top_p <= 1:
+        raise ValueError(f"rollout.top_p must lie in (0, 1], got {config.rollout.top_p}.")
+    if config.credit.kl_weight and (config.rollout.top_k or config.rollout.top_p < 1):
+        raise ValueError(
+            "credit.kl_weight measures the divergence on what the whole policy draws; set rollout.top_k=0 and "
+            "rollout.top_p=1, or use objective.kl_weight."
         )
     for name in ("optimizer.b1", "optimizer.b2"):
         if not 0 <= value_of(config, name) < 1:

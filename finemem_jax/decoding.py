@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from finemem_jax import drawing
+from finemem_jax.drawing import Draw, Sampling
 from finemem_jax.models import decoder
 from finemem_jax.models.attention import Array
 from finemem_jax.models.decoder import LayerCache
 from finemem_jax.models.presets import DecoderConfig
-
-# Two-level drawing works on blocks of this many tokens.
-_BLOCK = 256
 
 
 class SlotState(NamedTuple):
@@ -30,14 +29,14 @@ class SlotState(NamedTuple):
         token: The last token, not yet in the cache.
         filled: Positions of the slot's cache in use.
         remaining: Tokens that may still be drawn.
-        temperature: 0 means greedy.
+        sampling: How its request draws.
         key: Key data of the slot's request; the draw at a position depends on these two alone.
     """
 
     token: Int[Array, " N"]
     filled: Int[Array, " N"]
     remaining: Int[Array, " N"]
-    temperature: Float[Array, " N"]
+    sampling: Sampling
     key: Int[Array, "N 2"]
 
 
@@ -87,7 +86,7 @@ def insert_rows(
 @functools.partial(jax.jit, static_argnums=0)
 def draw_first(
     config: DecoderConfig, unstacked, hidden: Float[Array, "N D"], state: SlotState, trunk_length: Int[Array, ""]
-) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+) -> Draw:
     """Draws the first token of each row from its last prompt position."""
     return _draw(_logits(config, unstacked, hidden), state, trunk_length)
 
@@ -102,35 +101,37 @@ def decode(
     trunk_length: Int[Array, ""],
     num_steps: int,
     end_ids: Int[Array, " E"],
-) -> tuple[list[LayerCache], SlotState, Int[Array, "N K"], Float[Array, "N K"]]:
+) -> tuple[list[LayerCache], SlotState, Draw]:
     """Draws up to `num_steps` tokens per slot; stops early when no slot has any left.
 
     Returns:
-        Cache and state after it, the tokens (-1 where a slot drew none) and their log-probabilities.
+        Cache and state after it, and what was drawn, [N K] each; the token is -1 where a slot drew none.
     """
     n = state.token.shape[0]
 
     def go_on(carry):
-        step, _, state, _, _ = carry
+        step, _, state, _ = carry
         return (step < num_steps) & (state.remaining > 0).any()
 
     def one(carry):
-        step, cache, state, tokens, log_probs = carry
+        step, cache, state, drawn = carry
         hidden, cache = decoder.extend(
             config, unstacked, trunk, cache, state.token[:, None], trunk_length, state.filled
         )
         active: Bool[Array, " N"] = state.remaining > 0
         state = state._replace(filled=state.filled + active)
-        token, log_prob = _draw(_logits(config, unstacked, hidden[:, 0]), state, trunk_length)
-        tokens = tokens.at[:, step].set(jnp.where(active, token, -1))
-        log_probs = log_probs.at[:, step].set(jnp.where(active, log_prob, 0.0))
-        ended = (token[:, None] == end_ids[None]).any(1)
+        new = _draw(_logits(config, unstacked, hidden[:, 0]), state, trunk_length)
+        drawn = jax.tree.map(
+            lambda all_, one, idle: all_.at[:, step].set(jnp.where(active, one, idle)), drawn, new, idle
+        )
+        ended = (new.token[:, None] == end_ids[None]).any(1)
         remaining = jnp.where(active & ~ended, state.remaining - 1, 0)
-        return step + 1, cache, state._replace(token=token, remaining=remaining), tokens, log_probs
+        return step + 1, cache, state._replace(token=new.token, remaining=remaining), drawn
 
-    start = (0, cache, state, jnp.full((n, num_steps), -1, jnp.int32), jnp.zeros((n, num_steps)))
-    _, cache, state, tokens, log_probs = jax.lax.while_loop(go_on, one, start)
-    return cache, state, tokens, log_probs
+    idle = Draw(jnp.int32(-1), jnp.float32(0), jnp.float32(0))
+    nothing = jax.tree.map(lambda value: jnp.full((n, num_steps), value), idle)
+    _, cache, state, drawn = jax.lax.while_loop(go_on, one, (0, cache, state, nothing))
+    return cache, state, drawn
 
 
 def _logits(config, unstacked, hidden):
@@ -138,37 +139,9 @@ def _logits(config, unstacked, hidden):
     return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def _draw(
-    logits: Float[Array, "N V"], state: SlotState, trunk_length: Int[Array, ""]
-) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-    """Draws a token per row at its temperature; the log-probability is that of the distribution drawn from.
-
-    Greedy rows (temperature 0) report the log-probability at temperature 1.
-    """
-    greedy = state.temperature == 0.0
-    log_probs = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, state.temperature)[:, None])
+def _draw(logits: Float[Array, "N V"], state: SlotState, trunk_length: Int[Array, ""]) -> Draw:
+    """Draws a token per row with the random number that belongs to its request and position."""
     uniform = jax.vmap(
         lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
     )(state.key, trunk_length + state.filled)
-    token = jnp.where(greedy, logits.argmax(-1), _inverse_cdf(log_probs, uniform)).astype(jnp.int32)
-    return token, jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
-
-
-def _inverse_cdf(log_probs, uniform):
-    """The token at which the cumulative probability passes `uniform`.
-
-    One random number a row instead of V Gumbel ones. Two levels (blocks, then inside a block) keep the float32
-    sums short, so that rare tokens keep their share.
-    """
-    n, vocab = log_probs.shape
-    blocks = jnp.pad(jnp.exp(log_probs), ((0, 0), (0, -vocab % _BLOCK))).reshape(n, -1, _BLOCK)
-    masses = blocks.sum(-1)
-    cumulative = jnp.cumsum(masses, axis=-1)
-    threshold = uniform[:, None] * cumulative[:, -1:]
-    block = jnp.argmax(cumulative > threshold, axis=-1)
-    before = jnp.take_along_axis(cumulative - masses, block[:, None], axis=1)
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    passed = before + jnp.cumsum(inside, axis=-1) > threshold
-    # Rounding can leave the threshold just above the block's own sum; its likeliest token is then as good as any.
-    offset = jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), jnp.argmax(inside, axis=-1))
-    return block * _BLOCK + offset
+    return drawing.draw(logits, state.sampling, uniform)

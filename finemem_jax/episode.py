@@ -221,6 +221,7 @@ class Request:
         cuts: Ends of the prompt's parts (see `tokenizer.EncodedChat`): trunk, branch, whole.
         max_new_tokens: At least 1.
         temperature: 0 means greedy.
+        top_k, top_p: Which tokens may be drawn; see `drawing.Sampling`.
         key: Two uint32 of random key. The completion depends on the prompt and on this alone.
     """
 
@@ -229,6 +230,8 @@ class Request:
     max_new_tokens: int
     temperature: float
     key: tuple[int, int]
+    top_k: int = 0
+    top_p: float = 1.0
 
     @property
     def trunk(self) -> tuple[int, ...]:
@@ -250,15 +253,18 @@ class Completion:
 
     Attributes:
         ids: Sampled token ids, the end-of-turn token included when it was sampled.
-        log_probs: log π(id) of each, in nats, under the model's own distribution at the sampling temperature.
+        log_probs: log of each id's probability, in nats, in the distribution it was drawn from: at the request's
+            temperature, after top-k and top-p.
         finish_reason: "stop" (an end token was sampled) or "length".
         policy_version: Number of updates behind the weights that sampled it.
+        raw_log_probs: Like `log_probs`, but in the model's own distribution: at temperature 1, all tokens allowed.
     """
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     finish_reason: str
     policy_version: int
+    raw_log_probs: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

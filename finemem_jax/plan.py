@@ -23,6 +23,7 @@ from finemem_jax import config as config_lib
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
 from finemem_jax.decoding import SlotState
+from finemem_jax.drawing import Sampling
 from finemem_jax.grpo import Rows
 from finemem_jax.learner import LearnerOptions, TrainState
 from finemem_jax.models import axes, decoder, flops, hlo, lora, sharding, targets
@@ -353,9 +354,10 @@ def _sampling_programs(config, model, shapes):
     if _has_reference(config) and not config.lora.rank:
         held["frozen copies"] += _bytes(shapes.base)
     leaf = -(-lengths.view // multiple) * multiple
+    floats = shapes.rows((slots,), jnp.float32)
     state = SlotState(
         token=shapes.rows((slots,)), filled=shapes.rows((slots,)), remaining=shapes.rows((slots,)),
-        temperature=shapes.rows((slots,), jnp.float32), key=shapes.rows((slots, 2), jnp.uint32),
+        sampling=Sampling(floats, shapes.rows((slots,)), floats), key=shapes.rows((slots, 2), jnp.uint32),
     )  # fmt: skip
     steps = config.data.chunks_per_stream
     waves = math.ceil(rollouts / slots)

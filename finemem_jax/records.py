@@ -47,6 +47,7 @@ def trajectory(
                 **written,
                 "completion_ids": list(step.completion.ids),
                 "log_probs": list(step.completion.log_probs),
+                "raw_log_probs": list(step.completion.raw_log_probs),
                 "finish_reason": step.completion.finish_reason,
                 "policy_version": step.completion.policy_version,
                 "token_operations": list(step.token_operations),

@@ -41,6 +41,8 @@ class RolloutOptions:
     global_question_threshold: int
     needs: frozenset[str] = frozenset()  # What the credit rule must have measured (`rules.Rule.needs`).
     cited_by: str = "reader"  # Who says which evidence an answer rests on, where the rule needs it.
+    draw_top_k: int = 0  # Which tokens the manager may draw (`drawing.Sampling`); `top_k` is of retrieval.
+    draw_top_p: float = 1.0
 
 
 def run(
@@ -114,6 +116,8 @@ def _advance(walks, t, options, environment, policy, key):
             options.max_new_tokens,
             options.temperature,
             random_key(*key, walk.stream.stream_id, walk.rollout, t),
+            options.draw_top_k,
+            options.draw_top_p,
         )
         for walk, chat in zip(walks, chats, strict=True)
     ]

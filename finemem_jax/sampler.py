@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from finemem_jax import decoding
 from finemem_jax.decoding import SlotState
+from finemem_jax.drawing import Sampling
 from finemem_jax.episode import Completion, Request
 from finemem_jax.models import decoder
 from finemem_jax.models.decoder import Params
@@ -36,6 +37,14 @@ class SamplerStats:
     prefilled_tokens: int = 0
     slot_steps: int = 0
     seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class _Occupant:
+    """Which request a slot works on, and the ids, log-probs and raw log-probs that it has drawn."""
+
+    index: int
+    drawn: tuple[list[int], list[float], list[float]]
 
 
 class Sampler:
@@ -182,31 +191,30 @@ class Sampler:
             token=np.zeros(slots, np.int32),
             filled=np.zeros(slots, np.int32),
             remaining=np.zeros(slots, np.int32),
-            temperature=np.zeros(slots, np.float32),
+            sampling=Sampling(np.zeros(slots, np.float32), np.zeros(slots, np.int32), np.ones(slots, np.float32)),
             key=np.zeros((slots, 2), np.uint32),
         )
-        occupant: list[tuple[int, list[int], list[float]] | None] = [None] * slots
+        occupant: list[_Occupant | None] = [None] * slots
         while waiting or any(occupant):
             free = [slot for slot, owner in enumerate(occupant) if owner is None]
             if waiting and free:
                 admitted = [(slot, *waiting.popleft()) for slot in free[: len(waiting)]]
                 cache = self._admit(trunk, branch_cache, branch_row, cache, state, occupant, admitted)
-            cache, new_state, tokens, log_probs = decoding.decode(
+            cache, new_state, drawn = decoding.decode(
                 self.config, self._weights, trunk[0], cache, state, trunk[1], self._steps_per_call, self._end_ids
             )
-            state = SlotState(*(np.array(x) for x in new_state))
-            tokens, log_probs = np.asarray(tokens), np.asarray(log_probs)
-            drawn = tokens >= 0
-            self.stats.slot_steps += int(drawn.any(0).sum()) * slots
-            self.stats.new_tokens += int(drawn.sum())
+            state = jax.tree.map(np.array, new_state)
+            drawn = jax.tree.map(np.asarray, drawn)
+            held = drawn.token >= 0
+            self.stats.slot_steps += int(held.any(0).sum()) * slots
+            self.stats.new_tokens += int(held.sum())
             for slot, owner in enumerate(occupant):
                 if owner is None:
                     continue
-                index, ids, values = owner
-                ids += tokens[slot][drawn[slot]].tolist()
-                values += log_probs[slot][drawn[slot]].tolist()
+                for so_far, new in zip(owner.drawn, drawn, strict=True):
+                    so_far += new[slot][held[slot]].tolist()
                 if state.remaining[slot] == 0:
-                    yield index, self._completion(ids, values)
+                    yield owner.index, self._completion(owner)
                     occupant[slot] = None
 
     def _admit(self, trunk, branch_cache, branch_row, cache, state, occupant, admitted):
@@ -226,7 +234,9 @@ class Sampler:
         for i, (slot, _, request) in enumerate(admitted):
             targets[i], sources[i] = slot, row_of[request.branch, request.leaf]
             state.filled[slot] = len(request.branch) + len(request.leaf)
-            state.temperature[slot] = request.temperature
+            state.sampling.temperature[slot] = request.temperature
+            state.sampling.top_k[slot] = request.top_k
+            state.sampling.top_p[slot] = request.top_p
             state.key[slot] = request.key
         cache = decoding.insert_rows(cache, leaf_cache, targets, sources)
 
@@ -234,19 +244,22 @@ class Sampler:
         source_of_slot[targets[: len(admitted)]] = sources[: len(admitted)]
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         first_state = state._replace(filled=state.filled - 1)
-        token, log_prob = (np.asarray(x) for x in decoding.draw_first(
-            self.config, self._weights, hidden[source_of_slot], first_state, trunk[1]))  # fmt: skip
+        first = decoding.draw_first(self.config, self._weights, hidden[source_of_slot], first_state, trunk[1])
+        first = jax.tree.map(np.asarray, first)
         ends = set(np.asarray(self._end_ids).tolist())
         for slot, index, request in admitted:
-            occupant[slot] = (index, [int(token[slot])], [float(log_prob[slot])])
-            state.token[slot] = token[slot]
-            state.remaining[slot] = 0 if int(token[slot]) in ends else request.max_new_tokens - 1
+            occupant[slot] = _Occupant(
+                index, ([int(first.token[slot])], [float(first.log_prob[slot])], [float(first.raw_log_prob[slot])])
+            )
+            state.token[slot] = first.token[slot]
+            state.remaining[slot] = 0 if int(first.token[slot]) in ends else request.max_new_tokens - 1
             self.stats.new_tokens += 1
         return cache
 
-    def _completion(self, ids, log_probs):
-        stopped = ids[-1] in np.asarray(self._end_ids)
-        return Completion(tuple(ids), tuple(log_probs), "stop" if stopped else "length", self.policy_version)
+    def _completion(self, owner):
+        ids, log_probs, raw_log_probs = map(tuple, owner.drawn)
+        reason = "stop" if ids[-1] in np.asarray(self._end_ids) else "length"
+        return Completion(ids, log_probs, reason, self.policy_version, raw_log_probs)
 
     def _empty_cache(self, rows, positions):
         return decoding.empty_cache(self.config, rows, positions, self._dtype)

@@ -16,6 +16,8 @@ BAD = {
     "rollout.streams_per_step": 0,
     "rollout.max_new_tokens": 0,
     "rollout.temperature": 0.0,
+    "rollout.top_k": -1,
+    "rollout.top_p": 0.0,
     "rollout.global_question_fraction": 1.01,
     "data.chunks_per_stream": 0,
     "data.chunk_words": 0,
@@ -113,11 +115,22 @@ def test_validate_refuses_nan(name):
         config_lib.validate(with_value(name, float("nan")))
 
 
+@pytest.mark.parametrize("cut", [{"rollout.top_k": 5}, {"rollout.top_p": 0.9}])
+def test_divergence_in_the_reward_needs_the_whole_distribution(cut):
+    config = config_lib.default()
+    config.update_from_flattened_dict(cut)
+    config_lib.validate(config)
+    config.credit.kl_weight = 0.1
+    with pytest.raises(ValueError, match=r"credit.kl_weight .* set rollout.top_k=0 and rollout.top_p=1"):
+        config_lib.validate(config)
+
+
 def test_all_that_validate_checks_is_tried():
     # Names of fields in validate's source, quoted or as attributes.
     source = inspect.getsource(config_lib.validate)
     checked = {name for name in FIELDS if f'"{name}"' in source or f"config.{name}" in source}
-    assert checked == set(BAD)
+    # A test of its own tries the last one: it is wrong only beside another.
+    assert checked == set(BAD) | {"credit.kl_weight"}
 
 
 @pytest.mark.parametrize(

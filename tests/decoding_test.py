@@ -7,23 +7,24 @@ import pytest
 
 from finemem_jax import decoding
 from finemem_jax.decoding import SlotState
+from finemem_jax.drawing import Sampling
 from finemem_jax.models import decoder, presets
 
 TINY = presets.preset("tiny")
 POSITIONS = 16
 PROMPTS = [[10, 20, 30], [40, 50, 60, 70, 80]]
 
-inverse_cdf = jax.jit(decoding._inverse_cdf)
 
-
-def slots(**fields):
+def slots(temperature=None, **fields):
     """A state in which nothing is to be done, but for the fields given."""
-    n = len(next(iter(fields.values())))
+    n = len(temperature or next(iter(fields.values())))
     state = SlotState(
         token=np.zeros(n, np.int32),
         filled=np.zeros(n, np.int32),
         remaining=np.zeros(n, np.int32),
-        temperature=np.zeros(n, np.float32),
+        sampling=Sampling(
+            np.asarray(temperature or [0.0] * n, np.float32), np.zeros(n, np.int32), np.ones(n, np.float32)
+        ),
         key=np.stack([np.zeros(n), np.arange(n)], axis=1).astype(np.uint32),
     )
     return state._replace(**{name: np.asarray(v, getattr(state, name).dtype) for name, v in fields.items()})
@@ -72,10 +73,8 @@ def prefilled(unstacked, length=8):
 def decoded(unstacked, state, num_steps, end_ids=()):
     _, cache = prefilled(unstacked)
     ends = np.asarray(end_ids, np.int32)
-    _, state, tokens, log_probs = decoding.decode(
-        TINY, unstacked, no_trunk(), cache, state, np.int32(0), num_steps, ends
-    )
-    return state, np.asarray(tokens), np.asarray(log_probs)
+    _, state, drawn = decoding.decode(TINY, unstacked, no_trunk(), cache, state, np.int32(0), num_steps, ends)
+    return state, np.asarray(drawn.token), np.asarray(drawn.log_prob)
 
 
 # --------------------------------------------------------------------------------------
@@ -83,33 +82,9 @@ def decoded(unstacked, state, num_steps, end_ids=()):
 # --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 1), (0.2, 1), (0.49, 1), (0.5, 2), (0.74, 2), (0.75, 4), (1 - 2**-24, 4)]
-)
-def test_inverse_cdf_by_hand(uniform, token):
-    # Shares 0, 1/2, 1/4, 0, 1/4 end at 0, 0.5, 0.75, 0.75, 1. Tokens without a share are never drawn.
-    shares = jnp.array([[0, 0.5, 0.25, 0, 0.25]])
-    assert inverse_cdf(jnp.log(shares), jnp.array([uniform])) == token
-
-
-@pytest.mark.parametrize("vocab", [1, 255, 256, 257, 1000])
-def test_inverse_cdf_agrees_with_a_running_sum(vocab):
-    rng = np.random.default_rng(vocab)
-    log_probs = np.log(rng.dirichlet(np.full(vocab, 0.3), size=400) + 1e-12)
-    log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
-    uniform = rng.random(400)
-    got = np.asarray(inverse_cdf(log_probs.astype(np.float32), uniform.astype(np.float32)))
-    ends = np.cumsum(np.exp(log_probs), axis=-1)
-    # float32 may decide otherwise at the very edge of a token's share, nowhere else.
-    starts = ends - np.exp(log_probs)
-    rows = np.arange(400)
-    assert (starts[rows, got] - 1e-5 <= uniform).all()
-    assert (uniform <= ends[rows, got] + 1e-5).all()
-
-
 def test_greedy_rows_take_the_likeliest_token(unstacked, logits_of):
     hidden, _ = prefilled(unstacked)
-    tokens, log_probs = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[0, 0]), 0)
+    tokens, log_probs, _ = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[0, 0]), 0)
     for ids, token, log_prob in zip(PROMPTS, tokens, log_probs, strict=True):
         expected = jax.nn.log_softmax(logits_of(ids))
         assert token == expected.argmax()
@@ -120,7 +95,7 @@ def test_greedy_rows_take_the_likeliest_token(unstacked, logits_of):
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_log_probs_are_those_of_the_distribution_drawn_from(unstacked, logits_of, temperature):
     hidden, _ = prefilled(unstacked)
-    tokens, log_probs = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[temperature] * 2), 0)
+    tokens, log_probs, _ = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[temperature] * 2), 0)
     for ids, token, log_prob in zip(PROMPTS, tokens, log_probs, strict=True):
         np.testing.assert_allclose(log_prob, jax.nn.log_softmax(logits_of(ids) / temperature)[token], atol=1e-4)
 
@@ -130,7 +105,7 @@ def test_draws_follow_the_models_distribution(unstacked, logits_of, temperature)
     hidden, _ = prefilled(unstacked)
     n = 4000
     state = slots(temperature=[temperature] * n)
-    tokens, _ = decoding.draw_first(TINY, unstacked, jnp.repeat(hidden[:1], n, axis=0), state, 0)
+    tokens, *_ = decoding.draw_first(TINY, unstacked, jnp.repeat(hidden[:1], n, axis=0), state, 0)
     counts = np.bincount(np.asarray(tokens), minlength=TINY.vocab_size)
     expected = n * np.asarray(jax.nn.softmax(logits_of(PROMPTS[0]) / temperature), np.float64)
     # Pearson's statistic wants five expected draws a cell; the rare tokens share one.
@@ -149,7 +124,7 @@ def test_a_draw_depends_on_key_and_position_alone(unstacked):
     # Rows 0 and 2 agree in key and position, row 1 has another key, row 3 another position.
     keys = [[1, 2], [1, 3], [1, 2], [1, 2]]
     states = [slots(temperature=[2.0] * 4, key=keys, filled=filled) for filled in ([5, 5, 5, 6], [7, 7, 7, 8])]
-    draws = np.array([decoding.draw_first(TINY, unstacked, same, state, 0)[0] for state in states])
+    draws = np.array([decoding.draw_first(TINY, unstacked, same, state, 0).token for state in states])
     assert (draws[:, 0] == draws[:, 2]).all()
     assert len({tuple(column) for column in draws.T}) == 3
 
@@ -162,7 +137,7 @@ def test_a_draw_depends_on_key_and_position_alone(unstacked):
 def first_state(remaining, temperature=(0, 0)):
     """The prompts stand in the cache but for their last tokens, which are drawn on from."""
     filled = [len(ids) - 1 for ids in PROMPTS]
-    return slots(token=[ids[-1] for ids in PROMPTS], filled=filled, remaining=remaining, temperature=temperature)
+    return slots(token=[ids[-1] for ids in PROMPTS], filled=filled, remaining=remaining, temperature=list(temperature))
 
 
 def greedy(logits_of, ids, steps):
@@ -188,10 +163,9 @@ def test_calls_go_on_where_the_last_one_stopped(unstacked):
     _, cache = prefilled(unstacked)
     state, parts = first_state([4, 4], [1, 1]), []
     for _ in range(4):
-        cache, state, tokens, log_probs = decoding.decode(
-            TINY, unstacked, no_trunk(), cache, state, np.int32(0), 1, np.zeros(0, np.int32)
-        )
-        parts.append((np.asarray(tokens), np.asarray(log_probs)))
+        ends = np.zeros(0, np.int32)
+        cache, state, drawn = decoding.decode(TINY, unstacked, no_trunk(), cache, state, np.int32(0), 1, ends)
+        parts.append((np.asarray(drawn.token), np.asarray(drawn.log_prob)))
     np.testing.assert_array_equal(np.concatenate([tokens for tokens, _ in parts], axis=1), whole)
     np.testing.assert_allclose(np.concatenate([v for _, v in parts], axis=1), values, atol=1e-5)
 

@@ -15,7 +15,7 @@ SHELVES = (
     ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page"),
     (
         "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
-        "models", "report_plots",
+        "models", "drawing", "report_plots",
     ),
     ("environment", "reader", "embedding", "probes", "decoding", "learner", "advantages"),
     ("sampler", "rollout", "checkpoint", "rewards", "records"),

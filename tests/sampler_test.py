@@ -111,6 +111,17 @@ def test_log_probs_are_teacher_forced_ones(params, temperature):
         assert_teacher_forced(params, request, completion)
 
 
+def test_cut_distributions_do_not_depend_on_the_company(params):
+    """top-k and top-p belong to a request: others in the same slots draw as if alone."""
+    plain = random_requests(9, seed=3)
+    mixed = [dataclasses.replace(r, top_k=(0, 3, 0)[i % 3], top_p=(1.0, 1.0, 0.5)[i % 3]) for i, r in enumerate(plain)]
+    together, alone = make_sampler(params).generate(mixed), make_sampler(params).generate(plain)
+    for i, (a, b) in enumerate(zip(together, alone, strict=True)):
+        assert a.log_probs == pytest.approx(a.raw_log_probs, abs=1e-5) if i % 3 == 0 else a.log_probs > a.raw_log_probs
+        assert a.ids == b.ids or i % 3
+    assert_same([make_sampler(params, num_slots=1).generate([r])[0] for r in mixed], together)
+
+
 @pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 1, 1), (1, 1, 2)])
 def test_weights_on_two_devices(params, requests, completions, sizes):
     placed = sharding.place(TINY, params, sharding.make_mesh(*sizes))

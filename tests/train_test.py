@@ -126,6 +126,25 @@ def test_starting_weights_and_sampler_are_compared_with(tmp_path):
         assert metrics["policy/largest_log_ratio"] < 1e-5  # One update a step: π_θ is still π_old.
 
 
+def test_a_cut_distribution_is_not_taken_for_the_policy(tmp_path):
+    """With top-p the sampler's probabilities are larger than the policy's; the first ratio is 1 all the same."""
+    changes = {
+        "rollout.top_p": 0.5, "objective.importance_cap": 2.0, "reader.kind": "evidence",
+        "train.evaluate_first": False, "train.num_steps": 1,
+    }  # fmt: skip
+    smoke_run.run(tmp_path, smoke_run.config(**changes))
+    (metrics,) = writer.read_metrics(tmp_path)
+    assert metrics["policy/largest_log_ratio"] < 1e-5
+    assert metrics["policy/sampler_difference_mean"] > 0.1
+    assert metrics["policy/importance_weight"] < 0.9
+    steps = [step for record in trajectories(tmp_path) for step in record["steps"]]
+    # Half of the probability, at least, is left to draw from.
+    for step in steps:
+        gains = np.subtract(step["log_probs"], step["raw_log_probs"])
+        assert (gains > -1e-5).all() and (gains < np.log(2) + 1e-4).all()
+        assert gains.max() > 0.1
+
+
 def test_tokens_carry_their_operations_advantage(tmp_path):
     changes = {"credit.per_operation": True, "reader.kind": "evidence", "train.evaluate_first": False}
     smoke_run.run(tmp_path, smoke_run.config(**changes | {"train.num_steps": 1}))

@@ -1,0 +1,115 @@
+"""Drawing tokens from logits: temperature, top-k, top-p, each row by its own settings. Pure; no sort, no recompilation.
+
+Sizes: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+Array = jax.Array | np.ndarray
+# Two-level drawing works on blocks of this many tokens.
+_BLOCK = 256
+# As an integer, the bit pattern of the first float32 above every probability.
+_ABOVE_ONE = 0x3F800001
+
+
+class Sampling(NamedTuple):
+    """How each row draws.
+
+    Attributes:
+        temperature: 0 means greedy: the likeliest token, whatever `top_k` and `top_p` say.
+        top_k: Only so many of the likeliest tokens may be drawn; 0 means all.
+        top_p: Only the fewest likeliest tokens that together have this probability; 1 means all.
+    """
+
+    temperature: Float[Array, " N"]
+    top_k: Int[Array, " N"]
+    top_p: Float[Array, " N"]
+
+
+class Draw(NamedTuple):
+    """Tokens drawn.
+
+    Attributes:
+        log_prob: Under the distribution drawn from: of softmax(logits / temperature) what top-k and then top-p leave,
+            normalised. Greedy rows report `raw_log_prob`, since here they would have 0.
+        raw_log_prob: Under the model's own distribution, softmax(logits).
+    """
+
+    token: Int[Array, " N"]
+    log_prob: Float[Array, " N"]
+    raw_log_prob: Float[Array, " N"]
+
+
+def draw(logits: Float[Array, "N V"], sampling: Sampling, uniform: Float[Array, " N"]) -> Draw:
+    """Draws a token per row.
+
+    Args:
+        uniform: A random number in [0, 1) for each row; all that a draw depends on beside its row of logits.
+    """
+    greedy = sampling.temperature == 0.0
+    raw = jax.nn.log_softmax(logits)
+    tempered = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, sampling.temperature)[:, None])
+    cut = ~greedy & ((sampling.top_k > 0) | (sampling.top_p < 1))
+    # A condition of the whole batch, and so really one branch: who does not cut does not pay for cutting.
+    left = jax.lax.cond(cut.any(), _cut, lambda log_probs, *_: log_probs, tempered, sampling.top_k, sampling.top_p)
+    left = jnp.where(greedy[:, None], raw, left)
+    token = jnp.where(greedy, logits.argmax(-1), inverse_cdf(left, uniform)).astype(jnp.int32)
+    log_prob, raw_log_prob = (jnp.take_along_axis(x, token[:, None], axis=1)[:, 0] for x in (left, raw))
+    return Draw(token, log_prob, raw_log_prob)
+
+
+def _cut(log_probs, top_k, top_p):
+    """What top-k, then top-p leave of each row, normalised; -inf elsewhere. Equals of the last token stay too."""
+    probs = jnp.exp(log_probs)
+    least = _largest(lambda least: (probs >= least[:, None]).sum(-1) >= top_k, len(probs))
+    probs = jnp.where((top_k > 0)[:, None] & (probs < least[:, None]), 0, probs)
+    wanted = top_p * probs.sum(-1)
+    least = _largest(lambda least: jnp.where(probs >= least[:, None], probs, 0).sum(-1) >= wanted, len(probs))
+    # Sums round: at 1, the least of all tokens might not change them.
+    probs = jnp.where((top_p < 1)[:, None] & (probs < least[:, None]), 0, probs)
+    return jnp.log(probs) - jnp.log(probs.sum(-1, keepdims=True))
+
+
+def _largest(enough, num_rows):
+    """The largest probability for which enough(probability) holds, per row; it holds at 0, and at no larger one after.
+
+    By bisection of bit patterns, which are ordered like the floats: 30 passes over the row, where sorting would take
+    many times as long.
+    """
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        holds = enough(jax.lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
+
+    bounds = jnp.zeros(num_rows, jnp.int32), jnp.full(num_rows, _ABOVE_ONE, jnp.int32)
+    low, _ = jax.lax.fori_loop(0, _ABOVE_ONE.bit_length(), halve, bounds)
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def inverse_cdf(log_probs: Float[Array, "N V"], uniform: Float[Array, " N"]) -> Int[Array, " N"]:
+    """The token at which the cumulative probability passes `uniform`.
+
+    One random number a row instead of V Gumbel ones. Two levels (blocks, then inside a block) keep the float32
+    sums short, so that rare tokens keep their share.
+    """
+    n, vocab = log_probs.shape
+    blocks = jnp.pad(jnp.exp(log_probs), ((0, 0), (0, -vocab % _BLOCK))).reshape(n, -1, _BLOCK)
+    masses = blocks.sum(-1)
+    cumulative = jnp.cumsum(masses, axis=-1)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    block = jnp.argmax(cumulative > threshold, axis=-1)
+    before = jnp.take_along_axis(cumulative - masses, block[:, None], axis=1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    passed = before + jnp.cumsum(inside, axis=-1) > threshold
+    # Rounding can leave the threshold just above the block's own sum; its likeliest token is then as good as any.
+    offset = jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), jnp.argmax(inside, axis=-1))
+    return block * _BLOCK + offset
