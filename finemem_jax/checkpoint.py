@@ -86,15 +86,19 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
     folder = workdir.absolute() / "checkpoints" / str(step) / "state"
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(folder, args=arguments)["params"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"model.weights={str(workdir)!r}: {error}") from error
-    # What is not in the checkpoint comes back as it was asked for.
-    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found)):
-        raise ValueError(f"model.weights={str(workdir)!r} holds other parameters than its config.json says.")
-    return found
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(folder).item_metadata.tree["params"]
+        shapes = [{jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(t)} for t in (stored, like)]
+        differing = sorted(
+            name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
+        )
+        if differing:
+            has, wants = (found.get(differing[0], "absent") for found in shapes)
+            raise ValueError(
+                f"model.weights={str(workdir)!r} holds other parameters than its config.json says: "
+                f"params{differing[0]} is {has} in the checkpoint, and {wants} in that model."
+            )
+        return checkpointer.restore(folder, args=arguments)["params"]
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> None:
