@@ -130,8 +130,8 @@ def _begun_with(config, workdir):
         ) from error
     begun = config_lib.default()
     for name, value in saved.items():
-        section = name.partition(".")[0]
-        if name == "seed" or section in ("model", "lora"):
+        said = name == "seed" or name.partition(".")[0] in ("model", "lora")
+        if said and name in config_lib.flatten(begun):
             begun.update_from_flattened_dict({name: value})
     if pathlib.Path(begun.model.weights).expanduser().resolve() == workdir.resolve():
         raise ValueError(f"model.weights={str(workdir)!r} is a run that began with its own weights.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -333,6 +334,16 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def no_setting(name: str) -> str:
+    """Says that there is no such setting, and which ones may have been meant."""
+    known = list(flatten(default()))
+    last = {setting.rpartition(".")[2]: setting for setting in known}
+    close = difflib.get_close_matches(name, known, 3, 0.7)
+    close += [last[end] for end in difflib.get_close_matches(name.rpartition(".")[2], last, 2, 0.7)]
+    hint = f"is it {' or '.join(dict.fromkeys(close))}?" if close else "finemem_jax/config.py lists what there is."
+    return f"there is no setting {name!r}; {hint}"
 
 
 def differences(config: ConfigDict, saved: dict[str, Any]) -> list[str]:

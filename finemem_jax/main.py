@@ -5,7 +5,6 @@ python -m finemem_jax.main --config=experiments/NAME.py[:arg] --workdir=DIR [--m
 
 from __future__ import annotations
 
-import difflib
 import os
 import pathlib
 import re
@@ -121,12 +120,7 @@ def _parse(argv):
         unknown = [match[1] for match in given if match and match[1] not in known]
         if not unknown:
             raise
-        ends = {name.rpartition(".")[2]: name for name in known}
-        close = difflib.get_close_matches(unknown[0], known, 3, 0.7) + [
-            ends[end] for end in difflib.get_close_matches(unknown[0].rpartition(".")[2], ends, 2, 0.7)
-        ]
-        hint = f"; is it {' or '.join(dict.fromkeys(close))}?" if close else "; finemem_jax/config.py lists all."
-        sys.exit(f"finemem_jax: there is no setting config.{unknown[0]}{hint}")
+        sys.exit(f"finemem_jax: {config_lib.no_setting(unknown[0])}")
 
 
 if __name__ == "__main__":

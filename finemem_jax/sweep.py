@@ -166,7 +166,7 @@ def _config(module: types.ModuleType, argument: Sequence[str], values: Mapping[s
     known = config_lib.flatten(config)
     for field in values:
         if field not in known:
-            raise ValueError(f"there is no setting {field!r}; finemem_jax/config.py lists what there is.")
+            raise ValueError(config_lib.no_setting(field))
     line = ["sweep", *(f"--config.{field}={value}" for field, value in values.items())]
     parsed = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=parsed, sys_argv=line)

@@ -18,7 +18,7 @@ def project(states: Float[Array, "*T I"], weight: Float[Array, "I O"]) -> Float[
     On a CPU one operand of the weight's gradient is copied transposed, and whatever is element-wise before it is
     computed again in that slow order: JAX's own rule always has that happen to `d out`, which behind a gate is the
     widest array of a layer. Here it is whichever has fewer channels; a layer of SmolLM2 takes a quarter less time.
-    Accelerators transpose while they multiply, and see no difference.
+    A TPU's compiled update needs the same memory and sends the same bytes either way.
     """
     return states @ weight
 
