@@ -42,7 +42,7 @@ def get_config(arg: str = ""):
 
     config.sampler.num_slots = 16
     config.sampler.steps_per_call = 8
-    config.sampler.length_multiple = 64
+    config.sampler.prefill_tokens = 64
     config.reader.max_new_tokens = 12
     config.reader.num_slots = 16
 

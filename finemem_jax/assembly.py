@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from finemem_jax import backbone, embedding, input_pipeline, operations, probes, reader, retrieval, rules, tokenizer
+from finemem_jax import (
+    backbone,
+    embedding,
+    input_pipeline,
+    operations,
+    probes,
+    reader,
+    retrieval,
+    rules,
+    tokenizer,
+    workers,
+)
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
 from finemem_jax.environment import Environment
@@ -19,8 +30,10 @@ from finemem_jax.episode import (
     SEMANTIC,
     Action,
     Chunk,
+    Completion,
     Memory,
     Operation,
+    Refusal,
     Request,
     Stream,
     StreamSource,
@@ -32,8 +45,9 @@ from finemem_jax.input_pipeline import Stage
 from finemem_jax.models import attention, axes, sharding
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.reader import Query
 from finemem_jax.retrieval import EmbedFn
-from finemem_jax.rollout import PolicyFn, RolloutOptions
+from finemem_jax.rollout import Policy, Reader, RolloutOptions
 from finemem_jax.rules import Rule, Settings, Variant
 from finemem_jax.sampler import Sampler
 from finemem_jax.tokenizer import Tokenizer
@@ -59,9 +73,9 @@ class Parts:
     tokenizer: Tokenizer
     environment: Environment
     manager: Sampler
-    policy: PolicyFn
+    policy: Policy
     reader_sampler: Sampler
-    answer: reader.AnswerFn
+    answer: Reader
     judge: reader.JudgeFn | None
     embed: EmbedFn | None
 
@@ -152,25 +166,25 @@ def build(config: ConfigDict) -> Parts:
     )
     sampler = functools.partial(
         Sampler, model, params, tokens.end_ids,
-        length_multiple=config.sampler.length_multiple, dtype=config.sampler.dtype,
+        steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
+        dtype=config.sampler.dtype, whole=config.sampler.whole_weights,
     )  # fmt: skip
-    manager = sampler(num_slots=config.sampler.num_slots, steps_per_call=config.sampler.steps_per_call)
-    reader_sampler = sampler(num_slots=config.reader.num_slots, steps_per_call=config.sampler.steps_per_call)
+    manager = sampler(num_slots=config.sampler.num_slots, num_stored=config.rollout.streams_per_step)
+    reader_sampler = sampler(num_slots=config.reader.num_slots)
 
-    def generate(chats: Sequence[tokenizer.EncodedChat]) -> list[tuple[int, ...]]:
+    def asked(chat: tokenizer.EncodedChat) -> Request:
         # The key is the prompt itself: the same question with the same evidence is answered alike, whoever asks.
-        requests = [
-            Request(chat.ids, chat.cuts, config.reader.max_new_tokens, config.reader.temperature,
-                    random_key(config.seed, "reader", *chat.ids))
-            for chat in chats
-        ]  # fmt: skip
-        return [completion.ids for completion in reader_sampler.generate(requests)]
+        return Request(
+            chat.ids, chat.cuts, config.reader.max_new_tokens, config.reader.temperature,
+            random_key(config.seed, "reader", *chat.ids),
+        )  # fmt: skip
 
+    generator = workers.Mapped(reader_sampler, asked, _ids)
     cite = "citations" in needs and config.credit.cited_by == "reader"
     if config.reader.kind == "evidence":
-        answer = reader.evidence(cite)
+        answer: Reader = workers.Batched(reader.evidence(cite))
     else:
-        answer = reader.once_each(reader.language_model(generate, tokens, config.reader.num_examples, cite))
+        answer = reader.language_model(generator, tokens, config.reader.num_examples, cite)
     return Parts(
         model=adapted,
         mesh=mesh,
@@ -178,12 +192,45 @@ def build(config: ConfigDict) -> Parts:
         tokenizer=tokens,
         environment=environment,
         manager=manager,
-        policy=manager.generate,
+        policy=manager,
         reader_sampler=reader_sampler,
         answer=answer,
-        judge=reader.content_judge(generate, tokens) if "content" in needs else None,
+        judge=reader.content_judge(generator, tokens) if "content" in needs else None,
         embed=_embedder(config, model, params, tokens),
     )
+
+
+def warm_up(config: ConfigDict, parts: Parts, say: Callable[[str], None]) -> None:
+    """Compiles what manager and reader generate with, so that later steps compile nothing.
+
+    Args:
+        say: Shows a line about it, in place of the last one.
+    """
+    prompt = parts.environment.observe(Chunk(""), Memory())
+    texts = config.manager.chunk_tokens + config.memory.view_tokens
+    lengths = {"manager": _beyond(prompt, texts + config.rollout.max_new_tokens)}
+    samplers = {"manager": parts.manager}
+    if config.reader.kind == "model":
+        question = reader.prompt(parts.tokenizer, Query("", ()), config.reader.num_examples)
+        # What was written is what can be retrieved; if that could be very long, it seldom is.
+        most = retrieval.max_evidence(config.memory.top_k, config.memory.layout) * config.rollout.max_new_tokens
+        trunk, beyond = _beyond(question, most + config.reader.max_new_tokens)
+        lengths["reader"] = trunk, min(beyond, lengths["manager"][1])
+        samplers["reader"] = parts.reader_sampler
+    for name, sampler in samplers.items():
+        line = f"compiling what the {name} generates with"
+        sampler.warm_up(*lengths[name], lambda done, total, line=line: say(f"{line}: {done} of {total} programs"))
+
+
+def _beyond(prompt, tokens):
+    """Lengths of a prompt's trunk, and of what follows it with so many tokens more."""
+    return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
+
+
+def _ids(result: Completion | Refusal) -> tuple[int, ...]:
+    if isinstance(result, Refusal):
+        raise ValueError(f"The reader's prompt was refused: {result.reason} Or lower memory.top_k.")
+    return result.ids
 
 
 def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -89,8 +89,9 @@ def default() -> ConfigDict:
     config.sampler = ConfigDict()
     config.sampler.num_slots = 32  # Rows decoded together.
     config.sampler.steps_per_call = 16  # Tokens per row between two looks of the host.
-    config.sampler.length_multiple = 128  # Lengths are rounded up to multiples of this.
+    config.sampler.prefill_tokens = 128  # Prompt tokens per row that are computed together; caches are multiples of it.
     config.sampler.dtype = "float32"  # What weights and caches are held in, and products computed: or "bfloat16".
+    config.sampler.whole_weights = True  # Devices along mesh.fsdp hold the sampler's weights whole, not in parts.
 
     config.reader = ConfigDict()
     config.reader.kind = "model"  # Who answers: the frozen "model", or the "evidence" itself, word for word (tests).
@@ -177,7 +178,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.rollout.max_new_tokens = 24
     config.sampler.num_slots = 8
     config.sampler.steps_per_call = 8
-    config.sampler.length_multiple = 128
+    config.sampler.prefill_tokens = 128
     config.reader.max_new_tokens = 4
     config.reader.num_slots = 8
     config.reader.num_examples = 0
@@ -211,7 +212,7 @@ def validate(config: ConfigDict) -> None:
         "lora.rank": (0, ""),
         "sampler.num_slots": (1, ""),
         "sampler.steps_per_call": (1, ""),
-        "sampler.length_multiple": (1, ""),
+        "sampler.prefill_tokens": (1, ""),
         "reader.max_new_tokens": (1, ""),
         "reader.num_slots": (1, ""),
         "train.num_steps": (0, ""),

@@ -1,7 +1,7 @@
 """The device side of generation: caches, prefill, k-step decoding, drawing tokens. All pure and jitted.
 
-Sizes: N slots (rows decoded together), S cache positions per slot, K steps per call, V vocabulary.
-Knows nothing of requests, queues or text.
+Sizes: N slots (rows decoded together), A rows prefilled together, S cache positions per slot, K steps per call,
+V vocabulary. Knows nothing of requests, queues or text.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from finemem_jax import drawing
 from finemem_jax.drawing import Draw, Sampling
-from finemem_jax.models import decoder
+from finemem_jax.models import cached
 from finemem_jax.models.attention import Array
-from finemem_jax.models.decoder import LayerCache
+from finemem_jax.models.cached import LayerCache, Weights
 from finemem_jax.models.presets import DecoderConfig
 
 
@@ -40,69 +41,118 @@ class SlotState(NamedTuple):
     key: Int[Array, "N 2"]
 
 
-def empty_cache(config: DecoderConfig, rows: int, positions: int, dtype: str = "float32") -> list[LayerCache]:
-    """Zeros for keys and values, one pair per layer (two arrays each, since donation forbids sharing)."""
-    shape = (rows, config.num_kv_heads, positions, config.head_dim)
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+def idle(slots: int) -> SlotState:
+    """NumPy arrays for slots without anything to do; the host fills them in."""
+    return SlotState(
+        token=np.zeros(slots, np.int32),
+        filled=np.zeros(slots, np.int32),
+        remaining=np.zeros(slots, np.int32),
+        sampling=Sampling(np.zeros(slots, np.float32), np.zeros(slots, np.int32), np.ones(slots, np.float32)),
+        key=np.zeros((slots, 2), np.uint32),
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=3)
+@functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="cache")
 def prefill(
-    config: DecoderConfig,
-    unstacked,
+    weights: Weights,
     trunk: list[LayerCache],
     cache: list[LayerCache],
-    tokens: Int[Array, "N L"],
-    lengths: Int[Array, " N"],
+    slots: Int[Array, " A"],
+    tokens: Int[Array, "A L"],
+    lengths: Int[Array, " A"],
     trunk_length: Int[Array, ""],
-    starts: Int[Array, " N"],
+    starts: Int[Array, " A"],
+    *,
+    config: DecoderConfig,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "N D"], list[LayerCache]]:
-    """Appends `lengths` tokens to each row; returns each row's last hidden state and the cache.
+) -> tuple[Float[Array, "A D"], list[LayerCache]]:
+    """Appends `lengths` tokens to some slots; returns the last hidden state of each, and the cache.
 
     Hidden states and not logits: most prefills are of prefixes, whose logits nobody asks for.
 
     Args:
+        slots: Which slot each row of tokens belongs to. One that is out of range is a row of padding.
+        starts: Filled positions of each slot.
         mesh: Devices that hold the weights, to share out the rows; None for one.
     """
-    hidden, cache = decoder.extend(config, unstacked, trunk, cache, tokens, trunk_length, starts, mesh)
-    return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def gather_rows(cache: list[LayerCache], rows: Int[Array, " N"], positions: int) -> list[LayerCache]:
-    """Copies rows of a cache: row n of the result is row rows[n], with zeros after it up to so many positions."""
-    return jax.tree.map(lambda x: jnp.pad(x[rows], ((0, 0), (0, 0), (0, positions - x.shape[2]), (0, 0))), cache)
+    rows = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), cache)
+    hidden, rows = cached.extend(config, weights, trunk, rows, tokens, trunk_length, starts, mesh)
+    cache = jax.tree.map(lambda x, row: x.at[slots].set(row, mode="drop"), cache, rows)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return last, cached.constrain(mesh, cache)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def insert_rows(
-    cache: list[LayerCache], new: list[LayerCache], slots: Int[Array, " A"], rows: Int[Array, " A"]
+def copy_rows(
+    cache: list[LayerCache],
+    source: list[LayerCache],
+    targets: Int[Array, " N"],
+    rows: Int[Array, " N"],
+    count: Int[Array, ""],
 ) -> list[LayerCache]:
-    """Writes row rows[i] of `new` into slot slots[i] of `cache`; a slot out of range is dropped."""
-    return jax.tree.map(lambda x, y: x.at[slots].set(y[rows], mode="drop"), cache, new)
+    """Writes row rows[i] of `source` over row targets[i] of `cache`, for i < count, one after the other.
+
+    Where one has more positions than the other, the later ones are left out, or as they were.
+    """
+    return _copied(cache, source, targets, rows, count)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, donate_argnums=0)
+def copy_within(
+    cache: list[LayerCache], targets: Int[Array, " N"], rows: Int[Array, " N"], count: Int[Array, ""]
+) -> list[LayerCache]:
+    """`copy_rows` from a cache to itself; no target may be the row of a later copy."""
+    return _copied(cache, None, targets, rows, count)
+
+
+def _copied(cache, source, targets, rows, count):
+    def one(i, cache):
+        def copied(to, came_from):
+            row = jax.lax.dynamic_slice_in_dim(to if came_from is None else came_from, rows[i], 1)
+            row = row[tuple(slice(min(a, b)) for a, b in zip(row.shape, to.shape, strict=True))]
+            return jax.lax.dynamic_update_slice(to, row, (targets[i], 0, 0, 0))
+
+        if source is None:
+            return jax.tree.map(lambda to: copied(to, None), cache)
+        return jax.tree.map(copied, cache, source)
+
+    return jax.lax.fori_loop(0, count, one, cache)
+
+
+@functools.partial(jax.jit, static_argnames="config")
 def draw_first(
-    config: DecoderConfig, unstacked, hidden: Float[Array, "N D"], state: SlotState, trunk_length: Int[Array, ""]
-) -> Draw:
-    """Draws the first token of each row from its last prompt position."""
-    return _draw(_logits(config, unstacked, hidden), state, trunk_length)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
-def decode(
+    weights: Weights,
+    hidden: Float[Array, "A D"],
+    rows: Int[Array, " N"],
+    state: SlotState,
+    trunk_length: Int[Array, ""],
+    *,
     config: DecoderConfig,
-    unstacked,
+) -> Draw:
+    """Draws a token for each slot from the state of its last prompt token, which is row rows[n] of `hidden`."""
+    return _draw(cached.logits(config, weights, hidden)[rows], state, trunk_length)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_steps", "mesh"), donate_argnames="cache")
+def decode(
+    weights: Weights,
     trunk: list[LayerCache],
     cache: list[LayerCache],
     state: SlotState,
     trunk_length: Int[Array, ""],
-    num_steps: int,
+    leave_at: Int[Array, ""],
     end_ids: Int[Array, " E"],
+    *,
+    config: DecoderConfig,
+    num_steps: int,
+    mesh: Mesh | None = None,
 ) -> tuple[list[LayerCache], SlotState, Draw]:
-    """Draws up to `num_steps` tokens per slot; stops early when no slot has any left.
+    """Draws up to `num_steps` tokens per slot.
+
+    Args:
+        leave_at: It stops early once so many slots or fewer are still at work: 0 to go on as long as one is, more
+            where others wait for the slots that are done.
+        mesh: Devices that share out slots and heads; None for one.
 
     Returns:
         Cache and state after it, and what was drawn, [N K] each; the token is -1 where a slot drew none.
@@ -111,32 +161,26 @@ def decode(
 
     def go_on(carry):
         step, _, state, _ = carry
-        return (step < num_steps) & (state.remaining > 0).any()
+        return (step < num_steps) & ((state.remaining > 0).sum() > leave_at)
 
     def one(carry):
         step, cache, state, drawn = carry
-        hidden, cache = decoder.extend(
-            config, unstacked, trunk, cache, state.token[:, None], trunk_length, state.filled
-        )
-        active: Bool[Array, " N"] = state.remaining > 0
+        hidden, cache = cached.extend(config, weights, trunk, cache, state.token[:, None], trunk_length, state.filled)
+        active = state.remaining > 0
         state = state._replace(filled=state.filled + active)
-        new = _draw(_logits(config, unstacked, hidden[:, 0]), state, trunk_length)
+        new = _draw(cached.logits(config, weights, hidden[:, 0]), state, trunk_length)
         drawn = jax.tree.map(
-            lambda all_, one, idle: all_.at[:, step].set(jnp.where(active, one, idle)), drawn, new, idle
+            lambda all_, one, idle: all_.at[:, step].set(jnp.where(active, one, idle)), drawn, new, nothing
         )
         ended = (new.token[:, None] == end_ids[None]).any(1)
         remaining = jnp.where(active & ~ended, state.remaining - 1, 0)
-        return step + 1, cache, state._replace(token=new.token, remaining=remaining), drawn
+        state = state._replace(token=new.token, remaining=remaining)
+        return step + 1, cached.constrain(mesh, cache), state, drawn
 
-    idle = Draw(jnp.int32(-1), jnp.float32(0), jnp.float32(0))
-    nothing = jax.tree.map(lambda value: jnp.full((n, num_steps), value), idle)
-    _, cache, state, drawn = jax.lax.while_loop(go_on, one, (0, cache, state, nothing))
+    nothing = Draw(jnp.int32(-1), jnp.float32(0), jnp.float32(0))
+    drawn = jax.tree.map(lambda value: jnp.full((n, num_steps), value), nothing)
+    _, cache, state, drawn = jax.lax.while_loop(go_on, one, (0, cache, state, drawn))
     return cache, state, drawn
-
-
-def _logits(config, unstacked, hidden):
-    head = unstacked[0]["embedding" if config.tie_embeddings else "head"]
-    return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
 
 
 def _draw(logits: Float[Array, "N V"], state: SlotState, trunk_length: Int[Array, ""]) -> Draw:

@@ -268,6 +268,13 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refusal:
+    """What a sampler returns for a request that it cannot serve: why, and what to change."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
     """A reader's answer to one question, with the evidence it was shown and its score in [0, 1].
 

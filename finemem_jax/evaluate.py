@@ -12,7 +12,7 @@ from finemem_jax.environment import Environment
 from finemem_jax.episode import Stream, Trajectory
 from finemem_jax.reader import AnswerFn
 from finemem_jax.retrieval import EmbedFn
-from finemem_jax.rollout import PolicyFn, RolloutOptions
+from finemem_jax.rollout import Policy, PolicyFn, Reader, RolloutOptions
 
 # What is reported of each stream, and how a table calls it.
 METRICS = {
@@ -36,8 +36,8 @@ def run(
     streams: Sequence[Stream],
     options: RolloutOptions,
     environment: Environment,
-    policy: PolicyFn,
-    answer: AnswerFn,
+    policy: Policy | PolicyFn,
+    answer: Reader | AnswerFn,
     key: Sequence[int | str],
     embed: EmbedFn | None = None,
 ) -> list[Trajectory]:

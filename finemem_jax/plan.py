@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax import assembly, backbone, decoding, learner, optimizer
+from finemem_jax import assembly, backbone, decoding, engine, learner, optimizer
 from finemem_jax import config as config_lib
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
@@ -26,7 +26,7 @@ from finemem_jax.decoding import SlotState
 from finemem_jax.drawing import Sampling
 from finemem_jax.grpo import Rows
 from finemem_jax.learner import LearnerOptions, TrainState
-from finemem_jax.models import axes, decoder, flops, hlo, lora, sharding, targets
+from finemem_jax.models import axes, cached, decoder, flops, hlo, lora, sharding, targets
 from finemem_jax.models.chips import Chip
 from finemem_jax.models.decoder import Compute
 from finemem_jax.models.flops import Work
@@ -241,14 +241,11 @@ class _Shapes:
         where = learner.state_shardings(self.trained, self.tx)
         opt_state = jax.eval_shape(self.tx.init, self.trained)
         self.state = TrainState(self.trained, jax.tree.map(_at, opt_state, where.opt_state), self.scalar(jnp.int32))
-        # What the manager and the reader decode with: slices of the stacked layers, in place.
-        dtype = jnp.dtype(config.sampler.dtype)
-        unstacked = jax.eval_shape(functools.partial(decoder.unstack, lora.without(model)), base)
-        unstacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), unstacked)
-        places = jax.tree.map(lambda x: x.sharding, base)
-        rest = {name: place for name, place in places.items() if name != "layers"}
-        layer = {name: NamedSharding(mesh, P(*place.spec[1:])) for name, place in places["layers"].items()}
-        self.unstacked = jax.tree.map(_at, unstacked, (rest, [layer] * model.num_layers))
+        # What the manager and the reader each decode with.
+        plain = lora.without(model)
+        laid_out = functools.partial(cached.layout, plain, dtype=config.sampler.dtype)
+        where = cached.shardings(plain, mesh, config.sampler.whole_weights)
+        self.weights = jax.tree.map(_at, jax.eval_shape(laid_out, base), where)
 
     def scalar(self, dtype=jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(self.mesh, P()))
@@ -283,12 +280,8 @@ class _Shapes:
 
     def cache(self, model, rows, positions):
         """Rows over data and fsdp, heads over tensor."""
-        heads = axes.COMPUTED["kv_heads"]
-        split = axes.ROWS if rows % axes.size(self.mesh, axes.ROWS) == 0 else None
-        shapes = jax.eval_shape(
-            functools.partial(decoding.empty_cache, model, rows, positions, self.config.sampler.dtype)
-        )
-        return jax.tree.map(lambda x: _at(x, NamedSharding(self.mesh, P(split, heads))), shapes)
+        shapes = jax.eval_shape(functools.partial(cached.empty, model, rows, positions, self.config.sampler.dtype))
+        return jax.tree.map(_at, shapes, cached.cache_shardings(self.mesh, shapes))
 
 
 def _at(shape, place):
@@ -304,7 +297,7 @@ def _update_programs(config, options, shapes, work, groups):
     params, moments = _bytes(shapes.params), _bytes(shapes.state) - _bytes(shapes.trained)
     sums, batch = shapes.sums(options), shapes.batch()
     # What stays while the other programs run. The manager's weights are dropped during an update.
-    reader = _bytes(shapes.unstacked) if config.reader.kind == "model" else 0.0
+    reader = _bytes(shapes.weights) if config.reader.kind == "model" else 0.0
     reference = _bytes(shapes.base) if _has_reference(config) and not config.lora.rank else 0.0
     resident = {"parameters": params, "optimizer": moments, "frozen copies": reader + reference}
     per_update = math.ceil(math.ceil(groups / config.train.minibatches) / config.train.groups_per_microbatch)
@@ -333,72 +326,67 @@ def _has_reference(config):
 
 def _sampling_programs(config, model, shapes):
     base, lengths = lora.without(model), shapes.lengths
-    multiple = config.sampler.length_multiple
-    positions = -(-(lengths.branch + lengths.leaf) // multiple) * multiple
-    rollouts = config.rollout.streams_per_step * config.rollout.group_size
-    slots = min(config.sampler.num_slots, _power_of_two(rollouts))
-    streams = _power_of_two(config.rollout.streams_per_step)
-    trunk = jax.tree.map(
-        lambda x: _at(x, NamedSharding(shapes.mesh, P(None, axes.COMPUTED["kv_heads"]))),
-        shapes.cache(base, 1, lengths.trunk),
-    )
+    piece, slots = config.sampler.prefill_tokens, config.sampler.num_slots
+    sampler = engine.Engine(
+        base, (), num_slots=slots, steps_per_call=config.sampler.steps_per_call, piece=piece,
+        dtype=config.sampler.dtype, whole=config.sampler.whole_weights,
+    )  # fmt: skip
+    positions = sampler.positions(lengths.branch + lengths.leaf)
+    trunk = shapes.cache(base, 1, sampler.positions(lengths.trunk))
     cache = shapes.cache(base, slots, positions)
-    # Beside the slots' cache stand the branches', and that of the leaves being admitted.
-    branches = shapes.cache(base, streams, -(-lengths.branch // multiple) * multiple)
     held = {
         "parameters": _bytes(shapes.params),
         "optimizer": _bytes(shapes.state) - _bytes(shapes.trained),
-        "frozen copies": _bytes(shapes.unstacked) if config.reader.kind == "model" else 0.0,
-        "manager's copy": _bytes(shapes.unstacked),
+        "frozen copies": _bytes(shapes.weights) if config.reader.kind == "model" else 0.0,
+        "manager's copy": _bytes(shapes.weights),
+        "cache": _bytes(cache) + _bytes(trunk) + _bytes(shapes.cache(base, config.rollout.streams_per_step, positions)),
     }
     if _has_reference(config) and not config.lora.rank:
         held["frozen copies"] += _bytes(shapes.base)
-    leaf = -(-lengths.view // multiple) * multiple
     floats = shapes.rows((slots,), jnp.float32)
     state = SlotState(
         token=shapes.rows((slots,)), filled=shapes.rows((slots,)), remaining=shapes.rows((slots,)),
         sampling=Sampling(floats, shapes.rows((slots,)), floats), key=shapes.rows((slots, 2), jnp.uint32),
     )  # fmt: skip
-    steps = config.data.chunks_per_stream
-    waves = math.ceil(rollouts / slots)
-    shares = axes.size(shapes.mesh, axes.ROWS)
+    rollouts = config.rollout.streams_per_step * config.rollout.group_size
+    steps, waves = config.data.chunks_per_stream, math.ceil(rollouts / slots)
+    shares, tensor = axes.size(shapes.mesh, axes.ROWS), shapes.mesh.shape["tensor"]
     rows = slots / shares if slots % shares == 0 else slots
-    tensor = shapes.mesh.shape["tensor"]
+    pieces = math.ceil(lengths.view / piece)
     prefill = _compile(
-        "prefill", steps * waves, decoding.prefill,
-        (base, shapes.unstacked, trunk, cache, shapes.rows((slots, leaf)), shapes.rows((slots,)),
-         shapes.scalar(jnp.int32), shapes.rows((slots,)), shapes.mesh),
-        held | {"cache": 2 * _bytes(cache) + _bytes(branches) + _bytes(trunk)},
+        "prefill", steps * waves * pieces, decoding.prefill,
+        (shapes.weights, trunk, cache, shapes.rows((slots,)), shapes.rows((slots, piece)), shapes.rows((slots,)),
+         shapes.scalar(jnp.int32), shapes.rows((slots,))),
+        held, config=base, mesh=shapes.mesh,
     )  # fmt: skip
     keys = lengths.trunk + positions
-    prefill.flops = rows / tensor * flops.forward(base, Work(leaf, 0, 0, leaf * keys), leaf * keys)
+    prefill.flops = rows / tensor * flops.forward(base, Work(piece, 0, 0, piece * keys), piece * keys)
     num_steps = config.sampler.steps_per_call
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decoding.decode,
-        (base, shapes.unstacked, trunk, cache, state, shapes.scalar(jnp.int32), num_steps,
+        (shapes.weights, trunk, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
          _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P()))),
-        held | {"cache": _bytes(cache) + _bytes(branches) + _bytes(trunk)},
+        held, config=base, num_steps=num_steps, mesh=shapes.mesh,
     )  # fmt: skip
     decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)
     # Every token reads the weights and the cache once.
-    decode.hbm_bytes = num_steps * (_bytes(shapes.unstacked) + _bytes(cache) + _bytes(trunk))
+    decode.hbm_bytes = num_steps * (_bytes(shapes.weights) + _bytes(cache) + _bytes(trunk))
     return prefill, decode
 
 
-def _power_of_two(n):
-    return 1 << (n - 1).bit_length()
-
-
-def _compile(name: str, runs: float, function: Any, arguments: tuple, memory: dict[str, float]) -> Program:
+def _compile(
+    name: str, runs: float, function: Any, arguments: tuple, memory: dict[str, float], **statics: Any
+) -> Program:
     """Compiles a program and reads off what it needs.
 
     Args:
         memory: What is held while it runs, its arguments included.
+        statics: The function's static arguments, where they go by keyword.
     """
     program = Program(name, runs, dict(memory))
     began = time.monotonic()
     try:
-        compiled = function.lower(*arguments).compile()
+        compiled = function.lower(*arguments, **statics).compile()
     except jax.errors.JaxRuntimeError as error:
         if "memory" not in str(error):
             raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
-from finemem_jax import prompts, tokenizer
+from finemem_jax import prompts, tokenizer, workers
 from finemem_jax.episode import Operation
 from finemem_jax.tokenizer import EncodedChat, Tokenizer
+from finemem_jax.workers import Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,26 +23,29 @@ class Query:
 # Answers every query, in order. Raises when a machine failed; a bad answer is still an answer.
 AnswerFn = Callable[[Sequence[Query]], list[str]]
 # Completes prompts with token ids. Reading needs no more of a sampler than this.
-GenerateFn = Callable[[Sequence[EncodedChat]], list[tuple[int, ...]]]
-
-
+Generator = Worker[EncodedChat, tuple[int, ...]]
 # Says of operations whether they were worth writing, in order; None where it comes to no verdict.
 JudgeFn = Callable[[Sequence[Operation]], list[bool | None]]
 
 
-def language_model(generate: GenerateFn, tokens: Tokenizer, num_examples: int, cite: bool = False) -> AnswerFn:
-    """A reader that is a language model with this tokenizer.
+def language_model(
+    generator: Generator, tokens: Tokenizer, num_examples: int, cite: bool = False
+) -> Worker[Query, str]:
+    """A reader that is a language model with this tokenizer. Equal queries are put to it once.
+
+    Rollouts of a group often hold the same facts, and early on hold nothing at all.
 
     Args:
         cite: Have it name the notes it answers from (`prompts.split_citations` reads that).
     """
 
-    def answer(queries: Sequence[Query]) -> list[str]:
-        return _replies(
-            generate, tokens, [prompts.reader(q.evidence, q.question, num_examples, cite=cite) for q in queries]
-        )
+    before = functools.partial(prompt, tokens, num_examples=num_examples, cite=cite)
+    return workers.Once(workers.Mapped(generator, before, functools.partial(_reply, tokens)))
 
-    return answer
+
+def prompt(tokens: Tokenizer, query: Query, num_examples: int, cite: bool = False) -> EncodedChat:
+    """What a language model is asked."""
+    return tokenizer.encode_chat(tokens, prompts.reader(query.evidence, query.question, num_examples, cite=cite))
 
 
 def evidence(cite: bool = False) -> AnswerFn:
@@ -60,27 +65,15 @@ def evidence(cite: bool = False) -> AnswerFn:
     return answer
 
 
-def content_judge(generate: GenerateFn, tokens: Tokenizer) -> JudgeFn:
+def content_judge(generator: Generator, tokens: Tokenizer) -> JudgeFn:
     """A judge of what was written that is a language model: Mem-alpha's content reward (2509.25911)."""
 
     def judge(operations: Sequence[Operation]) -> list[bool | None]:
-        replies = _replies(generate, tokens, [prompts.judge(operation) for operation in operations])
-        return [prompts.verdict(reply) for reply in replies]
+        chats = [tokenizer.encode_chat(tokens, prompts.judge(operation)) for operation in operations]
+        return [prompts.verdict(_reply(tokens, ids)) for ids in workers.work(generator, chats)]
 
     return judge
 
 
-def _replies(generate, tokens, prompted):
-    chats = [tokenizer.encode_chat(tokens, messages) for messages in prompted]
-    return [tokens.decode(tokenizer.strip_end(tokens, ids)).strip() for ids in generate(chats)]
-
-
-def once_each(answer: AnswerFn) -> AnswerFn:
-    """Asks equal queries once. Rollouts of a group often hold the same facts, and early on hold nothing at all."""
-
-    def deduplicated(queries: Sequence[Query]) -> list[str]:
-        distinct = list(dict.fromkeys(queries))
-        answers = dict(zip(distinct, answer(distinct), strict=True))
-        return [answers[query] for query in queries]
-
-    return deduplicated
+def _reply(tokens, ids):
+    return tokens.decode(tokenizer.strip_end(tokens, ids)).strip()

@@ -1,54 +1,61 @@
-"""The host side of generation: requests in, completions out, with shared prefixes computed once.
+"""The host side of generation: requests in, completions out, in whatever order they are done.
 
-Requests are admitted to slots as these free up. Their prompts come as parts (`Request.cuts`): the trunk, which
-all requests of a call share, is computed once per set of weights; a branch (a chunk, shared by the rollouts of
-its stream) once per call; and identical prompts once each.
+A fixed number of slots is decoded together; a request enters as soon as a slot is free. Prompts come as parts
+(`Request.cuts`): the trunk, which all requests in the slots share, is computed once per set of weights, and attention
+reads it once for all of them. Of the rest, a prompt takes over whatever some row of the caches already begins with: the
+chunk that another rollout of its stream has read, or all of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
-from finemem_jax import decoding
-from finemem_jax.decoding import SlotState
-from finemem_jax.drawing import Sampling
-from finemem_jax.episode import Completion, Request
-from finemem_jax.models import decoder
+from finemem_jax.engine import Engine, Trunk
+from finemem_jax.episode import Completion, Refusal, Request
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.slots import SLOTS, STORE, Slots
+
+# How many later requests may overtake one whose trunk is another: for a change of trunks, slots must empty.
+_PATIENCE = 256
 
 
 @dataclasses.dataclass
 class SamplerStats:
-    """Counts since the last `Sampler.take_stats`."""
+    """Counts since the last `Sampler.take_stats`.
+
+    Attributes:
+        prefilled_tokens: Prompt tokens that were computed; the others were there already.
+        padded_tokens: The same with the padding of rows and lengths.
+        slot_steps, slot_tokens: Slots times decoding steps, and tokens drawn in these; without idle slots, the same.
+        device_seconds: Of `seconds`, those in which the host only waited.
+    """
 
     requests: int = 0
+    refused: int = 0
     new_tokens: int = 0
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
+    padded_tokens: int = 0
     slot_steps: int = 0
+    slot_tokens: int = 0
     seconds: float = 0.0
-
-
-@dataclasses.dataclass
-class _Occupant:
-    """Which request a slot works on, and the ids, log-probs and raw log-probs that it has drawn."""
-
-    index: int
-    drawn: tuple[list[int], list[float], list[float]]
+    device_seconds: float = 0.0
 
 
 class Sampler:
-    """Generates with one model. Not thread-safe."""
+    """Generates with one model. Not thread-safe.
+
+    Requests are handed in one by one (`submit`) or all at once (`generate`). What comes out depends on the request
+    alone: not on the others, their order, or the number of slots.
+    """
 
     def __init__(
         self,
@@ -58,221 +65,312 @@ class Sampler:
         *,
         num_slots: int,
         steps_per_call: int,
-        length_multiple: int,
+        prefill_tokens: int,
+        num_stored: int = 4,
         dtype: str = "float32",
+        whole: bool = True,
         policy_version: int = 0,
     ):
         """Args:
         num_slots: Rows decoded together.
         steps_per_call: Tokens drawn per row before the host looks for finished rows.
-        length_multiple: Lengths are rounded up to multiples of this, so that few shapes are compiled.
+        prefill_tokens: Tokens of a prompt computed together; longer ones take several calls. Caches are as long as
+            so many, or 2, 3, 4, 6, 8, 12, … times as many: few lengths, so that few programs are compiled.
+        num_stored: Branches kept beside the slots.
         dtype: What weights and caches are held in, and products computed; "float32" or "bfloat16".
+        whole: Devices along "fsdp" hold the weights whole, instead of in parts as they are stored.
         """
         self.config = config
         self.stats = SamplerStats()
-        self._end_ids = jnp.asarray(end_ids, jnp.int32)
-        self._num_slots = num_slots
-        self._steps_per_call = steps_per_call
-        self._multiple = length_multiple
-        self._dtype = dtype
+        self._end_ids = frozenset(end_ids)
+        self._engine = Engine(
+            config, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, piece=prefill_tokens, dtype=dtype,
+            whole=whole,
+        )  # fmt: skip
+        self._num_stored = num_stored
+        self._tickets = itertools.count()
+        self._waiting: dict[tuple[int, ...], deque[tuple[int, Request]]] = {}
+        self._done: list[tuple[int, Completion | Refusal]] = []
+        self._slots: Slots | None = None
+        self._positions = 0
         self.update(params, policy_version)
 
+    # ---------------------------------------------------------------------------------- weights
+
     def update(self, params: Params, policy_version: int) -> None:
-        """Takes new weights, and forgets everything computed with the old ones."""
+        """Takes new weights, and forgets everything computed with the old ones.
+
+        Raises:
+            ValueError: requests are pending; collect or cancel them first.
+        """
+        self.release()
         self.policy_version = policy_version
-        self._weights = _unstack(self.config, params, self._dtype)
-        place = jax.tree.leaves(params)[0].sharding
-        self._mesh = place.mesh if isinstance(place, NamedSharding) and place.mesh.size > 1 else None
-        self._trunks: dict[tuple[int, ...], Any] = {}
+        self._engine.load(params)
 
     def release(self) -> None:
-        """Drops the weights, and all computed with them, until the next `update`: a model's size of memory."""
-        self._weights = None
-        self._trunks = {}
+        """Drops the weights, and all computed with them, until the next `update`: more than a model's size of memory.
+
+        Raises:
+            ValueError: requests are pending; collect or cancel them first.
+        """
+        self._check_idle("new weights")
+        self._engine.drop()
+        self._trunks: dict[tuple[int, ...], Trunk] = {}
+        self._slots = None
+
+    def warm_up(self, trunk: int, positions: int, say: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compiles all that requests of a size can need, so that serving them compiles nothing.
+
+        Args:
+            trunk: Tokens of the trunk.
+            positions: Tokens beyond it that a request may have, new ones included. Larger requests are served too, but
+                what they need is compiled when they come.
+            say: Called with the number of programs that are ready and the number of all, before each and at the end.
+        """
+        self._positions = max(self._positions, self._engine.positions(positions))
+        caches = self._new_caches()
+        self._engine.warm_up(trunk, caches[SLOTS], caches[STORE], say)
 
     def take_stats(self) -> SamplerStats:
         """Returns the counts since the last call."""
         stats, self.stats = self.stats, SamplerStats()
         return stats
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completes every request; results stand in the order of the requests.
+    # ---------------------------------------------------------------------------------- requests
+
+    @property
+    def pending(self) -> int:
+        """Requests handed in whose results have not been collected."""
+        waiting = sum(map(len, self._waiting.values())) + len(self._done)
+        return waiting + (self._engine.num_slots - len(self._slots.free) if self._slots else 0)
+
+    def submit(self, request: Request) -> int:
+        """Hands a request in. Returns its ticket, with which `collect` will return its result."""
+        ticket = next(self._tickets)
+        self.stats.requests += 1
+        reason = self._objection(request)
+        if reason:
+            self.stats.refused += 1
+            self._done.append((ticket, Refusal(reason)))
+        else:
+            self.stats.prompt_tokens += len(request.prompt_ids)
+            self._waiting.setdefault(request.trunk, deque()).append((ticket, request))
+        return ticket
+
+    def cancel(self, ticket: int) -> bool:
+        """Takes a request back, at whatever stage. Returns whether it was still to be collected; now it never is."""
+        for queue in self._waiting.values():
+            for place, (other, _) in enumerate(queue):
+                if other == ticket:
+                    del queue[place]
+                    return True
+        for slot, owner in enumerate(self._slots.occupants if self._slots else ()):
+            if self._slots and owner is not None and owner.ticket == ticket:
+                self._slots.leave(slot)
+                return True
+        before = len(self._done)
+        self._done = [pair for pair in self._done if pair[0] != ticket]
+        return len(self._done) < before
+
+    def collect(self) -> list[tuple[int, Completion | Refusal]]:
+        """Works until at least one request is done. Returns all that are, with their tickets; [] if none is pending."""
+        began, waited = time.perf_counter(), self._engine.device_seconds
+        while not self._done and self.pending:
+            slots = self._slots_for_waiting()
+            if slots is not None and slots.free:
+                self._admit(slots)
+            if self._slots is not None and any(self._slots.occupants):
+                self._decode(self._slots)
+        done, self._done = self._done, []
+        self.stats.seconds += time.perf_counter() - began
+        self.stats.device_seconds += self._engine.device_seconds - waited
+        return done
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion | Refusal]:
+        """Completes all requests; results stand in their order.
 
         Raises:
-            ValueError: a request whose prompt and response exceed the model's length, or that leaves nothing to do.
+            ValueError: other requests are pending, whose results would be lost.
         """
-        began = time.perf_counter()
-        results: list[Completion | None] = [None] * len(requests)
-        for request in requests:
-            self._check(request)
-        by_trunk: dict[tuple[int, ...], list[int]] = {}
-        for index, request in enumerate(requests):
-            by_trunk.setdefault(request.trunk, []).append(index)
-        for trunk, indices in by_trunk.items():
-            for index, completion in self._generate_on(trunk, [(i, requests[i]) for i in indices]):
-                results[index] = completion
-        self.stats.requests += len(requests)
-        self.stats.prompt_tokens += sum(len(request.prompt_ids) for request in requests)
-        self.stats.seconds += time.perf_counter() - began
-        return results  # type: ignore[return-value]
+        self._check_idle("`generate`")
+        place = {self.submit(request): index for index, request in enumerate(requests)}
+        results: list[Any] = [None] * len(requests)
+        while self.pending:
+            for ticket, result in self.collect():
+                results[place[ticket]] = result
+        return results
 
-    def _check(self, request):
-        total = len(request.prompt_ids) + request.max_new_tokens
-        if not request.leaf or request.max_new_tokens < 1:
-            raise ValueError(
-                "A request needs at least one new token and one prompt token after its last cut but one; "
-                f"got max_new_tokens={request.max_new_tokens} and cuts {request.cuts}."
-            )
-        if total > self.config.max_length:
-            raise ValueError(
-                f"A request of {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} new ones "
-                f"does not fit {self.config.name} ({self.config.max_length} tokens); lower "
-                "rollout.max_new_tokens, data.chunk_words or memory.view_tokens."
-            )
+    def _check_idle(self, wanted):
+        if self.pending:
+            raise ValueError(f"{self.pending} requests are pending; collect or cancel them before {wanted}.")
 
-    # ---------------------------------------------------------------------------------- prefill
+    def _objection(self, request):
+        """Why a request cannot be served; "" if it can."""
+        config, length, cuts = self.config, len(request.prompt_ids), request.cuts
+        if not length:
+            return "The prompt is empty; it needs at least one token."
+        low, high = min(request.prompt_ids), max(request.prompt_ids)
+        if low < 0 or high >= config.vocab_size:
+            return (
+                f"The prompt has token ids from {low} to {high}, but {config.name} knows 0 to {config.vocab_size - 1}; "
+                "use the tokenizer that belongs to the model."
+            )
+        if not cuts or list(cuts) != sorted(cuts) or cuts[0] < 0 or cuts[-1] != length:
+            return f"The cuts {cuts} must rise from 0 or more to the prompt's length, {length}."
+        if cuts[0] == length:
+            return f"The cuts {cuts} make all of the prompt its trunk; leave at least one token to what follows it."
+        if request.max_new_tokens < 1:
+            return f"max_new_tokens must be at least 1, got {request.max_new_tokens}."
+        if not 0 <= request.temperature < float("inf"):
+            return f"temperature must be 0 (greedy) or above, and finite; got {request.temperature}."
+        if request.top_k < 0 or not 0 < request.top_p <= 1:
+            return f"top_k must be 0 or above, and top_p in (0, 1]; got {request.top_k} and {request.top_p}."
+        if length + request.max_new_tokens > config.max_length:
+            return (
+                f"A request of {length} prompt tokens and {request.max_new_tokens} new ones does not fit {config.name} "
+                f"({config.max_length} tokens); lower rollout.max_new_tokens, data.chunk_words or memory.view_tokens."
+            )
+        return ""
+
+    # ---------------------------------------------------------------------------------- admission
+
+    def _slots_for_waiting(self):
+        """The slots, over the trunk that is next; None if nothing waits, or they must empty first."""
+        first_of = {trunk: queue[0][0] for trunk, queue in self._waiting.items() if queue}
+        if not first_of:
+            return None
+        trunk, slots = min(first_of, key=first_of.__getitem__), self._slots
+        if slots is not None and first_of.get(slots.trunk_ids, np.inf) < first_of[trunk] + _PATIENCE:
+            return slots
+        if slots is not None and any(slots.occupants):
+            return None
+        self._waiting = {ids: queue for ids, queue in self._waiting.items() if queue}
+        self._positions = self._positions or self._engine.positions(_need(self._waiting[trunk][0][1]))
+        if slots is None:
+            self._slots = Slots(trunk, self._trunk(trunk), self._positions, self._new_caches())
+        else:
+            slots.take_over(trunk, self._trunk(trunk))
+        return self._slots
 
     def _trunk(self, ids):
-        """Keys and values of the shared trunk, computed once per set of weights."""
+        """A trunk, computed once per set of weights."""
         if ids not in self._trunks:
-            length = len(ids)
-            none = self._empty_cache(1, 0)
-            cache = self._empty_cache(1, length)
-            zero = jnp.zeros(1, jnp.int32)
-            if length:
-                tokens = jnp.asarray([ids], jnp.int32)
-                lengths = jnp.asarray([length], jnp.int32)
-                _, cache = decoding.prefill(self.config, self._weights, none, cache, tokens, lengths, zero[0], zero)
-                self.stats.prefilled_tokens += length
-            self._trunks[ids] = cache
-        return self._trunks[ids], jnp.asarray(len(ids), jnp.int32)
+            self._trunks[ids] = self._engine.trunk(ids)
+            self.stats.prefilled_tokens += len(ids)
+            self.stats.padded_tokens += -(-len(ids) // self._engine.piece) * self._engine.piece
+        return self._trunks[ids]
 
-    def _prefill(self, trunk, cache, rows, starts):
-        """Appends token rows to cache rows; pads rows and lengths to their buckets."""
-        trunk_cache, trunk_length = trunk
-        length = self._bucket(max(len(row) for row in rows))
-        tokens = np.zeros((len(starts), length), np.int32)
-        lengths = np.ones(len(starts), np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = row
-            lengths[i] = len(row)
-        self.stats.prefilled_tokens += int(lengths[: len(rows)].sum())
-        return decoding.prefill(
-            self.config, self._weights, trunk_cache, cache, tokens, lengths, trunk_length,
-            np.asarray(starts, np.int32), self._mesh,
-        )  # fmt: skip
+    def _new_caches(self):
+        rows = {SLOTS: self._engine.num_slots, STORE: self._num_stored}
+        return {name: self._engine.empty(count, self._positions) for name, count in rows.items()}
 
-    def _branches(self, trunk, branches):
-        """Caches of the distinct branches, as rows of one cache no longer than these; row i belongs to branches[i]."""
-        rows = _power_of_two(len(branches))
-        cache = self._empty_cache(rows, self._bucket(max(map(len, branches))))
-        if any(branches):
-            _, cache = self._prefill(trunk, cache, branches, [0] * rows)
-        return cache
+    def _admit(self, slots):
+        """Fills free slots with waiting requests, and draws their first tokens."""
+        queue = self._waiting[slots.trunk_ids]
+        admitted = [queue.popleft() for _ in range(min(len(slots.free), len(queue)))]
+        needed = self._engine.positions(max(_need(request) for _, request in admitted))
+        if needed > slots.positions:
+            self._positions = needed
+            longer = {name: self._engine.lengthen(cache, needed) for name, cache in slots.caches.items()}
+            slots.lengthen(needed, longer)
+        entries = slots.admit(admitted)
+        twins = {entry.slot: entry.twin for entry in entries if entry.twin is not None}
+        for stage in range(1 + max(entry.stage for entry in entries)):
+            of_stage = [entry for entry in entries if entry.stage == stage]
+            self._copy_sources(slots, [entry for entry in of_stage if entry.source])
+            self._prefill(slots, [entry for entry in of_stage if entry.twin is None], twins)
+            saved = [(entry.slot, entry.saved) for entry in of_stage if entry.saved is not None]
+            if saved:
+                slots.caches[STORE] = self._engine.copy(slots.caches[STORE], slots.caches[SLOTS], saved)
 
-    # ---------------------------------------------------------------------------------- decode
+    def _copy_sources(self, slots, entries):
+        # In order: what is copied from may be the next one's target.
+        for name, group in itertools.groupby(entries, key=lambda entry: entry.source[0]):
+            pairs = [(entry.source[1], entry.slot) for entry in group]
+            source = None if name == SLOTS else slots.caches[name]
+            slots.caches[SLOTS] = self._engine.copy(slots.caches[SLOTS], source, pairs)
 
-    def _generate_on(self, trunk_ids, numbered):
-        trunk = self._trunk(trunk_ids)
-        # Alike prompts next to each other, so that they are admitted, and prefilled, together.
-        waiting = deque(sorted(numbered, key=lambda pair: (pair[1].branch, pair[1].leaf)))
-        longest = max(len(r.prompt_ids) - len(trunk_ids) + r.max_new_tokens for _, r in numbered)
-        widest_leaf = max(len(r.leaf) for _, r in numbered)
-        # A padded prefill writes a whole bucket past its start: the cache must hold it, or the write would shift.
-        longest = max(longest, max(len(r.branch) for _, r in numbered) + self._bucket(widest_leaf))
-        positions = self._bucket(longest)
-        branches = sorted({r.branch for _, r in numbered})
-        branch_cache = self._branches(trunk, branches)
-        branch_row = {branch: row for row, branch in enumerate(branches)}
+    def _prefill(self, slots, entries, twins):
+        """Computes what slots lack of their prompts, piece by piece, and draws first tokens as prompts end."""
+        while entries:
+            entries.sort(key=lambda entry: entry.held - len(entry.own))
+            group = entries[: self._rows_for(len(entries))]
+            hidden = self._prefill_piece(slots, group)
+            ended = {entry.slot: row for row, entry in enumerate(group) if entry.held == len(entry.own)}
+            ended |= {slot: ended[twin] for slot, twin in twins.items() if twin in ended}
+            if ended:
+                self._draw_first(slots, hidden, ended)
+            entries = [entry for entry in entries if entry.held < len(entry.own)]
 
-        slots = min(self._num_slots, _power_of_two(len(numbered)))
-        cache = self._empty_cache(slots, positions)
-        state = SlotState(
-            token=np.zeros(slots, np.int32),
-            filled=np.zeros(slots, np.int32),
-            remaining=np.zeros(slots, np.int32),
-            sampling=Sampling(np.zeros(slots, np.float32), np.zeros(slots, np.int32), np.ones(slots, np.float32)),
-            key=np.zeros((slots, 2), np.uint32),
-        )
-        occupant: list[_Occupant | None] = [None] * slots
-        while waiting or any(occupant):
-            free = [slot for slot, owner in enumerate(occupant) if owner is None]
-            if waiting and free:
-                admitted = [(slot, *waiting.popleft()) for slot in free[: len(waiting)]]
-                cache = self._admit(trunk, branch_cache, branch_row, cache, state, occupant, admitted)
-            cache, new_state, drawn = decoding.decode(
-                self.config, self._weights, trunk[0], cache, state, trunk[1], self._steps_per_call, self._end_ids
-            )
-            state = jax.tree.map(np.array, new_state)
-            drawn = jax.tree.map(np.asarray, drawn)
-            held = drawn.token >= 0
-            self.stats.slot_steps += int(held.any(0).sum()) * slots
-            self.stats.new_tokens += int(held.sum())
-            for slot, owner in enumerate(occupant):
-                if owner is None:
-                    continue
-                for so_far, new in zip(owner.drawn, drawn, strict=True):
-                    so_far += new[slot][held[slot]].tolist()
-                if state.remaining[slot] == 0:
-                    yield owner.index, self._completion(owner)
-                    occupant[slot] = None
+    def _rows_for(self, count):
+        """How many rows a prefill has: the least bucket that holds them all if they fill half of it, else the next."""
+        buckets = self._engine.row_buckets
+        larger = next((n for n in buckets if n >= count), buckets[-1])
+        return larger if 2 * count > larger else max(n for n in buckets if n <= count)
 
-    def _admit(self, trunk, branch_cache, branch_row, cache, state, occupant, admitted):
-        """Prefills the admitted requests' leaves, copies them into their slots and draws their first tokens."""
-        prompts = list(dict.fromkeys((request.branch, request.leaf) for _, _, request in admitted))
-        rows = _power_of_two(len(prompts))
-        parents = [branch_row[branch] for branch, _ in prompts]
-        starts = [len(branch) for branch, _ in prompts]
-        padding = rows - len(prompts)
-        positions = cache[0][0].shape[2]
-        leaf_cache = decoding.gather_rows(branch_cache, np.asarray(parents + [0] * padding, np.int32), positions)
-        hidden, leaf_cache = self._prefill(trunk, leaf_cache, [leaf for _, leaf in prompts], starts + [0] * padding)
+    def _prefill_piece(self, slots, group):
+        rows = self._rows_for(len(group))
+        missing = max(len(entry.own) - entry.held for entry in group)
+        length = next((n for n in self._engine.length_buckets if n >= missing), self._engine.piece)
+        places = np.full(rows, self._engine.num_slots, np.int32)
+        tokens, starts = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+        lengths = np.ones(rows, np.int32)
+        for row, entry in enumerate(group):
+            # Whole buckets are written: near the end of the cache, some tokens are computed once more.
+            start = min(entry.held, slots.positions - length)
+            piece = entry.own[start : start + length]
+            places[row], starts[row], lengths[row] = entry.slot, start, len(piece)
+            tokens[row, : len(piece)] = piece
+            self.stats.prefilled_tokens += start + len(piece) - entry.held
+            entry.held = start + len(piece)
+        self.stats.padded_tokens += tokens.size
+        cache = slots.caches[SLOTS]
+        hidden, slots.caches[SLOTS] = self._engine.prefill(slots.trunk, cache, places, tokens, lengths, starts)
+        return hidden
 
-        slots = len(state.token)
-        row_of = {prompt: row for row, prompt in enumerate(prompts)}
-        targets, sources = np.full(slots, slots, np.int32), np.zeros(slots, np.int32)
-        for i, (slot, _, request) in enumerate(admitted):
-            targets[i], sources[i] = slot, row_of[request.branch, request.leaf]
-            state.filled[slot] = len(request.branch) + len(request.leaf)
-            state.sampling.temperature[slot] = request.temperature
-            state.sampling.top_k[slot] = request.top_k
-            state.sampling.top_p[slot] = request.top_p
-            state.key[slot] = request.key
-        cache = decoding.insert_rows(cache, leaf_cache, targets, sources)
-
-        source_of_slot = np.zeros(slots, np.int32)
-        source_of_slot[targets[: len(admitted)]] = sources[: len(admitted)]
-        # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
-        first_state = state._replace(filled=state.filled - 1)
-        first = decoding.draw_first(self.config, self._weights, hidden[source_of_slot], first_state, trunk[1])
-        first = jax.tree.map(np.asarray, first)
-        ends = set(np.asarray(self._end_ids).tolist())
-        for slot, index, request in admitted:
-            occupant[slot] = _Occupant(
-                index, ([int(first.token[slot])], [float(first.log_prob[slot])], [float(first.raw_log_prob[slot])])
-            )
-            state.token[slot] = first.token[slot]
-            state.remaining[slot] = 0 if int(first.token[slot]) in ends else request.max_new_tokens - 1
+    def _draw_first(self, slots, hidden, row_of_slot):
+        rows = np.zeros(self._engine.num_slots, np.int32)
+        rows[list(row_of_slot)] = list(row_of_slot.values())
+        first = self._engine.draw_first(slots.trunk, hidden, rows, slots.state)
+        for slot in row_of_slot:
+            owner = slots.occupants[slot]
+            for so_far, new in zip(owner.drawn, first, strict=True):
+                so_far.append(new[slot].item())
             self.stats.new_tokens += 1
-        return cache
+            slots.state.token[slot] = first.token[slot]
+            slots.state.remaining[slot] = owner.request.max_new_tokens - 1
+            if first.token[slot] in self._end_ids or not slots.state.remaining[slot]:
+                self._complete(slots, slot)
 
-    def _completion(self, owner):
+    # ---------------------------------------------------------------------------------- decoding
+
+    def _decode(self, slots):
+        busy = sum(owner is not None for owner in slots.occupants)
+        # While others wait, a few free slots are worth a look of the host.
+        leave_at = busy - max(self._engine.num_slots // 8, 1) if self._waiting.get(slots.trunk_ids) else 0
+        slots.caches[SLOTS], slots.state, drawn = self._engine.decode(
+            slots.trunk, slots.caches[SLOTS], slots.state, max(leave_at, 0)
+        )
+        held = drawn.token >= 0
+        self.stats.slot_steps += int(held.any(0).sum()) * self._engine.num_slots
+        self.stats.slot_tokens += int(held.sum())
+        self.stats.new_tokens += int(held.sum())
+        for slot, owner in enumerate(slots.occupants):
+            if owner is None:
+                continue
+            for so_far, new in zip(owner.drawn, drawn, strict=True):
+                so_far += new[slot][held[slot]].tolist()
+            if slots.state.remaining[slot] == 0:
+                self._complete(slots, slot)
+
+    def _complete(self, slots, slot):
+        owner = slots.leave(slot)
         ids, log_probs, raw_log_probs = map(tuple, owner.drawn)
-        reason = "stop" if ids[-1] in np.asarray(self._end_ids) else "length"
-        return Completion(ids, log_probs, reason, self.policy_version, raw_log_probs)
-
-    def _empty_cache(self, rows, positions):
-        return decoding.empty_cache(self.config, rows, positions, self._dtype)
-
-    def _bucket(self, length):
-        return -(-length // self._multiple) * self._multiple
+        reason = "stop" if ids[-1] in self._end_ids else "length"
+        completion = Completion(ids, log_probs, reason, self.policy_version, raw_log_probs)
+        self._done.append((owner.ticket, completion))
 
 
-def _unstack(config, params, dtype):
-    # Copies, never views: the learner gives its arrays away at the next update.
-    rest, layers = decoder.unstack(config, params)
-    return jax.tree.map(lambda x: jnp.array(x, dtype), rest), jax.tree.map(lambda x: x.astype(dtype), layers)
-
-
-def _power_of_two(n):
-    return 1 << (n - 1).bit_length()
+def _need(request):
+    """Cache positions beyond the trunk that a request takes."""
+    return len(request.prompt_ids) - len(request.trunk) + request.max_new_tokens

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from finemem_jax import (
     assembly,
     batching,
     checkpoint,
+    compilation,
     evaluate,
     input_pipeline,
     learner,
@@ -42,6 +43,9 @@ from finemem_jax.models import axes, lora, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.optimizer import OptimizerOptions
 from finemem_jax.rules import RewardInputs, Rewards
+from finemem_jax.workers import Worker
+
+In, Out = TypeVar("In"), TypeVar("Out")
 
 
 def train(
@@ -85,6 +89,8 @@ def train(
             display.say(f"continuing {workdir} after step {step}")
         metric_writer.rewind(step)
         parts.manager.update(policy_params(state), step)
+        compiled = compilation.counts()
+        assembly.warm_up(config, parts, display.phase)
         try:
             if step == 0 and config.train.evaluate_first and not _evaluated(workdir, "before", step):
                 display.phase("evaluating before training")
@@ -129,6 +135,8 @@ def train(
                 now = time.monotonic()
                 metrics = _reward_metrics(inputs, earned, compared) | _operation_metrics(trajectories)
                 metrics |= loss_metrics | _sampler_metrics(parts)
+                metrics |= _compile_metrics(compiled)
+                compiled = compilation.counts()
                 metrics["time/update_seconds"] = now - update_began
                 metrics["time/step_seconds"] = now - step_began
                 metrics["memory/peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -206,14 +214,21 @@ class _Interrupt:
         if self._asked:
             raise KeyboardInterrupt
 
-    def before(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """The same function, with a check before every call."""
+    def before(self, worker: Worker[In, Out]) -> Worker[In, Out]:
+        """The same worker, with a check whenever it is to work."""
+        return _Checked(worker, self.check)
 
-        def checked(argument):
-            self.check()
-            return function(argument)
 
-        return checked
+class _Checked(Generic[In, Out]):
+    """A worker that calls a function before it works."""
+
+    def __init__(self, worker: Worker[In, Out], check: Callable[[], None]):
+        self.submit, self.cancel = worker.submit, worker.cancel
+        self._worker, self._check = worker, check
+
+    def collect(self) -> list[tuple[int, Out]]:
+        self._check()
+        return self._worker.collect()
 
 
 def _reference(config: ConfigDict, params: Params) -> Params | None:
@@ -418,10 +433,17 @@ def _sampler_metrics(parts: Parts) -> dict[str, float]:
         "time/manager_seconds": manager.seconds,
         "time/reader_seconds": reader.seconds,
         "sampler/prefilled_fraction": manager.prefilled_tokens / max(manager.prompt_tokens, 1),
-        "sampler/slot_occupancy": manager.new_tokens / max(manager.slot_steps, 1),
+        "sampler/slot_occupancy": manager.slot_tokens / max(manager.slot_steps, 1),
+        "sampler/host_seconds": manager.seconds - manager.device_seconds + reader.seconds - reader.device_seconds,
         "reader/questions_asked": float(reader.requests),
     }
     return metrics
+
+
+def _compile_metrics(before: compilation.Counts) -> dict[str, float]:
+    """Programs compiled since `before`; after the first step, one is a surprise."""
+    now = compilation.counts()
+    return {"compile/programs": float(now.programs - before.programs), "compile/seconds": now.seconds - before.seconds}
 
 
 def closing_lines(workdir: pathlib.Path) -> list[str]:

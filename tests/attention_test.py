@@ -23,8 +23,8 @@ def slow_attention(queries, segments):
         logits, values = [], []
         for keys, vals, mask in segments:
             m, k = n // (len(queries) // len(keys)), h // (queries.shape[2] // keys.shape[1])
-            seen = np.broadcast_to(mask, (len(queries), queries.shape[1], keys.shape[2]))[n, i]
-            logits += list(keys[m, k, seen].astype(np.float64) @ queries[n, i, h] / np.sqrt(queries.shape[3]))
+            seen = np.broadcast_to(mask, (len(queries), queries.shape[1], keys.shape[3]))[n, i]
+            logits += list(keys[m, k][:, seen].T.astype(np.float64) @ queries[n, i, h] / np.sqrt(queries.shape[3]))
             values += list(vals[m, k, seen])
         weights = np.exp(np.array(logits) - max(logits))
         out[n, i, h] = weights @ np.array(values) / weights.sum()
@@ -33,13 +33,13 @@ def slow_attention(queries, segments):
 
 def random_segment(rng, rows, num_keys, mask_shape, density=0.6):
     keys, values = rng.normal(size=(2, rows, K, num_keys, C)).astype(np.float32)
-    return Segment(keys, values, rng.random((*mask_shape, num_keys)) < density)
+    return Segment(keys.swapaxes(2, 3), values, rng.random((*mask_shape, num_keys)) < density)
 
 
 def own_segment(rng, num_keys=L):
     """Each row's own keys, causal, so that every query sees something."""
     keys, values = rng.normal(size=(2, N, K, num_keys, C)).astype(np.float32)
-    return Segment(keys, values, np.tril(np.ones((1, L, num_keys), bool)))
+    return Segment(keys.swapaxes(2, 3), values, np.tril(np.ones((1, L, num_keys), bool)))
 
 
 def random_queries(rng):
@@ -51,12 +51,12 @@ def test_attention_by_hand(split):
     # C=4. One query (2, 0, 0, 0), keys (0, 1, 0, 0) and (ln 3, 0, 0, 0): logits 0 and 2 ln 3 / sqrt(4) = ln 3, so
     # weights 1/4 and 3/4 of the values 8 and 4: 2 + 3 = 5.
     queries = jnp.array([2.0, 0, 0, 0]).reshape(1, 1, 1, 4)
-    keys = jnp.array([[0.0, 1, 0, 0], [np.log(3), 0, 0, 0]]).reshape(1, 1, 2, 4)
+    keys = jnp.array([[0.0, 1, 0, 0], [np.log(3), 0, 0, 0]]).reshape(1, 1, 2, 4).swapaxes(2, 3)
     values = jnp.array([[8.0] * 4, [4.0] * 4]).reshape(1, 1, 2, 4)
     mask = jnp.ones((1, 1, 2), bool)
     segments = [Segment(keys, values, mask)]
     if split:
-        segments = [Segment(keys[:, :, i : i + 1], values[:, :, i : i + 1], mask[..., :1]) for i in range(2)]
+        segments = [Segment(keys[..., i : i + 1], values[:, :, i : i + 1], mask[..., :1]) for i in range(2)]
     np.testing.assert_allclose(attend(queries, segments), np.full((1, 1, 1, 4), 5.0), rtol=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_order_and_number_of_segments_do_not_matter():
     expected = attend(queries, [own, prefix])
     np.testing.assert_allclose(attend(queries, [prefix, own]), expected, rtol=0, atol=1e-6)
     halves = [
-        Segment(prefix.keys[:, :, half], prefix.values[:, :, half], prefix.mask[..., half])
+        Segment(prefix.keys[..., half], prefix.values[:, :, half], prefix.mask[..., half])
         for half in (slice(0, 3), slice(3, 8))
     ]
     np.testing.assert_allclose(attend(queries, [*halves, own]), expected, rtol=0, atol=1e-6)
@@ -97,7 +97,7 @@ def test_what_is_masked_does_not_count():
     hidden = ~prefix.mask[0, 0]
     # Large, since a mask that only lowered the logits would show.
     spoilt = prefix._replace(
-        keys=np.where(hidden[:, None], np.float32(1e6), prefix.keys),
+        keys=np.where(hidden, np.float32(1e6), prefix.keys),
         values=np.where(hidden[:, None], np.float32(1e6), prefix.values),
     )
     np.testing.assert_array_equal(attend(queries, [own, spoilt]), attend(queries, [own, prefix]))
@@ -138,9 +138,9 @@ def test_gradient_is_that_of_plain_softmax():
         # All keys of a row next to each other, one copy a query head.
         keys, values = (
             jnp.concatenate([jnp.repeat(x, N // len(x), axis=0) for x in parts], axis=2).repeat(H // K, axis=1)
-            for parts in (keys, values)
+            for parts in ([x.swapaxes(2, 3) for x in keys], values)
         )
-        mask = jnp.concatenate([jnp.broadcast_to(s.mask, (N, L, s.keys.shape[2])) for s in (own, prefix)], axis=-1)
+        mask = jnp.concatenate([jnp.broadcast_to(s.mask, (N, L, s.keys.shape[3])) for s in (own, prefix)], axis=-1)
         logits = jnp.einsum("nlhc,nhpc->nhlp", queries, keys) / np.sqrt(C)
         attention_weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -1e9))
         return (jnp.einsum("nhlp,nhpc->nlhc", attention_weights, values) * weights).sum()

@@ -38,7 +38,7 @@ BAD = {
     "manager.wire": "xml",
     "sampler.num_slots": 0,
     "sampler.steps_per_call": 0,
-    "sampler.length_multiple": 0,
+    "sampler.prefill_tokens": 0,
     "sampler.dtype": "float16",
     "reader.max_new_tokens": 0,
     "reader.num_slots": 0,

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/models/decoder.py: both forms against a second Llama in NumPy, and the laws between them."""
+"""Tests of finemem_jax/models/decoder.py: against a second Llama in NumPy, and laws that hold for trees of rows."""
 
 import dataclasses
 import functools
@@ -11,91 +11,14 @@ import pytest
 
 from finemem_jax.models import axes, decoder, presets, sharding, weights
 
+from slow_llama import as_checkpoint, cached_rows, log_softmax, slow_hidden, strong_params  # isort: skip
+
 TINY = presets.preset("tiny")
 SMOLLM = presets.preset("smollm2_135m")
 
 hidden_states = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
-extend = jax.jit(decoder.extend, static_argnums=0, donate_argnums=3)
 # For what runs once on tiny arrays: half the compile time, which is all the time there is.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
-
-
-# --------------------------------------------------------------------------------------
-# A second implementation
-# --------------------------------------------------------------------------------------
-
-
-def slow_hidden(config, model, ids, interleaved=False):
-    """Final hidden states of one row, in float64, as the Llama paper and RoFormer write them.
-
-    Args:
-        model: "embedding", "norm" and "layers"; kernels are [out, in], as in checkpoints.
-        interleaved: Whether rotary pairs are channels (2i, 2i + 1), as in RoFormer and llama.cpp, not (i, i + C/2).
-    """
-    c, group = config.head_dim, config.num_heads // config.num_kv_heads
-
-    def norm(x, scale):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * scale
-
-    def rotated(x):
-        out = x.copy()
-        for i in range(c // 2):
-            angle = np.arange(len(x))[:, None] * config.rope_theta ** (-2 * i / c)
-            a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + c // 2)
-            out[..., a] = x[..., a] * np.cos(angle) - x[..., b] * np.sin(angle)
-            out[..., b] = x[..., a] * np.sin(angle) + x[..., b] * np.cos(angle)
-        return out
-
-    x = model["embedding"][ids].astype(np.float64)
-    for layer in model["layers"]:
-        layer = {name: np.asarray(kernel, np.float64) for name, kernel in layer.items()}
-        h = norm(x, layer["attention_norm"])
-        queries = rotated((h @ layer["query"].T).reshape(len(ids), config.num_heads, c))
-        keys = rotated((h @ layer["key"].T).reshape(len(ids), config.num_kv_heads, c))
-        values = (h @ layer["value"].T).reshape(len(ids), config.num_kv_heads, c)
-        mixed = np.zeros(queries.shape)
-        for head in range(config.num_heads):
-            logits = queries[:, head] @ keys[:, head // group].T / np.sqrt(c)
-            logits[np.triu_indices(len(ids), 1)] = -np.inf
-            probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-            probabilities /= probabilities.sum(-1, keepdims=True)
-            mixed[:, head] = probabilities @ values[:, head // group]
-        x = x + mixed.reshape(len(ids), -1) @ layer["out"].T
-        h = norm(x, layer["mlp_norm"])
-        gate = h @ layer["gate"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ layer["up"].T)) @ layer["down"].T
-    return norm(x, np.asarray(model["norm"], np.float64))
-
-
-def log_softmax(logits):
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-def as_checkpoint(params):
-    """Our parameters as [out, in] kernels, layer by layer."""
-    layers = {name: np.asarray(leaf) for name, leaf in params["layers"].items()}
-    return {
-        "embedding": np.asarray(params["embedding"]),
-        "norm": np.asarray(params["final_norm"]),
-        "layers": [{name: leaf[i].T for name, leaf in layers.items()} for i in range(len(layers["query"]))],
-    }
-
-
-def read_checkpoint(reader):
-    """A GGUF file's own tensors, in llama.cpp's order of channels."""
-    names = dict(query="attn_q", key="attn_k", value="attn_v", out="attn_output", gate="ffn_gate", up="ffn_up")
-    names |= dict(down="ffn_down", attention_norm="attn_norm", mlp_norm="ffn_norm")
-    tensors = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
-    return {
-        "tokens": reader.fields["tokenizer.ggml.tokens"].contents(),
-        "embedding": tensors["token_embd.weight"],
-        "norm": tensors["output_norm.weight"],
-        "layers": [
-            {ours: tensors[f"blk.{i}.{theirs}.weight"] for ours, theirs in names.items()}
-            for i in range(SMOLLM.num_layers)
-        ],
-    }
 
 
 # --------------------------------------------------------------------------------------
@@ -139,41 +62,9 @@ def assert_tree_agrees(states, rows, atol):
             start += length
 
 
-def cached_rows(config, params, ids, num_prefilled, trunk_tokens=0):
-    """States of one row from `extend`: a trunk, a prefill with garbage behind it, then token by token."""
-    unstacked = decoder.unstack(config, params)
-
-    def empty(rows, positions):
-        shape = (rows, config.num_kv_heads, positions, config.head_dim)
-        return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers)]
-
-    def call(trunk, cache, tokens, trunk_length, start):
-        places = np.asarray(trunk_length), np.array([start])
-        return extend(config, unstacked, trunk, cache, np.array([tokens]), *places)
-
-    trunk, parts = empty(1, 0), []
-    if trunk_tokens:
-        # The trunk is padded as well: what stands behind its length must stay unseen.
-        padded = np.concatenate([ids[:trunk_tokens], [1, 2, 3]])
-        states, trunk = call(trunk, empty(1, len(padded)), padded, 0, 0)
-        parts.append(states[0, :trunk_tokens])
-    own = ids[trunk_tokens:]
-    garbage = np.full(3, 5)
-    states, cache = call(trunk, empty(1, len(own) + 3), np.concatenate([own[:num_prefilled], garbage]), trunk_tokens, 0)
-    parts.append(states[0, :num_prefilled])
-    for start in range(num_prefilled, len(own)):
-        states, cache = call(trunk, cache, own[start : start + 1], trunk_tokens, start)
-        parts.append(states[0])
-    return np.concatenate(parts)
-
-
 @pytest.fixture(scope="module")
 def tiny_params():
-    # Larger than what `init` gives, so that attention is far from uniform and no norm is one.
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3) + (x == 1), jnp.float32), decoder.init(TINY, 0)
-    )
+    return strong_params(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -203,26 +94,6 @@ def test_plain_rows_agree_with_numpy(tiny_params, tiny_paths, tiny_rows):
 def test_tree_agrees_with_numpy(tiny_params, tiny_paths, tiny_rows):
     tokens = tree(tiny_paths, lambda shape: np.zeros(shape, int))
     assert_tree_agrees(hidden_states(TINY, tiny_params, tokens, TREE_LENGTHS), tiny_rows, atol=1e-4)
-
-
-@pytest.mark.parametrize(("trunk_tokens", "num_prefilled"), [(0, 4), (7, 4)])
-def test_extend_agrees_with_numpy(tiny_params, tiny_paths, tiny_rows, trunk_tokens, num_prefilled):
-    got = cached_rows(TINY, tiny_params, tiny_paths[1], num_prefilled, trunk_tokens)
-    np.testing.assert_allclose(got, tiny_rows[1], rtol=0, atol=1e-4)
-
-
-def test_extend_takes_rows_of_different_lengths(tiny_params, tiny_paths, tiny_rows):
-    # Prefill all paths in one call, then append one token to each at its own place.
-    lengths = np.array([len(ids) for ids in tiny_paths])
-    tokens = np.stack([np.pad(ids[:-1], (0, 20 - len(ids)), constant_values=9) for ids in tiny_paths])
-    shape = (len(tokens), TINY.num_kv_heads, 24, TINY.head_dim)
-    cache = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(TINY.num_layers)]
-    trunk = [(jnp.zeros((1, *shape[1:2], 0, shape[3])),) * 2 for _ in range(TINY.num_layers)]
-    unstacked = decoder.unstack(TINY, tiny_params)
-    _, cache = extend(TINY, unstacked, trunk, cache, tokens, jnp.asarray(0), jnp.zeros(4, jnp.int32))
-    last = np.array([ids[-1:] for ids in tiny_paths])
-    states, _ = extend(TINY, unstacked, trunk, cache, last, jnp.asarray(0), lengths - 1)
-    np.testing.assert_allclose(states[:, 0], [row[-1] for row in tiny_rows], rtol=0, atol=1e-4)
 
 
 # The loss runs over the leaves' tokens, as in training; their prefixes get gradient through attention alone.
@@ -332,6 +203,23 @@ def test_rotary_depends_on_distance_alone():
 # SmolLM2, published weights
 # --------------------------------------------------------------------------------------
 
+
+def read_checkpoint(reader):
+    """A GGUF file's own tensors, in llama.cpp's order of channels."""
+    names = dict(query="attn_q", key="attn_k", value="attn_v", out="attn_output", gate="ffn_gate", up="ffn_up")
+    names |= dict(down="ffn_down", attention_norm="attn_norm", mlp_norm="ffn_norm")
+    tensors = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    return {
+        "tokens": reader.fields["tokenizer.ggml.tokens"].contents(),
+        "embedding": tensors["token_embd.weight"],
+        "norm": tensors["output_norm.weight"],
+        "layers": [
+            {ours: tensors[f"blk.{i}.{theirs}.weight"] for ours, theirs in names.items()}
+            for i in range(SMOLLM.num_layers)
+        ],
+    }
+
+
 # Made with tokenizer.from_gguf(...).encode(text); to be made anew for other weights.
 # "The capital of France is"
 FRANCE_IDS = [504, 3575, 282, 4649, 314]
@@ -408,8 +296,8 @@ def test_smollm_with_a_cache_agrees_with_numpy(shallow):
     config, params, checkpoint = shallow
     ids = np.array(TEXT_IDS)
     expected = slow_hidden(config, checkpoint, ids, interleaved=True)
-    cached = cached_rows(config, params, ids, num_prefilled=20, trunk_tokens=14)
-    assert_log_probs_agree(checkpoint["embedding"].astype(np.float64), cached, expected)
+    states = cached_rows(config, params, ids, num_prefilled=20, trunk_tokens=14)
+    assert_log_probs_agree(checkpoint["embedding"].astype(np.float64), states, expected)
 
 
 def test_smollm_knows_the_capital_of_france(smollm_params, smollm_checkpoint):

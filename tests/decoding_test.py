@@ -8,7 +8,7 @@ import pytest
 from finemem_jax import decoding
 from finemem_jax.decoding import SlotState
 from finemem_jax.drawing import Sampling
-from finemem_jax.models import decoder, presets
+from finemem_jax.models import cached, decoder, presets
 
 TINY = presets.preset("tiny")
 POSITIONS = 16
@@ -38,8 +38,8 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def unstacked(params):
-    return decoder.unstack(TINY, params)
+def weights(params):
+    return cached.layout(TINY, params, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +58,37 @@ def logits_of(params):
 
 
 def no_trunk():
-    return decoding.empty_cache(TINY, 1, 0)
+    return cached.empty(TINY, 1, 0)
 
 
-def prefilled(unstacked, length=8):
+def prefill(weights, cache, tokens, lengths, starts, slots=(0, 1)):
+    places = np.array(slots, np.int32)
+    return decoding.prefill(weights, no_trunk(), cache, places, tokens, lengths, np.int32(0), starts, config=TINY)
+
+
+def draw_first(weights, hidden, state):
+    return decoding.draw_first(weights, hidden, np.arange(len(hidden)), state, np.int32(0), config=TINY)
+
+
+def decode(weights, cache, state, num_steps, ends, leave_at=0):
+    return decoding.decode(
+        weights, no_trunk(), cache, state, np.int32(0), np.int32(leave_at), ends, config=TINY, num_steps=num_steps
+    )
+
+
+def prefilled(weights, length=8):
     """Last hidden states and cache of `PROMPTS`, in rows padded with garbage."""
     tokens = np.stack([np.pad(ids, (0, length - len(ids)), constant_values=99) for ids in PROMPTS]).astype(np.int32)
     lengths = np.array([len(ids) for ids in PROMPTS], np.int32)
-    cache = decoding.empty_cache(TINY, len(PROMPTS), POSITIONS)
+    cache = cached.empty(TINY, len(PROMPTS), POSITIONS)
     starts = np.zeros(len(PROMPTS), np.int32)
-    return decoding.prefill(TINY, unstacked, no_trunk(), cache, tokens, lengths, np.int32(0), starts)
+    return prefill(weights, cache, tokens, lengths, starts)
 
 
-def decoded(unstacked, state, num_steps, end_ids=()):
-    _, cache = prefilled(unstacked)
+def decoded(weights, state, num_steps, end_ids=()):
+    _, cache = prefilled(weights)
     ends = np.asarray(end_ids, np.int32)
-    _, state, drawn = decoding.decode(TINY, unstacked, no_trunk(), cache, state, np.int32(0), num_steps, ends)
+    _, state, drawn = decode(weights, cache, state, num_steps, ends)
     return state, np.asarray(drawn.token), np.asarray(drawn.log_prob)
 
 
@@ -82,9 +97,9 @@ def decoded(unstacked, state, num_steps, end_ids=()):
 # --------------------------------------------------------------------------------------
 
 
-def test_greedy_rows_take_the_likeliest_token(unstacked, logits_of):
-    hidden, _ = prefilled(unstacked)
-    tokens, log_probs, _ = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[0, 0]), 0)
+def test_greedy_rows_take_the_likeliest_token(weights, logits_of):
+    hidden, _ = prefilled(weights)
+    tokens, log_probs, _ = draw_first(weights, hidden, slots(temperature=[0, 0]))
     for ids, token, log_prob in zip(PROMPTS, tokens, log_probs, strict=True):
         expected = jax.nn.log_softmax(logits_of(ids))
         assert token == expected.argmax()
@@ -93,19 +108,19 @@ def test_greedy_rows_take_the_likeliest_token(unstacked, logits_of):
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_log_probs_are_those_of_the_distribution_drawn_from(unstacked, logits_of, temperature):
-    hidden, _ = prefilled(unstacked)
-    tokens, log_probs, _ = decoding.draw_first(TINY, unstacked, hidden, slots(temperature=[temperature] * 2), 0)
+def test_log_probs_are_those_of_the_distribution_drawn_from(weights, logits_of, temperature):
+    hidden, _ = prefilled(weights)
+    tokens, log_probs, _ = draw_first(weights, hidden, slots(temperature=[temperature] * 2))
     for ids, token, log_prob in zip(PROMPTS, tokens, log_probs, strict=True):
         np.testing.assert_allclose(log_prob, jax.nn.log_softmax(logits_of(ids) / temperature)[token], atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_draws_follow_the_models_distribution(unstacked, logits_of, temperature):
-    hidden, _ = prefilled(unstacked)
+def test_draws_follow_the_models_distribution(weights, logits_of, temperature):
+    hidden, _ = prefilled(weights)
     n = 4000
     state = slots(temperature=[temperature] * n)
-    tokens, *_ = decoding.draw_first(TINY, unstacked, jnp.repeat(hidden[:1], n, axis=0), state, 0)
+    tokens, *_ = draw_first(weights, jnp.repeat(hidden[:1], n, axis=0), state)
     counts = np.bincount(np.asarray(tokens), minlength=TINY.vocab_size)
     expected = n * np.asarray(jax.nn.softmax(logits_of(PROMPTS[0]) / temperature), np.float64)
     # Pearson's statistic wants five expected draws a cell; the rare tokens share one.
@@ -118,13 +133,13 @@ def test_draws_follow_the_models_distribution(unstacked, logits_of, temperature)
     assert statistic < df + 5 * np.sqrt(2 * df)
 
 
-def test_a_draw_depends_on_key_and_position_alone(unstacked):
-    hidden, _ = prefilled(unstacked)
+def test_a_draw_depends_on_key_and_position_alone(weights):
+    hidden, _ = prefilled(weights)
     same = jnp.repeat(hidden[:1], 4, axis=0)
     # Rows 0 and 2 agree in key and position, row 1 has another key, row 3 another position.
     keys = [[1, 2], [1, 3], [1, 2], [1, 2]]
     states = [slots(temperature=[2.0] * 4, key=keys, filled=filled) for filled in ([5, 5, 5, 6], [7, 7, 7, 8])]
-    draws = np.array([decoding.draw_first(TINY, unstacked, same, state, 0).token for state in states])
+    draws = np.array([draw_first(weights, same, state).token for state in states])
     assert (draws[:, 0] == draws[:, 2]).all()
     assert len({tuple(column) for column in draws.T}) == 3
 
@@ -147,8 +162,8 @@ def greedy(logits_of, ids, steps):
     return ids[-steps:]
 
 
-def test_decode_is_an_argmax_loop(unstacked, logits_of):
-    state, tokens, log_probs = decoded(unstacked, first_state([4, 4]), num_steps=4)
+def test_decode_is_an_argmax_loop(weights, logits_of):
+    state, tokens, log_probs = decoded(weights, first_state([4, 4]), num_steps=4)
     for ids, got, values in zip(PROMPTS, tokens, log_probs, strict=True):
         assert got.tolist() == greedy(logits_of, ids, 4)
         expected = [jax.nn.log_softmax(logits_of([*ids, *got[:i]]))[got[i]] for i in range(4)]
@@ -158,22 +173,22 @@ def test_decode_is_an_argmax_loop(unstacked, logits_of):
     np.testing.assert_array_equal(state.token, tokens[:, -1])
 
 
-def test_calls_go_on_where_the_last_one_stopped(unstacked):
-    _, whole, values = decoded(unstacked, first_state([4, 4], [1, 1]), num_steps=4)
-    _, cache = prefilled(unstacked)
+def test_calls_go_on_where_the_last_one_stopped(weights):
+    _, whole, values = decoded(weights, first_state([4, 4], [1, 1]), num_steps=4)
+    _, cache = prefilled(weights)
     state, parts = first_state([4, 4], [1, 1]), []
     for _ in range(4):
         ends = np.zeros(0, np.int32)
-        cache, state, drawn = decoding.decode(TINY, unstacked, no_trunk(), cache, state, np.int32(0), 1, ends)
+        cache, state, drawn = decode(weights, cache, state, 1, ends)
         parts.append((np.asarray(drawn.token), np.asarray(drawn.log_prob)))
     np.testing.assert_array_equal(np.concatenate([tokens for tokens, _ in parts], axis=1), whole)
     np.testing.assert_allclose(np.concatenate([v for _, v in parts], axis=1), values, atol=1e-5)
 
 
-def test_slots_stop_apart(unstacked):
-    _, free, _ = decoded(unstacked, first_state([4, 4]), num_steps=4)
+def test_slots_stop_apart(weights):
+    _, free, _ = decoded(weights, first_state([4, 4]), num_steps=4)
     # Slot 0 may draw two tokens; slot 1 meets an end token at its first.
-    state, tokens, log_probs = decoded(unstacked, first_state([2, 4]), num_steps=4, end_ids=[free[1, 0]])
+    state, tokens, log_probs = decoded(weights, first_state([2, 4]), num_steps=4, end_ids=[free[1, 0]])
     assert free[1, 0] not in free[0, :2]
     assert tokens.tolist() == [[*free[0, :2], -1, -1], [free[1, 0], -1, -1, -1]]
     assert (log_probs[tokens < 0] == 0).all()
@@ -182,12 +197,12 @@ def test_slots_stop_apart(unstacked):
     np.testing.assert_array_equal(state.filled, [len(PROMPTS[0]) - 1 + 2, len(PROMPTS[1]) - 1 + 1])
 
 
-def test_idle_slots_draw_nothing_and_disturb_nobody(unstacked):
-    _, both, _ = decoded(unstacked, first_state([4, 4]), num_steps=4)
-    state, tokens, _ = decoded(unstacked, first_state([4, 0]), num_steps=4)
+def test_idle_slots_draw_nothing_and_disturb_nobody(weights):
+    _, both, _ = decoded(weights, first_state([4, 4]), num_steps=4)
+    state, tokens, _ = decoded(weights, first_state([4, 0]), num_steps=4)
     np.testing.assert_array_equal(tokens, [both[0], [-1] * 4])
     assert state.filled[1] == len(PROMPTS[1]) - 1
-    _, tokens, _ = decoded(unstacked, first_state([0, 0]), num_steps=4)
+    _, tokens, _ = decoded(weights, first_state([0, 0]), num_steps=4)
     assert (tokens == -1).all()
 
 
@@ -196,43 +211,51 @@ def test_idle_slots_draw_nothing_and_disturb_nobody(unstacked):
 # --------------------------------------------------------------------------------------
 
 
-def test_prefill_returns_the_last_states_whatever_the_padding(unstacked, params, logits_of):
+def test_prefill_returns_the_last_states_whatever_the_padding(weights, params, logits_of):
     for length in (5, 8):
-        hidden, _ = prefilled(unstacked, length)
+        hidden, _ = prefilled(weights, length)
         for ids, state in zip(PROMPTS, hidden, strict=True):
             np.testing.assert_allclose(params["embedding"] @ state, logits_of(ids), rtol=0, atol=1e-3)
 
 
-def test_prefill_in_two_parts_is_one_prefill(unstacked):
-    whole, _ = prefilled(unstacked)
-    cache = decoding.empty_cache(TINY, 2, POSITIONS)
+def test_prefill_in_two_parts_is_one_prefill(weights):
+    whole, _ = prefilled(weights)
+    cache = cached.empty(TINY, 2, POSITIONS)
     cuts = np.array([1, 3], np.int32)
     for starts, ends in ((0 * cuts, cuts), (cuts, np.array([len(ids) for ids in PROMPTS], np.int32))):
         parts = [ids[a:b] for ids, a, b in zip(PROMPTS, starts, ends, strict=True)]
         tokens = np.stack([np.pad(part, (0, 8 - len(part)), constant_values=77) for part in parts]).astype(np.int32)
-        hidden, cache = decoding.prefill(TINY, unstacked, no_trunk(), cache, tokens, ends - starts, np.int32(0), starts)
+        hidden, cache = prefill(weights, cache, tokens, ends - starts, starts)
     np.testing.assert_allclose(hidden, whole, rtol=0, atol=1e-4)
 
 
-def test_attention_in_blocks_of_tokens_is_attention_at_once(unstacked, monkeypatch):
-    tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 100
-    starts = np.array([0, 3], np.int32)
-    cache = jax.tree.map(lambda x: x + 0.1, decoding.empty_cache(TINY, 2, 16))
-    trunk = jax.tree.map(lambda x: x + 0.2, decoding.empty_cache(TINY, 1, 5))
+def test_prefill_writes_to_its_slots_alone(weights):
+    """Prompts may go to any slots, in any order; a row of padding has a slot that there is not."""
+    whole, _ = prefilled(weights)
+    tokens = np.stack([np.pad(ids, (0, 8 - len(ids))) for ids in [*PROMPTS, [1]]]).astype(np.int32)
+    lengths = np.array([len(ids) for ids in PROMPTS] + [1], np.int32)
+    cache = jax.tree.map(lambda x: x + 7, cached.empty(TINY, 4, POSITIONS))
+    hidden, cache = prefill(weights, cache, tokens, lengths, np.zeros(3, np.int32), slots=(3, 1, 4))
+    np.testing.assert_allclose(hidden[:2], whole, rtol=0, atol=1e-4)
+    for keys, values in cache:
+        assert (np.asarray(keys)[[0, 2]] == 7).all() and (np.asarray(values)[[0, 2]] == 7).all()
+        assert (np.asarray(values)[1, :, :8] != 7).all() and (np.asarray(values)[[1, 3], :, 8:] == 7).all()
 
-    def extended():
-        return decoder.extend(TINY, unstacked, trunk, cache, tokens, np.int32(4), starts)
 
-    whole = extended()
-    monkeypatch.setattr(decoder, "_QUERY_BLOCK", 4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), extended(), whole)
+@pytest.mark.parametrize(("leave_at", "steps"), [(0, 4), (1, 2), (2, 0)])
+def test_decoding_stops_early_when_few_are_left(weights, leave_at, steps):
+    """Slot 0 has two tokens to draw, slot 1 four."""
+    _, cache = prefilled(weights)
+    _, state, drawn = decode(weights, cache, first_state([2, 4]), 6, np.zeros(0, np.int32), leave_at)
+    assert (np.asarray(drawn.token) >= 0).sum(1).tolist() == [min(2, steps), steps]
+    assert np.asarray(state.remaining).tolist() == [max(2 - steps, 0), 4 - steps]
 
 
-def counting_cache(rows):
+def counting_cache(rows, positions=3):
     """A cache whose row n holds n everywhere."""
     return jax.tree.map(
         lambda x: jnp.broadcast_to(jnp.arange(rows)[:, None, None, None], x.shape).astype(x.dtype),
-        decoding.empty_cache(TINY, rows, 3),
+        cached.empty(TINY, rows, positions),
     )
 
 
@@ -242,17 +265,21 @@ def first_entries(cache):
     return list(*entries)
 
 
-def test_gather_and_insert_rows():
-    assert first_entries(decoding.gather_rows(counting_cache(3), np.array([2, 0, 2, 1]), 3)) == [2, 0, 2, 1]
-    longer = jax.tree.leaves(decoding.gather_rows(counting_cache(3), np.array([2]), 5))[0]
-    assert np.asarray(longer[0, 0, :, 0]).tolist() == [2, 2, 2, 0, 0]
-    # Rows 2 and 0 of the new cache go to slots 1 and 3; the third target is out of range, and dropped.
+def test_copying_rows():
     new = jax.tree.map(lambda x: x + 10, counting_cache(3))
-    got = decoding.insert_rows(counting_cache(4), new, np.array([1, 3, 4]), np.array([2, 0, 1]))
-    assert first_entries(got) == [0, 12, 2, 10]
+    targets, rows = np.array([1, 3, 0]), np.array([2, 0, 1])
+    # The third pair is not counted.
+    assert first_entries(decoding.copy_rows(counting_cache(4), new, targets, rows, np.int32(2))) == [0, 12, 2, 10]
+    # One after the other: row 2 is copied to 1, and 1, which holds 2 by then, to 3.
+    within = decoding.copy_within(counting_cache(4), np.array([1, 3, 0]), np.array([2, 1, 3]), np.int32(2))
+    assert first_entries(within) == [0, 2, 2, 2]
 
 
-def test_empty_cache_shares_no_buffer():
-    # Donating one array twice is an error that shows on accelerators first.
-    leaves = jax.tree.leaves(decoding.empty_cache(TINY, 2, 4))
-    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 2 * TINY.num_layers
+@pytest.mark.parametrize(("held", "copied"), [(5, 3), (3, 5)])
+def test_copying_between_caches_of_other_lengths(held, copied):
+    source = jax.tree.map(lambda x: x + 10, counting_cache(2, copied))
+    got = decoding.copy_rows(counting_cache(2, held), source, np.array([1]), np.array([0]), np.int32(1))
+    both = min(held, copied)
+    for keys, values in got:
+        assert (keys[1, :, :, :both] == 10).all() and (values[1, :, :both] == 10).all()
+        assert (keys[1, :, :, both:] == 1).all() and (values[1, :, both:] == 1).all()

@@ -13,7 +13,7 @@ import numpy as np
 import parity_cases
 import pytest
 
-from finemem_jax.models import decoder
+from finemem_jax.models import cached, decoder
 
 CASES = list(parity_cases.CASES.values())
 PREFILLED = 30
@@ -67,16 +67,13 @@ def test_gradients(config):
 @each_case
 def test_cached_decoding(config):
     row = parity_cases.token_rows(config)[0]
-    unstacked = decoder.unstack(config, parity_cases.as_params(config, parity_cases.checkpoint(config)))
-    shape = (1, config.num_kv_heads, len(row), config.head_dim)
-    cache = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers)]
-    trunk = [(jnp.zeros((1, *shape[1:2], 0, shape[3])),) * 2 for _ in range(config.num_layers)]
+    weights = cached.layout(config, parity_cases.as_params(config, parity_cases.checkpoint(config)), "float32")
+    cache, trunk = cached.empty(config, 1, len(row)), cached.empty(config, 1, 0)
 
     @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
     def extend(cache, tokens, start):
-        states, cache = decoder.extend(config, unstacked, trunk, cache, tokens, jnp.asarray(0), start)
-        head = unstacked[0]["embedding" if config.tie_embeddings else "head"]
-        return jax.nn.log_softmax(states[0] @ head.T), cache
+        states, cache = cached.extend(config, weights, trunk, cache, tokens, jnp.asarray(0), start)
+        return jax.nn.log_softmax(cached.logits(config, weights, states[0])), cache
 
     parts = []
     for start, end in [(0, PREFILLED), *((i, i + 1) for i in range(PREFILLED, len(row)))]:

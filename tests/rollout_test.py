@@ -7,7 +7,7 @@ import pytest
 
 from finemem_jax import rollout
 from finemem_jax.environment import Environment
-from finemem_jax.episode import Chunk, Completion, Probes, Question, Stream
+from finemem_jax.episode import Chunk, Completion, Probes, Question, Refusal, Stream
 from finemem_jax.rollout import RolloutOptions
 from finemem_jax.tokenizer import ByteTokenizer
 
@@ -133,6 +133,83 @@ def test_a_failing_reader_is_an_error_not_a_score():
 
     with pytest.raises(ConnectionError):
         rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), down, (0,))
+
+
+# --------------------------------------------------------------------------------------
+# Each at its own pace
+# --------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A worker that does one item a call: the newest, or the oldest. Notes in a log what it was given and when."""
+
+    def __init__(self, name, function, log, newest=False):
+        self.name, self.function, self.log, self.newest = name, function, log, newest
+        self.waiting, self.cancelled, self.tickets = {}, [], 0
+
+    def submit(self, item):
+        self.tickets += 1
+        self.waiting[self.tickets] = item
+        self.log.append(f"{self.name} gets {self.tickets}")
+        return self.tickets
+
+    def collect(self):
+        if not self.waiting:
+            return []
+        ticket = (max if self.newest else min)(self.waiting)
+        self.log.append(f"{self.name} does {ticket}")
+        return [(ticket, self.function([self.waiting.pop(ticket)])[0])]
+
+    def cancel(self, ticket):
+        self.cancelled.append(ticket)
+        return self.waiting.pop(ticket, None) is not None
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_order_and_time_do_not_matter(newest):
+    streams = [stream("a", 1), stream("b", 3, 2)]
+    expected = rollout.run(streams, OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    log = []
+    policy = Clock("manager", scripted(copy_the_chunk), log, newest)
+    got = rollout.run(streams, OPTIONS, RULES, policy, Clock("reader", first_note, log, not newest), (0,))
+    assert got == expected
+
+
+def test_nobody_waits_for_the_slowest():
+    """The newest request first: one rollout comes to its end before another has begun."""
+    log = []
+    policy = Clock("manager", scripted(copy_the_chunk), log, newest=True)
+    rollout.run([stream("a", 3)], OPTIONS, RULES, policy, Clock("reader", first_note, log), (0,))
+    done = [line for line in log if line.startswith("manager does")]
+    assert done == [f"manager does {i}" for i in (2, 3, 4, 1, 5, 6)]
+
+
+def test_questions_are_handed_in_as_they_arise_and_hold_nobody_up():
+    log = []
+    rollout.run(
+        [stream("a", 2)], OPTIONS, RULES, Clock("manager", scripted(copy_the_chunk), log),
+        Clock("reader", first_note, log), (0,),
+    )  # fmt: skip
+    assert log.index("reader gets 1") < log.index("manager does 2")
+    assert log.index("reader does 1") > log.index("manager does 4")
+
+
+def test_a_refused_prompt_is_an_error_and_the_rest_is_taken_back():
+    log = []
+    policy = Clock("manager", lambda requests: [Refusal("too long; lower it")], log)
+    with pytest.raises(ValueError, match="too long; lower it"):
+        rollout.run([stream("a")], OPTIONS, RULES, policy, first_note, (0,))
+    assert policy.waiting == {} and policy.cancelled == [2]
+
+
+def test_what_a_failing_reader_leaves_is_taken_back():
+    def down(queries):
+        raise ConnectionError("the reader is down")
+
+    asked = Clock("reader", down, [])
+    with pytest.raises(ConnectionError):
+        rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), asked, (0,))
+    assert asked.waiting == {}
 
 
 # --------------------------------------------------------------------------------------

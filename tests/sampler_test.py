@@ -2,12 +2,14 @@
 
 import dataclasses
 import random
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from finemem_jax.episode import Completion, Request, random_key
+from finemem_jax import compilation
+from finemem_jax.episode import Completion, Refusal, Request, random_key
 from finemem_jax.models import decoder, presets, sharding
 from finemem_jax.sampler import Sampler, SamplerStats
 
@@ -42,7 +44,7 @@ def random_requests(num_requests, seed=0, temperature=1.0):
 
 def make_sampler(params, num_slots=4, steps_per_call=5, end_ids=NO_END, **settings):
     return Sampler(
-        TINY, params, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, length_multiple=MULTIPLE, **settings
+        TINY, params, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, prefill_tokens=MULTIPLE, **settings
     )
 
 
@@ -138,7 +140,7 @@ def test_in_bfloat16(params):
         np.testing.assert_allclose(
             completion.log_probs, exact[np.arange(len(completion.ids)), list(completion.ids)], rtol=0, atol=0.1
         )
-    assert {x.dtype.name for x in jax.tree.leaves(sampler._weights)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(sampler._engine._weights)} == {"bfloat16"}
     assert_same(sampler.generate(requests), sampler.generate(requests))
 
 
@@ -305,10 +307,10 @@ def test_shared_prefixes_are_computed_once(params):
     # Trunk 6, branches 5 + 9, leaves 2 + 2 + 3; apart they would be 4 * 6 + (5 + 5 + 9) + (2 + 2 + 2 + 3).
     assert sampler.stats.prefilled_tokens == 6 + (5 + 9) + (2 + 2 + 3)
     assert sampler.stats.prompt_tokens == 4 * 6 + (5 + 5 + 9) + (2 + 2 + 2 + 3)
-    # Another call: the trunk is kept, branches and leaves are not.
+    # Another call finds them all again, but for the states of last tokens, which the first draws need.
     sampler.take_stats()
     sampler.generate(requests)
-    assert sampler.stats.prefilled_tokens == (5 + 9) + (2 + 2 + 3)
+    assert sampler.stats.prefilled_tokens == 3
 
 
 def test_stats_count(params, requests, completions):
@@ -318,7 +320,9 @@ def test_stats_count(params, requests, completions):
     new_tokens = sum(len(completion.ids) for completion in completions)
     assert (stats.requests, stats.new_tokens) == (len(requests), new_tokens)
     # First tokens come from prefills; the others need a step of a slot each.
-    assert stats.slot_steps >= new_tokens - len(requests)
+    assert stats.slot_tokens == new_tokens - len(requests)
+    assert stats.slot_steps >= stats.slot_tokens
+    assert 0 < stats.device_seconds <= stats.seconds
     assert stats.seconds > 0
     assert sampler.stats == SamplerStats()
 
@@ -343,24 +347,162 @@ def test_update_forgets_the_old_weights(params, requests):
 # --------------------------------------------------------------------------------------
 
 
+GOOD = Request((1, 2, 3, 4), (2, 4), 3, 1.0, (0, 0))
+
+
 @pytest.mark.parametrize(
-    ("prompt_tokens", "max_new_tokens"), [(4096, 1), (10, 4087), (5000, 5)], ids=["prompt", "response", "both"]
+    ("changes", "reason"),
+    [
+        (dict(prompt_ids=(1,) * 4096, cuts=(5, 4096), max_new_tokens=1), r"4096 prompt tokens.*4096 tokens.*lower"),
+        (dict(prompt_ids=(1,) * 10, cuts=(5, 10), max_new_tokens=4087), r"lower rollout\.max_new_tokens"),
+        (dict(prompt_ids=(), cuts=(0,)), "empty"),
+        (dict(cuts=(4, 4)), "leave at least one token"),
+        (dict(cuts=(3, 2, 4)), "must rise"),
+        (dict(cuts=(2, 3)), "the prompt's length, 4"),
+        (dict(cuts=()), "must rise"),
+        (dict(prompt_ids=(1, 2, 3, TINY.vocab_size)), f"knows 0 to {TINY.vocab_size - 1}; use the tokenizer"),
+        (dict(prompt_ids=(1, -1, 3, 4)), "token ids from -1"),
+        (dict(max_new_tokens=0), "max_new_tokens must be at least 1"),
+        (dict(temperature=-0.1), "temperature must be 0"),
+        (dict(temperature=float("nan")), "temperature must be 0"),
+        (dict(temperature=float("inf")), "finite"),
+        (dict(top_k=-1), "top_k must be 0 or above"),
+        (dict(top_p=0.0), r"top_p in \(0, 1\]"),
+        (dict(top_p=1.5), r"top_p in \(0, 1\]"),
+    ],
+    ids=str,
 )
-def test_a_request_that_is_too_long_is_refused(params, requests, completions, prompt_tokens, max_new_tokens):
+def test_a_bad_request_is_refused_and_the_others_go_on(params, requests, completions, changes, reason):
     sampler = make_sampler(params)
-    long = Request((1,) * prompt_tokens, (5, prompt_tokens), max_new_tokens, 1.0, (0, 0))
-    with pytest.raises(ValueError, match=rf"{prompt_tokens} prompt tokens.*4096 tokens.*lower rollout\.max_new_tokens"):
-        sampler.generate([requests[0], long])
-    # Refused at the door: nothing was computed, and the sampler still works.
-    assert sampler.stats == SamplerStats()
-    assert_same(sampler.generate(requests[:1]), completions[:1])
+    first, bad, last = sampler.generate([requests[0], dataclasses.replace(GOOD, **changes), requests[1]])
+    assert isinstance(bad, Refusal)
+    assert re.search(reason, bad.reason)
+    assert_same([first, last], completions[:2])
+    assert (sampler.stats.requests, sampler.stats.refused) == (3, 1)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "cuts", "max_new_tokens"),
-    [((1, 2, 3), (3, 3), 5), ((1, 2, 3), (1, 3, 3), 5), ((), (0, 0), 5), ((1, 2, 3), (1, 3), 0)],
-    ids=["all trunk", "all branch", "empty prompt", "nothing to draw"],
-)
-def test_an_empty_leaf_or_response_is_refused(params, prompt, cuts, max_new_tokens):
-    with pytest.raises(ValueError, match="at least one new token and one prompt token"):
-        make_sampler(params).generate([Request(prompt, cuts, max_new_tokens, 1.0, (0, 0))])
+def test_all_of_the_prompt_may_be_branch(params):
+    sampler = make_sampler(params)
+    assert_same(sampler.generate([dataclasses.replace(GOOD, cuts=(2, 4, 4))]), sampler.generate([GOOD]))
+
+
+def test_a_request_longer_than_any_before_makes_the_caches_grow(params, requests, completions):
+    """While others are being served."""
+    sampler = make_sampler(params, num_slots=2)
+    long = Request(tuple(range(100, 170)), (6, 70), 40, 1.0, (5, 6))
+    tickets = [sampler.submit(request) for request in (requests[0], long, requests[1])]
+    results = collected(sampler)
+    assert_same([results[tickets[0]], results[tickets[2]]], [completions[0], completions[1]])
+    assert_same([results[tickets[1]]], make_sampler(params).generate([long]))
+
+
+# --------------------------------------------------------------------------------------
+# One by one
+# --------------------------------------------------------------------------------------
+
+
+def collected(sampler):
+    """All results that are still to come, by ticket; each comes once."""
+    results = {}
+    while sampler.pending:
+        for ticket, result in sampler.collect():
+            assert ticket not in results
+            results[ticket] = result
+    return results
+
+
+def test_requests_may_come_while_others_are_served(params, requests, completions):
+    sampler = make_sampler(params, num_slots=2, steps_per_call=2)
+    tickets, results = [], {}
+    for request in requests:
+        tickets.append(sampler.submit(request))
+        results |= sampler.collect() if len(tickets) % 3 == 0 else []
+    results |= collected(sampler)
+    assert_same([results[ticket] for ticket in tickets], completions)
+    assert sampler.collect() == []
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_what_is_cancelled_never_comes_and_disturbs_nobody(params, requests, completions, steps):
+    sampler = make_sampler(params, num_slots=2, steps_per_call=1)
+    tickets = [sampler.submit(request) for request in requests]
+    results = {}
+    for _ in range(steps):
+        results |= sampler.collect()
+    # Whatever has not come yet: in a slot, or still waiting.
+    taken_back = [ticket for ticket in tickets if ticket not in results][:7:2]
+    assert all(sampler.cancel(ticket) for ticket in taken_back)
+    assert not any(sampler.cancel(ticket) for ticket in taken_back)
+    results |= collected(sampler)
+    assert set(results) == set(tickets) - set(taken_back)
+    kept = [i for i, ticket in enumerate(tickets) if ticket in results]
+    assert_same([results[tickets[i]] for i in kept], [completions[i] for i in kept])
+
+
+def test_what_was_collected_cannot_be_cancelled(params, requests):
+    sampler = make_sampler(params)
+    ticket = sampler.submit(requests[0])
+    sampler.collect()
+    assert not sampler.cancel(ticket) and not sampler.cancel(99)
+
+
+def test_nothing_is_lost_to_an_update(params, requests):
+    sampler = make_sampler(params)
+    ticket = sampler.submit(requests[0])
+    for call in (lambda: sampler.update(params, 1), sampler.release, lambda: sampler.generate(requests)):
+        with pytest.raises(ValueError, match="1 requests are pending; collect or cancel"):
+            call()
+    sampler.cancel(ticket)
+    sampler.update(params, 1)
+
+
+def test_trunks_take_turns(params, requests, completions):
+    """Requests of two trunks, one after the other: slots empty for a trunk only if the other's are all served."""
+    other = Request((*TRUNK[::-1], *BRANCHES[1], 104), (6, 11, 12), 6, 1.0, (1, 2))
+    alone = make_sampler(params).generate([other])
+    sampler = make_sampler(params)
+    mixed = [request for pair in zip(requests[:4], [other] * 4, strict=True) for request in pair]
+    got = sampler.generate(mixed)
+    assert_same(got[::2], completions[:4])
+    assert_same(got[1::2], alone * 4)
+    assert sampler.stats.prefilled_tokens < sum(len(request.prompt_ids) for request in mixed) / 2
+
+
+def test_an_endless_stream_of_one_trunk_does_not_starve_another(params, requests, monkeypatch):
+    monkeypatch.setattr("finemem_jax.sampler._PATIENCE", 3)
+    sampler = make_sampler(params, num_slots=2)
+    other = sampler.submit(Request((50, 51, 52), (1, 3), 1, 1.0, (1, 2)))
+    results = {}
+    for i in range(40):
+        sampler.submit(requests[i % 5])
+        results |= sampler.collect()
+        if other in results:
+            break
+    assert i < 10
+
+
+# --------------------------------------------------------------------------------------
+# Compiled ahead
+# --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_compiled_after_the_warm_up(params, requests, completions):
+    sampler = make_sampler(params, num_slots=5, steps_per_call=3)
+    shown = []
+    sampler.warm_up(len(TRUNK), 2 * MULTIPLE, lambda done, total: shown.append((done, total)))
+    assert [done for done, _ in shown] == list(range(shown[0][1] + 1))
+    before = compilation.counts().programs
+    rng = random.Random(0)
+    for version in range(3):
+        order = [rng.choice(requests) for _ in range(rng.randint(1, 30))]
+        expected = [completions[requests.index(request)] for request in order]
+        assert_same(sampler.generate(order), expected)
+        sampler.generate([dataclasses.replace(r, temperature=rng.random(), top_k=rng.randint(0, 9)) for r in order])
+        sampler.release()
+        # What an update itself computes is not sampling; weights of one shape compile once.
+        sampler.update(params, version)
+        before = before if version else compilation.counts().programs
+    assert compilation.counts().programs == before
+    # The test would notice: another length needs another program.
+    sampler.generate([dataclasses.replace(requests[0], max_new_tokens=3 * MULTIPLE)])
+    assert compilation.counts().programs > before

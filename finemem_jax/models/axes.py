@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,9 +70,14 @@ gather.defvjp(
 )
 
 
+def place(mesh: Mesh, shape: Sequence[int], names: Sequence[str], table: Mapping[str, Any] = COMPUTED) -> NamedSharding:
+    """Where an array with these logical axes lives. An axis that cannot be split evenly stays whole."""
+    axes = [table[name] for name in names]
+    fitting = [axis if length % size(mesh, axis) == 0 else None for axis, length in zip(axes, shape, strict=True)]
+    return NamedSharding(mesh, P(*fitting))
+
+
 def _constrain(mesh, x, names, table):
     if mesh is None or mesh.size == 1:
         return x
-    axes = [table[name] for name in names]
-    fitting = [axis if length % size(mesh, axis) == 0 else None for axis, length in zip(axes, x.shape, strict=True)]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*fitting)))
+    return jax.lax.with_sharding_constraint(x, place(mesh, x.shape, names, table))

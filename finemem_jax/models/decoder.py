@@ -1,4 +1,4 @@
-"""The decoder of Llama, Qwen2 and Qwen3 as Flax NNX modules: over trees of shared prefixes, and with a KV cache.
+"""The decoder of Llama, Qwen2 and Qwen3 as Flax NNX modules, and its states over trees of shared prefixes.
 
 Sizes: V vocabulary, D embed_dim, F mlp_dim, H query heads, K key heads, C head_dim, N rows, L tokens per row.
 Knows nothing of tokens' meaning, sampling or losses.
@@ -17,20 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from finemem_jax.models import attention, axes, lookup, products
-from finemem_jax.models.attention import Array, Level, Segment
+from finemem_jax.models.attention import Array, Level
 from finemem_jax.models.presets import DecoderConfig
 
 # A Decoder's parameters as nested dicts of arrays: the one pytree that everything downstream passes around.
 Params = dict[str, Any]
-# Keys and values of one layer, [N K P C] each.
-LayerCache = tuple[Array, Array]
 # Maps queries, keys and values of all tokens to attention outputs, and whatever the caller wants kept.
 AttendFn = Callable[[Array, Array, Array], tuple[Array, Any]]
-# Tokens of a row whose attention over a cache is computed together.
-_QUERY_BLOCK = 256
 # Tells the compiler where an array with these logical axes lives.
 ConstrainFn = Callable[[Array, tuple[str, ...]], Array]
 
@@ -163,7 +159,7 @@ def init(config: DecoderConfig, seed: int) -> Params:
 
 def output_head(config: DecoderConfig, params: Params) -> Float[Array, "V D"]:
     """Rows that turn a hidden state into logits."""
-    return _bind(Decoder, config, params).output_head
+    return bind(Decoder, config, params).output_head
 
 
 _Module = TypeVar("_Module", Layer, Decoder)
@@ -189,7 +185,7 @@ def axis_names(module: type[_Module], config: DecoderConfig) -> dict[str, Any]:
     return nnx.to_pure_dict(names)
 
 
-def _bind(module: type[_Module], config: DecoderConfig, params: Params) -> _Module:
+def bind(module: type[_Module], config: DecoderConfig, params: Params) -> _Module:
     """Puts parameters into a module of this shape; free, also under `jit`."""
     graphdef, state = nnx.split(abstract(module, config), nnx.Param)
     nnx.replace_by_pure_dict(state, params)
@@ -228,7 +224,7 @@ def hidden_states(
 
 
 def _hidden_states(config, params, tokens, lengths, compute):
-    model = _bind(Decoder, config, params)
+    model = bind(Decoder, config, params)
     dtype = jnp.dtype(compute.dtype)
     shapes = [level.shape for level in tokens]
 
@@ -244,7 +240,7 @@ def _hidden_states(config, params, tokens, lengths, compute):
 
     def body(x, layer_params):
         layer_params = jax.tree.map(lambda leaf: leaf.astype(dtype), layer_params)
-        layer = _bind(Layer, config, _gathered(config, layer_params, compute.mesh))
+        layer = bind(Layer, config, gathered(config, layer_params, compute.mesh))
         return layer(x, rotation, attend, constrain)[0], None
 
     x = lookup.embed(model.embedding[...], _join(tokens), dtype, compute.mesh)
@@ -269,7 +265,7 @@ def _rematerialised(body, remat):
     return jax.checkpoint(body, policy=both)
 
 
-def _gathered(config, layer_params, mesh):
+def gathered(config, layer_params, mesh):
     """A layer's parameters as it computes with them: stored in parts along "fsdp", here each device has that axis."""
     # After the cast to `dtype`, so that what travels is as small as it can be.
     names = axis_names(Layer, config)
@@ -301,103 +297,7 @@ def _split(joined, shapes):
 
 
 # --------------------------------------------------------------------------------------
-# With a cache (generation)
-# --------------------------------------------------------------------------------------
-
-
-def unstack(config: DecoderConfig, params: Params) -> tuple[Params, list[Params]]:
-    """Returns the parameters in the layout for decoding: (all but the layers, one tree per layer).
-
-    Slicing the stacked layers inside a decoding step would copy the whole model at every call.
-    """
-    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
-    columns = {name: list(leaf) for name, leaf in params["layers"].items()}
-    return rest, [{name: column[i] for name, column in columns.items()} for i in range(config.num_layers)]
-
-
-def extend(
-    config: DecoderConfig,
-    unstacked: tuple[Params, list[Params]],
-    trunk: Sequence[LayerCache],
-    cache: Sequence[LayerCache],
-    tokens: Int[Array, "N L"],
-    trunk_length: Int[Array, ""],
-    starts: Int[Array, " N"],
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, "N L D"], list[LayerCache]]:
-    """Appends tokens to cached rows and returns their final hidden states.
-
-    Row n's tokens stand at positions trunk_length + starts[n] … and see the trunk, row n's cache below
-    starts[n], and their own predecessors. Tokens past a row's true length may be garbage: a later call with
-    `starts` at the true length overwrites them before anything can see them.
-
-    Args:
-        trunk: Keys and values shared by all rows, [1 K P C] per layer; P may be 0.
-        cache: Keys and values per row, [N K S C] per layer. Donate it.
-        trunk_length: Valid positions of the trunk.
-        starts: Filled positions of each row's cache; starts + L <= S, else the write is shifted.
-        mesh: Devices that share out the rows, and gather each layer's weights, which are less than the states of many
-            tokens. None leaves it to the compiler, which adds up partial products instead.
-
-    Returns:
-        Hidden states, and the new cache.
-    """
-    rest, layers = unstacked
-    if mesh is not None and len(tokens) % axes.size(mesh, axes.ROWS):
-        mesh = None
-
-    def constrain(array, names):
-        return axes.constrain(mesh, array, names)
-
-    length = tokens.shape[1]
-    slots = cache[0][0].shape[2]
-    trunk_slots = trunk[0][0].shape[2]
-    offsets = starts[:, None] + jnp.arange(length)[None]
-    rotation = rotary(config, trunk_length + offsets)
-    own_mask: Bool[Array, "N L S"] = jnp.arange(slots)[None, None] <= offsets[:, :, None]
-    trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
-    x = lookup.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
-    new_cache = []
-    for layer_params, (trunk_keys, trunk_values), (old_keys, old_values) in zip(layers, trunk, cache, strict=True):
-
-        def attend(queries, keys, values, tk=trunk_keys, tv=trunk_values, ok=old_keys, ov=old_values):
-            keys, values = _write(ok, keys, starts), _write(ov, values, starts)
-
-            def some(queries, own_mask):
-                segments = [Segment(keys, values, own_mask)]
-                if trunk_slots:
-                    segments.append(Segment(tk, tv, trunk_mask))
-                return attention.attend(queries, segments)
-
-            return _in_blocks(some, queries, own_mask), (keys, values)
-
-        layer = _bind(Layer, config, _gathered(config, layer_params, mesh))
-        x, kept = layer(constrain(x, ("rows", "apart", "embed")), rotation, attend, constrain)
-        new_cache.append(kept)
-    x = constrain(x, ("rows", "tokens", "embed"))
-    return rms_norm(x, rest["final_norm"], config.norm_epsilon), new_cache
-
-
-def _in_blocks(function, *arrays):
-    """function(*arrays), [N, L, ...] each, for a block of tokens after the other where they are many and divide evenly.
-
-    Logits of 2,048 tokens over 8,192 positions take 64 MB a head and row; so only a block's ever exist.
-    """
-    n, length = arrays[0].shape[:2]
-    if length <= _QUERY_BLOCK or length % _QUERY_BLOCK:
-        return function(*arrays)
-    blocks = [x.reshape(n, -1, _QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1) for x in arrays]
-    out = jax.lax.map(lambda block: function(*block), blocks)
-    return out.swapaxes(0, 1).reshape(n, length, *out.shape[3:])
-
-
-def _write(cache: Float[Array, "N K S C"], new: Float[Array, "N L K C"], starts: Int[Array, " N"]):
-    update = jax.vmap(lambda row, piece, start: jax.lax.dynamic_update_slice(row, piece, (0, start, 0)))
-    return update(cache, new.transpose(0, 2, 1, 3).astype(cache.dtype), starts)
-
-
-# --------------------------------------------------------------------------------------
-# Shared by both
+# Norms and positions
 # --------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,230 @@
+"""One model on its devices, ready to generate: weights, shapes of caches, and a small fixed set of programs.
+
+Sizes as in `decoding`. Knows nothing of requests; `sampler` decides what is computed, and when.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from finemem_jax import compilation, decoding
+from finemem_jax.decoding import SlotState
+from finemem_jax.drawing import Draw
+from finemem_jax.models import cached
+from finemem_jax.models.attention import Array
+from finemem_jax.models.cached import LayerCache
+from finemem_jax.models.decoder import Params
+from finemem_jax.models.presets import DecoderConfig
+
+# Prefill is compiled for 1, 4, 16, … rows, and for whole pieces of a prompt and quarters of one.
+_STEP = 4
+
+
+class _Call(NamedTuple):
+    """A call to the device: a jitted function with its arguments, and the static ones."""
+
+    arguments: tuple[Any, ...]
+    statics: Mapping[str, Any] = {}
+
+
+class Trunk(NamedTuple):
+    """Keys and values of what all rows begin with, and how many positions of them are valid."""
+
+    cache: list[LayerCache]
+    length: np.int32
+
+
+class Engine:
+    """See the module.
+
+    Attributes:
+        num_slots: N.
+        piece: Tokens of a prompt computed together.
+        device_seconds: In how many seconds so far the host only waited.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        end_ids: Sequence[int],
+        *,
+        num_slots: int,
+        steps_per_call: int,
+        piece: int,
+        dtype: str,
+        whole: bool,
+    ):
+        self.num_slots, self.piece = num_slots, piece
+        self.device_seconds = 0.0
+        self._config, self._end_ids = config, np.asarray(end_ids, np.int32)
+        self._steps_per_call = steps_per_call
+        self._dtype, self._whole = dtype, whole
+        self._weights: Any = None
+        self._mesh: Mesh | None = None
+
+    def load(self, params: Params) -> None:
+        """Takes weights: a copy, in the layout of decoding."""
+        place = jax.tree.leaves(params)[0].sharding
+        mesh = place.mesh if isinstance(place, NamedSharding) else None
+        self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+        weights = cached.layout(self._config, params, self._dtype)
+        if self._mesh is not None:
+            weights = jax.device_put(weights, cached.shardings(self._config, self._mesh, self._whole))
+        self._weights = weights
+
+    def drop(self) -> None:
+        """Gives the weights up."""
+        self._weights = None
+
+    # ---------------------------------------------------------------------------------- shapes
+
+    @property
+    def row_buckets(self) -> list[int]:
+        """Numbers of rows that are prefilled together: 1, 4, 16, …, N."""
+        sizes = [1]
+        while sizes[-1] < self.num_slots:
+            sizes.append(min(sizes[-1] * _STEP, self.num_slots))
+        return sizes
+
+    @property
+    def length_buckets(self) -> list[int]:
+        """Numbers of tokens per row that are prefilled together."""
+        return sorted({max(self.piece // _STEP, 1), self.piece})
+
+    def positions(self, length: int) -> int:
+        """The length of cache that so many tokens get: 1, 2, 3, 4, 6, 8, 12, … pieces; none for none."""
+        if not length:
+            return 0
+        pieces = -(-length // self.piece)
+        power = 1 << (pieces.bit_length() - 1)
+        return self.piece * next(n for n in (power, power + power // 2, 2 * power) if n >= pieces)
+
+    def empty(self, rows: int, positions: int) -> list[LayerCache]:
+        """A cache of zeros, where it belongs on the devices."""
+        cache = cached.empty(self._config, rows, positions, self._dtype)
+        return cache if self._mesh is None else jax.device_put(cache, cached.cache_shardings(self._mesh, cache))
+
+    def warm_up(
+        self, trunk_length: int, slots: list[LayerCache], store: list[LayerCache], say: Callable[[int, int], None]
+    ) -> None:
+        """Compiles all programs for caches of these sizes.
+
+        Args:
+            say: Called with the number of programs that are ready and the number of all, before each and at the end.
+        """
+        trunk = Trunk(self.empty(1, self.positions(trunk_length)), np.int32(trunk_length))
+        state = decoding.idle(self.num_slots)
+        calls = [self._decode(trunk, slots, state, 0)]
+        for rows in self.row_buckets:
+            nothing = np.zeros(rows, np.int32)
+            for length in self.length_buckets:
+                tokens = np.zeros((rows, length), np.int32)
+                calls.append(self._prefill(trunk, slots, nothing, tokens, nothing, nothing))
+            hidden = np.zeros((rows, self._config.embed_dim), self._dtype)
+            calls.append(self._first(trunk, hidden, np.zeros(self.num_slots, np.int32), state))
+        calls += [self._copy(target, source, []) for target, source in ((slots, store), (store, slots), (slots, None))]
+        if trunk_length:
+            calls.append(self._trunk_piece(trunk.cache, (0,), 0))
+        for done, call in enumerate(calls):
+            say(done, len(calls))
+            compilation.prepare(*call.arguments, **call.statics)
+        say(len(calls), len(calls))
+
+    # ---------------------------------------------------------------------------------- what it computes
+
+    def trunk(self, ids: Sequence[int]) -> Trunk:
+        """Computes a trunk."""
+        cache = self.empty(1, self.positions(len(ids)))
+        for start in range(0, len(ids), self.piece):
+            _, cache = self._run(self._trunk_piece(cache, ids, start))
+        return Trunk(cache, np.int32(len(ids)))
+
+    def prefill(
+        self, trunk: Trunk, cache: list[LayerCache], slots: Array, tokens: Array, lengths: Array, starts: Array
+    ) -> tuple[jax.Array, list[LayerCache]]:
+        """`decoding.prefill`; rows and tokens per row must be of the buckets."""
+        return self._run(self._prefill(trunk, cache, slots, tokens, lengths, starts))
+
+    def draw_first(self, trunk: Trunk, hidden: jax.Array, rows: Array, state: SlotState) -> Draw:
+        """`decoding.draw_first` of slots whose prompts have just been prefilled, as NumPy arrays."""
+        return self._fetch(self._run(self._first(trunk, hidden, rows, state)))
+
+    def decode(
+        self, trunk: Trunk, cache: list[LayerCache], state: SlotState, leave_at: int
+    ) -> tuple[list[LayerCache], SlotState, Draw]:
+        """`decoding.decode`; state and what was drawn as NumPy arrays."""
+        cache, *rest = self._run(self._decode(trunk, cache, state, leave_at))
+        return cache, *self._fetch(rest)
+
+    def copy(
+        self, target: list[LayerCache], source: list[LayerCache] | None, pairs: Sequence[tuple[int, int]]
+    ) -> list[LayerCache]:
+        """Copies rows, one after the other.
+
+        Args:
+            source: None for `target` itself.
+            pairs: (row of source, row of target), at most N.
+        """
+        return self._run(self._copy(target, source, pairs))
+
+    def lengthen(self, cache: list[LayerCache], positions: int) -> list[LayerCache]:
+        """The same rows in a cache with more positions."""
+        rows = np.arange(len(cache[0][0]), dtype=np.int32)
+        call = _Call((decoding.copy_rows, self.empty(len(rows), positions), cache, rows, rows, np.int32(len(rows))))
+        return self._run(call)
+
+    # ---------------------------------------------------------------------------------- calls
+
+    def _run(self, call):
+        began = time.perf_counter()
+        result = compilation.call(*call.arguments, **call.statics)
+        self.device_seconds += time.perf_counter() - began
+        return result
+
+    def _fetch(self, arrays):
+        """The arrays as NumPy's own, once they are computed."""
+        began = time.perf_counter()
+        fetched = jax.tree.map(np.array, arrays)
+        self.device_seconds += time.perf_counter() - began
+        return fetched
+
+    def _prefill(self, trunk, cache, slots, tokens, lengths, starts):
+        return _Call(
+            (decoding.prefill, self._weights, trunk.cache, cache, slots, tokens, lengths, trunk.length, starts),
+            {"config": self._config, "mesh": self._mesh},
+        )
+
+    def _trunk_piece(self, cache, ids, start):
+        piece = ids[start : start + self.piece]
+        tokens = np.zeros((1, self.piece), np.int32)
+        tokens[0, : len(piece)] = piece
+        nothing, one = Trunk(self.empty(1, 0), np.int32(0)), np.ones(1, np.int32)
+        return self._prefill(nothing, cache, 0 * one, tokens, len(piece) * one, start * one)
+
+    def _first(self, trunk, hidden, rows, state):
+        # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
+        state = state._replace(filled=state.filled - 1)
+        arguments = (decoding.draw_first, self._weights, hidden, rows, state, trunk.length)
+        return _Call(arguments, {"config": self._config})
+
+    def _decode(self, trunk, cache, state, leave_at):
+        return _Call(
+            (decoding.decode, self._weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
+             self._end_ids),
+            {"config": self._config, "num_steps": self._steps_per_call, "mesh": self._mesh},
+        )  # fmt: skip
+
+    def _copy(self, target, source, pairs):
+        places = np.zeros((2, self.num_slots), np.int32)
+        places[:, : len(pairs)] = np.reshape(pairs, (-1, 2)).T
+        rows, targets = places
+        count = np.int32(len(pairs))
+        if source is None:
+            return _Call((decoding.copy_within, target, targets, rows, count))
+        return _Call((decoding.copy_rows, target, source, targets, rows, count))

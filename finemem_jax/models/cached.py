@@ -1,0 +1,172 @@
+"""The decoder with a cache of keys and values: how tokens are generated. Knows nothing of sampling or requests.
+
+Sizes: N rows, L tokens per row, S cache positions per row, P trunk positions, D embed_dim, K key heads, C head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Int
+
+from finemem_jax.models import attention, axes, decoder, lookup, sharding
+from finemem_jax.models.attention import Array, Segment
+from finemem_jax.models.decoder import Params
+from finemem_jax.models.presets import DecoderConfig
+
+# All parameters but the layers', and one tree per layer; each kernel lies (out, in).
+Weights = tuple[Params, list[Params]]
+# Keys [N K C P] and values [N K P C] of one layer; see `attention.Segment` for why.
+LayerCache = tuple[Array, Array]
+# Tokens of a row whose attention over a cache is computed together.
+_QUERY_BLOCK = 256
+# Logical axes of a layer's keys, and of its values.
+_KEYS, _VALUES = ("rows", "kv_heads", "channels", "tokens"), ("rows", "kv_heads", "tokens", "channels")
+
+
+def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype) -> Weights:
+    """The parameters as decoding reads them; copies of all of them.
+
+    A tree per layer, since slicing the stacked layers inside a decoding step would copy the whole model at every call.
+    Kernels lie (out, in), which CPUs multiply few rows with a fifth faster; accelerators do not mind.
+    """
+
+    def one(leaf):
+        return jnp.array(leaf.T if leaf.ndim == 2 else leaf, dtype)
+
+    rest = {name: jnp.array(leaf, dtype) for name, leaf in params.items() if name != "layers"}
+    columns = params["layers"].items()
+    return rest, [{name: one(column[i]) for name, column in columns} for i in range(config.num_layers)]
+
+
+def shardings(config: DecoderConfig, mesh: Mesh, whole: bool) -> tuple[Params, list[Params]]:
+    """Where the leaves of `layout` live: split along "tensor", and unless `whole` along "fsdp" as they are stored.
+
+    Split along "fsdp", devices that share out rows must sum partial products for every single token; whole, they send
+    next to nothing, and each holds `fsdp` times as much.
+    """
+    stored = sharding.param_shardings(config, mesh)
+
+    def one(place, stacked):
+        spec = [None if whole and axis == axes.STORED["embed"] else axis for axis in place.spec]
+        spec = spec[1:] if stacked else spec
+        return NamedSharding(mesh, P(*(spec[::-1] if stacked else spec)))
+
+    rest = {name: one(place, False) for name, place in stored.items() if name != "layers"}
+    layer = {name: one(place, True) for name, place in stored["layers"].items()}
+    return rest, [layer] * config.num_layers
+
+
+def empty(config: DecoderConfig, rows: int, positions: int, dtype: str = "float32") -> list[LayerCache]:
+    """Zeros for keys and values, one pair per layer (two arrays each, since donation forbids sharing)."""
+    heads, width = config.num_kv_heads, config.head_dim
+    return [
+        (jnp.zeros((rows, heads, width, positions), dtype), jnp.zeros((rows, heads, positions, width), dtype))
+        for _ in range(config.num_layers)
+    ]
+
+
+def cache_shardings(mesh: Mesh, cache: Sequence[LayerCache]) -> list[tuple[NamedSharding, NamedSharding]]:
+    """Where a cache lives on a mesh: rows over data and fsdp, heads over tensor, if they can be shared out evenly."""
+    return [(axes.place(mesh, k.shape, _KEYS), axes.place(mesh, v.shape, _VALUES)) for k, v in cache]
+
+
+def constrain(mesh: Mesh | None, cache: Sequence[LayerCache]) -> list[LayerCache]:
+    """Tells the compiler that rows are shared out along data and fsdp, heads along tensor."""
+    return [(axes.constrain(mesh, k, _KEYS), axes.constrain(mesh, v, _VALUES)) for k, v in cache]
+
+
+def extend(
+    config: DecoderConfig,
+    weights: Weights,
+    trunk: Sequence[LayerCache],
+    cache: Sequence[LayerCache],
+    tokens: Int[Array, "N L"],
+    trunk_length: Int[Array, ""],
+    starts: Int[Array, " N"],
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "N L D"], list[LayerCache]]:
+    """Appends tokens to cached rows and returns their final hidden states.
+
+    Row n's tokens stand at positions trunk_length + starts[n] … and see the trunk, row n's cache below
+    starts[n], and their own predecessors. Tokens past a row's true length may be garbage: a later call with
+    `starts` at the true length overwrites them before anything can see them.
+
+    Args:
+        trunk: Keys and values shared by all rows, one cache row per layer; P may be 0.
+        cache: Keys and values per row. Donate it.
+        trunk_length: Valid positions of the trunk.
+        starts: Filled positions of each row's cache; starts + L <= S, else the write is shifted.
+        mesh: Devices that share out the rows, and gather each layer's weights, which are less than the states of many
+            tokens. None leaves it to the compiler, which adds up partial products instead.
+
+    Returns:
+        Hidden states, and the new cache.
+    """
+    rest, layers = weights
+    if mesh is not None and len(tokens) % axes.size(mesh, axes.ROWS):
+        mesh = None
+
+    def constrain(array, names):
+        return axes.constrain(mesh, array, names)
+
+    length = tokens.shape[1]
+    slots, trunk_slots = cache[0][1].shape[2], trunk[0][1].shape[2]
+    offsets = starts[:, None] + jnp.arange(length)[None]
+    rotation = decoder.rotary(config, trunk_length + offsets)
+    own_mask: Bool[Array, "N L S"] = jnp.arange(slots)[None, None] <= offsets[:, :, None]
+    trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
+    x = lookup.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
+    new_cache = []
+    for layer_params, (trunk_keys, trunk_values), (old_keys, old_values) in zip(layers, trunk, cache, strict=True):
+
+        def attend(queries, keys, values, tk=trunk_keys, tv=trunk_values, ok=old_keys, ov=old_values):
+            keys = _write(ok, keys.transpose(0, 2, 3, 1), starts, axis=2)
+            values = _write(ov, values.transpose(0, 2, 1, 3), starts, axis=1)
+
+            def some(queries, own_mask):
+                segments = [Segment(keys, values, own_mask)]
+                if trunk_slots:
+                    segments.append(Segment(tk, tv, trunk_mask))
+                return attention.attend(queries, segments)
+
+            return _in_blocks(some, queries, own_mask), (keys, values)
+
+        params = {name: leaf.T if leaf.ndim == 2 else leaf for name, leaf in layer_params.items()}
+        layer = decoder.bind(decoder.Layer, config, decoder.gathered(config, params, mesh))
+        x, kept = layer(constrain(x, ("rows", "apart", "embed")), rotation, attend, constrain)
+        new_cache.append(kept)
+    x = constrain(x, ("rows", "tokens", "embed"))
+    return decoder.rms_norm(x, rest["final_norm"], config.norm_epsilon), new_cache
+
+
+def logits(config: DecoderConfig, weights: Weights, hidden: Float[Array, "N D"]) -> Float[Array, "N V"]:
+    """What the output head makes of final hidden states, in float32."""
+    head = weights[0]["embedding" if config.tie_embeddings else "head"]
+    return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
+
+
+def _in_blocks(function, *arrays):
+    """function(*arrays), [N, L, ...] each, for a block of tokens after the other where they are many and divide evenly.
+
+    Logits of 2,048 tokens over 8,192 positions take 64 MB a head and row; so only a block's ever exist.
+    """
+    n, length = arrays[0].shape[:2]
+    if length <= _QUERY_BLOCK or length % _QUERY_BLOCK:
+        return function(*arrays)
+    blocks = [x.reshape(n, -1, _QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1) for x in arrays]
+    out = jax.lax.map(lambda block: function(*block), blocks)
+    return out.swapaxes(0, 1).reshape(n, length, *out.shape[3:])
+
+
+def _write(cache, new, starts, axis):
+    """Each row of `new` into its row of the cache, at its place along an axis of the row."""
+
+    def one(row, piece, start):
+        return jax.lax.dynamic_update_slice_in_dim(row, piece, start, axis)
+
+    return jax.vmap(one)(cache, new.astype(cache.dtype), starts)

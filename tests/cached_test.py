@@ -1,0 +1,88 @@
+"""Tests of finemem_jax/models/cached.py: rows that grow token by token are rows computed at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finemem_jax.models import cached, decoder, presets, sharding
+
+from slow_llama import as_checkpoint, cached_rows, extend, slow_hidden, strong_params  # isort: skip
+
+TINY = presets.preset("tiny")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return strong_params(TINY)
+
+
+@pytest.fixture(scope="module")
+def paths():
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, TINY.vocab_size, length) for length in (14, 16, 13, 17)]
+
+
+@pytest.fixture(scope="module")
+def rows(params, paths):
+    return [slow_hidden(TINY, as_checkpoint(params), ids) for ids in paths]
+
+
+@pytest.mark.parametrize(("trunk_tokens", "num_prefilled"), [(0, 4), (7, 4)])
+def test_extend_agrees_with_numpy(params, paths, rows, trunk_tokens, num_prefilled):
+    got = cached_rows(TINY, params, paths[1], num_prefilled, trunk_tokens)
+    np.testing.assert_allclose(got, rows[1], rtol=0, atol=1e-4)
+
+
+def test_extend_takes_rows_of_different_lengths(params, paths, rows):
+    # Prefill all paths in one call, then append one token to each at its own place.
+    lengths = np.array([len(ids) for ids in paths])
+    tokens = np.stack([np.pad(ids[:-1], (0, 20 - len(ids)), constant_values=9) for ids in paths])
+    cache, trunk = cached.empty(TINY, len(tokens), 24), cached.empty(TINY, 1, 0)
+    weights = cached.layout(TINY, params, "float32")
+    _, cache = extend(TINY, weights, trunk, cache, tokens, jnp.asarray(0), jnp.zeros(4, jnp.int32))
+    last = np.array([ids[-1:] for ids in paths])
+    states, _ = extend(TINY, weights, trunk, cache, last, jnp.asarray(0), lengths - 1)
+    np.testing.assert_allclose(states[:, 0], [row[-1] for row in rows], rtol=0, atol=1e-4)
+
+
+def test_attention_in_blocks_of_tokens_is_attention_at_once(params, monkeypatch):
+    weights = cached.layout(TINY, params, "float32")
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 100
+    cache = jax.tree.map(lambda x: x + 0.1, cached.empty(TINY, 2, 16))
+    trunk = jax.tree.map(lambda x: x + 0.2, cached.empty(TINY, 1, 5))
+
+    def extended():
+        return cached.extend(TINY, weights, trunk, cache, tokens, jnp.int32(4), np.array([0, 3]))
+
+    whole = extended()
+    monkeypatch.setattr(cached, "_QUERY_BLOCK", 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), extended(), whole)
+
+
+def test_an_empty_cache_shares_no_buffer():
+    # Donating one array twice is an error that shows on accelerators first.
+    leaves = jax.tree.leaves(cached.empty(TINY, 2, 4))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 2 * TINY.num_layers
+
+
+def test_the_layout_is_a_copy(params):
+    """Training gives its arrays away; a sampler's must stay."""
+    own = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
+    laid_out = jax.tree.leaves(cached.layout(TINY, params, "float32"))
+    assert own.isdisjoint(leaf.unsafe_buffer_pointer() for leaf in laid_out)
+    assert sum(leaf.size for leaf in laid_out) == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_places_on_a_mesh(params, whole):
+    """Split along "tensor" always, along "fsdp" only where weights are to stay in parts."""
+    devices = jax.devices()
+    if len(devices) < 2:
+        pytest.skip("needs two devices")
+    mesh = sharding.make_mesh(1, 2, 1, devices[:2])
+    placed = jax.device_put(cached.layout(TINY, params, "float32"), cached.shardings(TINY, mesh, whole))
+    gate = placed[1][0]["gate"]
+    assert gate.shape == (TINY.mlp_dim, TINY.embed_dim)
+    assert gate.addressable_shards[0].data.shape == (TINY.mlp_dim, TINY.embed_dim // (1 if whole else 2))
+    assert decoder.abstract_params(TINY)["layers"]["gate"].shape[1:] == gate.shape[::-1]

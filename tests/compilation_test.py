@@ -1,0 +1,52 @@
+"""Tests of finemem_jax/compilation.py: one program per set of shapes, and every compilation is counted."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from finemem_jax import compilation
+
+
+@functools.partial(jax.jit, static_argnames="factor")
+def scaled(x, factor):
+    return jax.tree.map(lambda leaf: leaf * factor, x)
+
+
+def compiled_by(action):
+    before = compilation.counts()
+    result = action()
+    return compilation.counts().programs - before.programs, result
+
+
+def test_a_program_is_compiled_once_for_all_that_look_alike():
+    x = {"a": np.arange(3.0), "b": np.ones((2, 5))}
+    count, result = compiled_by(lambda: compilation.call(scaled, x, factor=2.0))
+    assert count == 1
+    np.testing.assert_array_equal(result["a"], [0, 2, 4])
+    assert compiled_by(lambda: compilation.call(scaled, {"a": np.ones(3), "b": np.ones((2, 5))}, factor=2.0))[0] == 0
+    for other in ({"a": np.ones(4), "b": np.ones((2, 5))}, {"a": np.ones(3, int), "b": np.ones((2, 5))}):
+        assert compiled_by(lambda other=other: compilation.call(scaled, other, factor=2.0))[0] == 1
+    count, result = compiled_by(lambda: compilation.call(scaled, x, factor=3.0))
+    assert count == 1
+    np.testing.assert_array_equal(result["a"], [0, 3, 6])
+
+
+def test_what_is_prepared_is_not_compiled_again():
+    shape = jax.ShapeDtypeStruct((7,), np.float32)
+    count, program = compiled_by(lambda: compilation.prepare(scaled, np.zeros(7, np.float32), factor=5.0))
+    assert count == 1
+    assert compiled_by(lambda: compilation.call(scaled, np.ones(7, np.float32), factor=5.0))[0] == 0
+    with pytest.raises(TypeError):
+        program(np.ones(8, np.float32))
+    assert shape.shape == program(np.ones(7, np.float32)).shape
+
+
+def test_what_others_compile_is_counted():
+    function = jax.jit(lambda x: x + 12345)
+    count, _ = compiled_by(lambda: function(np.ones(11)))
+    assert count >= 1
+    before = compilation.counts()
+    assert compiled_by(lambda: function(np.ones(11)))[0] == 0
+    assert before.seconds > 0

@@ -1,0 +1,133 @@
+"""Tests of finemem_jax/slots.py: plans carried out on rows of token ids instead of keys and values."""
+
+import random
+
+import numpy as np
+import pytest
+
+from finemem_jax.episode import Request
+from finemem_jax.slots import SLOTS, STORE, Slots
+
+TRUNK, POSITIONS = (1, 2, 3), 24
+
+
+def request(branch=(), leaf=(9,), max_new_tokens=4):
+    ids = (*TRUNK, *branch, *leaf)
+    return Request(ids, (3, 3 + len(branch), len(ids)), max_new_tokens, 1.0, (0, 0))
+
+
+class Simulated:
+    """Slots whose caches are lists of ids: computing a token appends it, copying a row copies it."""
+
+    def __init__(self, num_slots, num_stored):
+        def empty(rows):
+            return [(np.zeros((rows, 1, 1, 1)),) * 2]
+
+        caches = {SLOTS: empty(num_slots), STORE: empty(num_stored)}
+        self.slots = Slots(TRUNK, None, POSITIONS, caches)
+        self.rows = {SLOTS: [[] for _ in range(num_slots)], STORE: [[] for _ in range(num_stored)]}
+        self.computed = 0
+
+    def admit(self, numbered):
+        entries = self.slots.admit(numbered)
+        for stage in range(1 + max(entry.stage for entry in entries)):
+            of_stage = [entry for entry in entries if entry.stage == stage]
+            for entry in of_stage:
+                if entry.source:
+                    name, row = entry.source
+                    self.rows[SLOTS][entry.slot] = list(self.rows[name][row])
+            for entry in of_stage:
+                row = self.rows[SLOTS][entry.slot]
+                assert tuple(row[: entry.held]) == entry.own[: entry.held], "what it counts on is not there"
+                if entry.twin is None:
+                    assert entry.held < len(entry.own), "the last token's state must be computed"
+                    self.computed += len(entry.own) - entry.held
+                row[entry.held :] = entry.own[entry.held :]
+            for entry in of_stage:
+                if entry.saved is not None:
+                    self.rows[STORE][entry.saved] = list(self.rows[SLOTS][entry.slot])
+        return entries
+
+    def leave(self, slot, drawn):
+        """The slot has drawn some tokens; all but the last went through the cache."""
+        self.slots.occupants[slot].drawn[0].extend(drawn)
+        self.rows[SLOTS][slot] += drawn[:-1]
+        return self.slots.leave(slot)
+
+
+def test_a_group_at_its_first_step():
+    """Eight rollouts with one prompt: computed once, and one of them is no copy."""
+    simulated = Simulated(8, 2)
+    entries = simulated.admit([(i, request((4, 5), (6, 7))) for i in range(8)])
+    assert simulated.computed == 4
+    assert [entry.twin is None for entry in entries] == [True] + [False] * 7
+    assert sorted(entry.slot for entry in entries) == list(range(8))
+
+
+def test_a_branch_is_computed_once_for_those_that_go_on_otherwise():
+    simulated = Simulated(4, 2)
+    simulated.admit([(i, request((4, 5, 6), (7, i))) for i in range(4)])
+    assert simulated.computed == 3 + 2 + 3 * 1  # Even the 7 is had from the first.
+
+
+def test_a_branch_outlives_its_slots():
+    simulated = Simulated(1, 1)
+    simulated.admit([(0, request((4, 5, 6)))])
+    simulated.leave(0, [8])
+    simulated.admit([(1, request((), (20, 21)))])
+    simulated.leave(0, [8])
+    before = simulated.computed
+    simulated.admit([(2, request((4, 5, 6), (30,)))])
+    assert simulated.computed == before + 1
+
+
+def test_a_conversation_goes_on_in_its_slot():
+    simulated = Simulated(2, 1)
+    simulated.admit([(0, request((), (10, 11)))])
+    simulated.leave(0, [12, 13])
+    (entry,) = simulated.admit([(1, request((), (10, 11, 12, 13, 14)))])
+    # 12 went through the cache, 13 was drawn and did not.
+    assert (entry.slot, entry.source, entry.held) == (0, None, 3)
+
+
+def test_another_trunk_makes_all_worthless():
+    simulated = Simulated(1, 1)
+    simulated.admit([(0, request((4, 5)))])
+    simulated.leave(0, [8])
+    simulated.slots.take_over((7, 7, 7), None)
+    simulated.admit([(1, request((4, 5)))])
+    assert simulated.computed == 6
+
+
+def test_idle_slots_ask_for_no_cut_distribution():
+    slots = Simulated(1, 0).slots
+    slots.admit([(0, Request((*TRUNK, 4), (3, 4), 4, 1.0, (0, 0), top_k=5, top_p=0.5))])
+    assert (slots.state.sampling.top_k[0], slots.state.sampling.top_p[0]) == (5, 0.5)
+    slots.leave(0)
+    assert (slots.state.sampling.top_k[0], slots.state.sampling.top_p[0]) == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_traffic(seed):
+    """Few words and many copies; the assertions are in `Simulated.admit`."""
+    rng = random.Random(seed)
+    simulated = Simulated(num_slots := rng.randint(1, 6), rng.randint(0, 3))
+    branches = [tuple(rng.choices((4, 5), k=rng.randint(0, 4))) for _ in range(4)]
+    naive = ticket = 0
+    for _ in range(40):
+        free = simulated.slots.free
+        if free and rng.random() < 0.7:
+            group = [request(rng.choice(branches), tuple(rng.choices((4, 5, 6), k=rng.randint(1, 5)))) for _ in free]
+            group = group[: rng.randint(1, len(group))]
+            entries = simulated.admit([(ticket + i, one) for i, one in enumerate(group)])
+            ticket += len(group)
+            naive += sum(len(one.prompt_ids) - 3 for one in group)
+            assert len({entry.slot for entry in entries}) == len(entries)
+            for entry in entries:
+                assert tuple(simulated.rows[SLOTS][entry.slot]) == entry.own
+                assert simulated.slots.state.filled[entry.slot] == len(entry.own)
+        for slot, owner in enumerate(simulated.slots.occupants):
+            if owner is not None and rng.random() < 0.5:
+                simulated.leave(slot, rng.choices((4, 5, 6), k=rng.randint(1, 4)))
+    assert len(simulated.slots.free) <= num_slots
+    assert simulated.computed <= naive

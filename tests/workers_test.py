@@ -1,0 +1,159 @@
+"""Tests of finemem_jax/workers.py: every item comes back once, whatever stands between."""
+
+import random
+
+import pytest
+
+from finemem_jax import workers
+
+
+class Slow:
+    """Returns one item a call, the newest first, in capitals; remembers what it was given and had taken back."""
+
+    def __init__(self):
+        self.given, self.cancelled, self._waiting = [], [], {}
+
+    def submit(self, item):
+        self.given.append(item)
+        self._waiting[len(self.given)] = item
+        return len(self.given)
+
+    def collect(self):
+        return [(ticket, item.upper()) for ticket, item in [self._waiting.popitem()]] if self._waiting else []
+
+    def cancel(self, ticket):
+        self.cancelled.append(ticket)
+        return self._waiting.pop(ticket, None) is not None
+
+
+def drained(worker):
+    """All that is still to come, by ticket; nothing comes twice."""
+    results = {}
+    while done := worker.collect():
+        assert not results.keys() & dict(done).keys()
+        results |= done
+    return results
+
+
+def test_work_keeps_the_order_of_the_items():
+    assert workers.work(Slow(), ["a", "b", "a", "c"]) == ["A", "B", "A", "C"]
+    assert workers.work(Slow(), []) == []
+
+
+def test_work_takes_back_what_it_does_not_wait_for():
+    class Broken(Slow):
+        def collect(self):
+            raise KeyboardInterrupt
+
+    broken = Broken()
+    with pytest.raises(KeyboardInterrupt):
+        workers.work(broken, ["a", "b"])
+    assert broken.cancelled == [1, 2]
+
+
+def test_a_function_is_called_once_for_all():
+    calls = []
+
+    def double(items):
+        calls.append(items)
+        return [2 * item for item in items]
+
+    batched = workers.Batched(double)
+    first, second, third = (batched.submit(item) for item in (1, 5, 1))
+    assert batched.cancel(second) and not batched.cancel(second)
+    assert drained(batched) == {first: 2, third: 2}
+    assert calls == [[1, 1]]
+    assert workers.work(batched, [3]) == [6] and calls[1:] == [[3]]
+
+
+def test_a_function_that_returns_too_few_is_an_error():
+    batched = workers.Batched(lambda items: items[1:])
+    batched.submit("a")
+    with pytest.raises(ValueError, match="zip"):
+        batched.collect()
+
+
+def test_a_mapped_worker_translates_both_ways():
+    slow = Slow()
+    mapped = workers.Mapped(slow, lambda number: f"x{number}", lambda text: int(text[1:]))
+    assert workers.work(mapped, [4, 2]) == [4, 2]
+    assert slow.given == ["x4", "x2"]
+    ticket = mapped.submit(7)
+    assert mapped.cancel(ticket) and drained(mapped) == {}
+
+
+def test_equal_items_are_given_on_once():
+    slow = Slow()
+    once = workers.Once(slow)
+    assert workers.work(once, ["b", "a", "b", "a"]) == ["B", "A", "B", "A"]
+    # And not again later; what is known comes before anything is waited for.
+    tickets = [once.submit(item) for item in ("c", "a")]
+    assert once.collect() == [(tickets[1], "A")]
+    assert drained(once) == {tickets[0]: "C"}
+    assert slow.given == ["b", "a", "c"]
+
+
+def test_an_item_is_taken_back_when_nobody_wants_it_any_more():
+    slow = Slow()
+    once = workers.Once(slow)
+    one, two = once.submit("a"), once.submit("a")
+    assert once.cancel(one) and slow.cancelled == []
+    assert once.cancel(two) and slow.cancelled == [1] and not once.cancel(two)
+    assert drained(once) == {}
+    # It may be wanted again.
+    assert workers.work(once, ["a"]) == ["A"] and slow.given == ["a", "a"]
+
+
+def test_a_failure_is_not_remembered():
+    class Flaky(Slow):
+        broken = True
+
+        def collect(self):
+            if self.broken:
+                raise ConnectionError("down")
+            return super().collect()
+
+    flaky = Flaky()
+    once = workers.Once(flaky)
+    once.submit("a")
+    with pytest.raises(ConnectionError):
+        once.collect()
+    assert once.collect() == [] and flaky.cancelled == [1]
+    flaky.broken = False
+    assert workers.work(once, ["a"]) == ["A"]
+
+
+def test_only_so_much_is_remembered(monkeypatch):
+    monkeypatch.setattr(workers, "_REMEMBERED", 2)
+    slow = Slow()
+    once = workers.Once(slow)
+    for item in "abcab":
+        workers.work(once, [item])
+    # "a" was forgotten when "c" came, "b" when "a" came again.
+    assert slow.given == list("abcab")
+    # Of three at once, the first to come back is forgotten: the newest, here.
+    workers.work(once, list("xyz"))
+    assert workers.work(once, ["x", "y"]) == ["X", "Y"] and slow.given[5:] == list("xyz")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_or_comes_twice(seed):
+    rng = random.Random(seed)
+    once = workers.Once(Slow())
+    wanted, got, taken_back = {}, {}, set()
+    for _ in range(200):
+        action = rng.random()
+        if action < 0.5:
+            item = rng.choice("abcdefghij")
+            wanted[once.submit(item)] = item.upper()
+        elif action < 0.7 and wanted:
+            ticket = rng.choice(list(wanted))
+            if once.cancel(ticket):
+                assert ticket not in got and ticket not in taken_back
+                taken_back.add(ticket)
+        else:
+            done = once.collect()
+            assert not dict(done).keys() & (got.keys() | taken_back)
+            got |= done
+    got |= drained(once)
+    assert got == {ticket: result for ticket, result in wanted.items() if ticket not in taken_back}
