@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from finemem_jax import drawing
 from finemem_jax.drawing import Draw, Sampling
-from finemem_jax.models import cached
+from finemem_jax.models import axes, cached
 from finemem_jax.models.attention import Array
 from finemem_jax.models.cached import LayerCache, Weights
 from finemem_jax.models.presets import DecoderConfig
@@ -71,41 +72,69 @@ def prefill(
     Hidden states and not logits: most prefills are of prefixes, whose logits nobody asks for.
 
     Args:
-        slots: Which slot each row of tokens belongs to. One that is out of range is a row of padding.
+        slots: Which slot each row of tokens belongs to. Where devices share out slots, the first rows are of the first
+            share, and so on, and slots are counted within a share. One that is out of range is a row of padding.
         starts: Filled positions of each slot.
-        mesh: Devices that hold the weights, to share out the rows; None for one.
+        mesh: Devices that hold the weights, and share out slots and rows if they can; None for one.
     """
-    rows = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), cache)
+    rows = _by_share(_take, mesh, cache, cache, slots)
     hidden, rows = cached.extend(config, weights, trunk, rows, tokens, trunk_length, starts, mesh)
-    cache = jax.tree.map(lambda x, row: x.at[slots].set(row, mode="drop"), cache, rows)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return last, cached.constrain(mesh, cache)
+    cache = _by_share(_put, mesh, cache, cache, slots, cached.constrain(mesh, rows))
+    return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+def _take(cache, slots):
+    return jax.tree.map(lambda x: x.at[slots].get(mode="clip"), cache)
+
+
+def _put(cache, slots, rows):
+    return jax.tree.map(lambda x, row: x.at[slots].set(row, mode="drop"), cache, rows)
+
+
+def _by_share(function, mesh, like, *arguments):
+    """function(*arguments), by each share of devices on its own rows; `like` is a cache, as is the result.
+
+    Told of devices, since the compiler does not know that no share looks at another's rows, and would send them all.
+    """
+    if cached.shares(mesh, len(like[0][0])) == 1:
+        return function(*arguments)
+    caches = jax.tree.map(lambda place: place.spec, cached.cache_shardings(mesh, like))
+    specs = [caches if isinstance(argument, list) else P(axes.ROWS) for argument in arguments]
+    return jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=caches, check_vma=False)(*arguments)
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="cache")
 def copy_rows(
     cache: list[LayerCache],
     source: list[LayerCache],
     targets: Int[Array, " N"],
     rows: Int[Array, " N"],
-    count: Int[Array, ""],
+    counts: Int[Array, " shares"],
+    *,
+    mesh: Mesh | None = None,
 ) -> list[LayerCache]:
     """Writes row rows[i] of `source` over row targets[i] of `cache`, for i < count, one after the other.
 
-    Where one has more positions than the other, the later ones are left out, or as they were.
+    Where devices share out rows, each share has its own count and its part of the pairs, with rows counted within it.
+    Where one cache has more positions than the other, the later ones are left out, or as they were.
     """
-    return _copied(cache, source, targets, rows, count)
+    return _by_share(_copied, mesh, cache, cache, source, targets, rows, counts)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="cache")
 def copy_within(
-    cache: list[LayerCache], targets: Int[Array, " N"], rows: Int[Array, " N"], count: Int[Array, ""]
+    cache: list[LayerCache],
+    targets: Int[Array, " N"],
+    rows: Int[Array, " N"],
+    counts: Int[Array, " shares"],
+    *,
+    mesh: Mesh | None = None,
 ) -> list[LayerCache]:
-    """`copy_rows` from a cache to itself; no target may be the row of a later copy."""
-    return _copied(cache, None, targets, rows, count)
+    """`copy_rows` from a cache to itself."""
+    return _by_share(lambda cache, *places: _copied(cache, None, *places), mesh, cache, cache, targets, rows, counts)
 
 
-def _copied(cache, source, targets, rows, count):
+def _copied(cache, source, targets, rows, counts):
     def one(i, cache):
         def copied(to, came_from):
             row = jax.lax.dynamic_slice_in_dim(to if came_from is None else came_from, rows[i], 1)
@@ -116,7 +145,7 @@ def _copied(cache, source, targets, rows, count):
             return jax.tree.map(lambda to: copied(to, None), cache)
         return jax.tree.map(copied, cache, source)
 
-    return jax.lax.fori_loop(0, count, one, cache)
+    return jax.lax.fori_loop(0, counts[0], one, cache)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -16,14 +16,16 @@ from jax.sharding import Mesh, NamedSharding
 from finemem_jax import compilation, decoding
 from finemem_jax.decoding import SlotState
 from finemem_jax.drawing import Draw
-from finemem_jax.models import cached
+from finemem_jax.models import axes, cached
 from finemem_jax.models.attention import Array
 from finemem_jax.models.cached import LayerCache
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
-# Prefill is compiled for 1, 4, 16, … rows, and for whole pieces of a prompt and quarters of one.
-_STEP = 4
+# What prefill is compiled for: rows (of each share), and parts of a piece. More rows at once would need copies of more
+# of the cache, and are no faster.
+_ROWS = (1, 4)
+_PARTS = (4, 1)
 
 
 class _Call(NamedTuple):
@@ -44,7 +46,7 @@ class Engine:
     """See the module.
 
     Attributes:
-        num_slots: N.
+        num_slots: N; as asked for, or a few more, so that devices can share them out evenly.
         piece: Tokens of a prompt computed together.
         device_seconds: In how many seconds so far the host only waited.
     """
@@ -73,6 +75,8 @@ class Engine:
         place = jax.tree.leaves(params)[0].sharding
         mesh = place.mesh if isinstance(place, NamedSharding) else None
         self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+        shares = 1 if self._mesh is None else axes.size(self._mesh, axes.ROWS)
+        self.num_slots = -(-self.num_slots // shares) * shares
         weights = cached.layout(self._config, params, self._dtype)
         if self._mesh is not None:
             weights = jax.device_put(weights, cached.shardings(self._config, self._mesh, self._whole))
@@ -85,17 +89,19 @@ class Engine:
     # ---------------------------------------------------------------------------------- shapes
 
     @property
+    def shares(self) -> int:
+        """In how many parts devices share out the slots."""
+        return cached.shares(self._mesh, self.num_slots)
+
+    @property
     def row_buckets(self) -> list[int]:
-        """Numbers of rows that are prefilled together: 1, 4, 16, …, N."""
-        sizes = [1]
-        while sizes[-1] < self.num_slots:
-            sizes.append(min(sizes[-1] * _STEP, self.num_slots))
-        return sizes
+        """Numbers of rows of each share that are prefilled together."""
+        return sorted({min(rows, self.num_slots // self.shares) for rows in _ROWS})
 
     @property
     def length_buckets(self) -> list[int]:
         """Numbers of tokens per row that are prefilled together."""
-        return sorted({max(self.piece // _STEP, 1), self.piece})
+        return sorted({max(self.piece // part, 1) for part in _PARTS})
 
     def positions(self, length: int) -> int:
         """The length of cache that so many tokens get: 1, 2, 3, 4, 6, 8, 12, … pieces; none for none."""
@@ -121,7 +127,7 @@ class Engine:
         trunk = Trunk(self.empty(1, self.positions(trunk_length)), np.int32(trunk_length))
         state = decoding.idle(self.num_slots)
         calls = [self._decode(trunk, slots, state, 0)]
-        for rows in self.row_buckets:
+        for rows in (self.shares * rows for rows in self.row_buckets):
             nothing = np.zeros(rows, np.int32)
             for length in self.length_buckets:
                 tokens = np.zeros((rows, length), np.int32)
@@ -169,15 +175,18 @@ class Engine:
 
         Args:
             source: None for `target` itself.
-            pairs: (row of source, row of target), at most N.
+            pairs: (row of source, row of target), at most as many as slots, and of one share each.
         """
         return self._run(self._copy(target, source, pairs))
 
     def lengthen(self, cache: list[LayerCache], positions: int) -> list[LayerCache]:
         """The same rows in a cache with more positions."""
-        rows = np.arange(len(cache[0][0]), dtype=np.int32)
-        call = _Call((decoding.copy_rows, self.empty(len(rows), positions), cache, rows, rows, np.int32(len(rows))))
-        return self._run(call)
+        rows = len(cache[0][0])
+        shares = cached.shares(self._mesh, rows)
+        places = np.tile(np.arange(rows // shares, dtype=np.int32), shares)
+        counts = np.full(shares, rows // shares, np.int32)
+        arguments = (decoding.copy_rows, self.empty(rows, positions), cache, places, places, counts)
+        return self._run(_Call(arguments, {"mesh": self._mesh}))
 
     # ---------------------------------------------------------------------------------- calls
 
@@ -221,10 +230,15 @@ class Engine:
         )  # fmt: skip
 
     def _copy(self, target, source, pairs):
-        places = np.zeros((2, self.num_slots), np.int32)
-        places[:, : len(pairs)] = np.reshape(pairs, (-1, 2)).T
-        rows, targets = places
-        count = np.int32(len(pairs))
+        # Rows are counted within a share, which has its part of these arrays.
+        rows, targets = np.zeros((2, self.shares, self.num_slots // self.shares), np.int32)
+        counts = np.zeros(self.shares, np.int32)
+        of_source, of_target = (len(cache[0][0]) // self.shares for cache in (source or target, target))
+        for row, to in pairs:
+            share = to // of_target
+            rows[share, counts[share]], targets[share, counts[share]] = row % of_source, to % of_target
+            counts[share] += 1
+        places = targets.reshape(-1), rows.reshape(-1), counts
         if source is None:
-            return _Call((decoding.copy_within, target, targets, rows, count))
-        return _Call((decoding.copy_rows, target, source, targets, rows, count))
+            return _Call((decoding.copy_within, target, *places), {"mesh": self._mesh})
+        return _Call((decoding.copy_rows, target, source, *places), {"mesh": self._mesh})

@@ -142,7 +142,7 @@ class Sampler:
     def pending(self) -> int:
         """Requests handed in whose results have not been collected."""
         waiting = sum(map(len, self._waiting.values())) + len(self._done)
-        return waiting + (self._engine.num_slots - len(self._slots.free) if self._slots else 0)
+        return waiting + (self._engine.num_slots - self._slots.num_free if self._slots else 0)
 
     def submit(self, request: Request) -> int:
         """Hands a request in. Returns its ticket, with which `collect` will return its result."""
@@ -177,7 +177,7 @@ class Sampler:
         began, waited = time.perf_counter(), self._engine.device_seconds
         while not self._done and self.pending:
             slots = self._slots_for_waiting()
-            if slots is not None and slots.free:
+            if slots is not None and slots.num_free:
                 self._admit(slots)
             if self._slots is not None and any(self._slots.occupants):
                 self._decode(self._slots)
@@ -247,7 +247,8 @@ class Sampler:
         self._waiting = {ids: queue for ids, queue in self._waiting.items() if queue}
         self._positions = self._positions or self._engine.positions(_need(self._waiting[trunk][0][1]))
         if slots is None:
-            self._slots = Slots(trunk, self._trunk(trunk), self._positions, self._new_caches())
+            caches, shares = self._new_caches(), self._engine.shares
+            self._slots = Slots(trunk, self._trunk(trunk), self._positions, caches, shares)
         else:
             slots.take_over(trunk, self._trunk(trunk))
         return self._slots
@@ -261,13 +262,14 @@ class Sampler:
         return self._trunks[ids]
 
     def _new_caches(self):
-        rows = {SLOTS: self._engine.num_slots, STORE: self._num_stored}
+        shares = self._engine.shares
+        rows = {SLOTS: self._engine.num_slots, STORE: -(-self._num_stored // shares) * shares}
         return {name: self._engine.empty(count, self._positions) for name, count in rows.items()}
 
     def _admit(self, slots):
         """Fills free slots with waiting requests, and draws their first tokens."""
         queue = self._waiting[slots.trunk_ids]
-        admitted = [queue.popleft() for _ in range(min(len(slots.free), len(queue)))]
+        admitted = [queue.popleft() for _ in range(min(slots.num_free, len(queue)))]
         needed = self._engine.positions(max(_need(request) for _, request in admitted))
         if needed > slots.positions:
             self._positions = needed
@@ -293,40 +295,44 @@ class Sampler:
     def _prefill(self, slots, entries, twins):
         """Computes what slots lack of their prompts, piece by piece, and draws first tokens as prompts end."""
         while entries:
+            # Those that lack most first, so that rows of a call are of like length.
             entries.sort(key=lambda entry: entry.held - len(entry.own))
-            group = entries[: self._rows_for(len(entries))]
-            hidden = self._prefill_piece(slots, group)
-            ended = {entry.slot: row for row, entry in enumerate(group) if entry.held == len(entry.own)}
+            hidden, row_of_slot = self._prefill_piece(slots, entries)
+            ended = {e.slot: row_of_slot[e.slot] for e in entries if e.slot in row_of_slot and e.held == len(e.own)}
             ended |= {slot: ended[twin] for slot, twin in twins.items() if twin in ended}
             if ended:
                 self._draw_first(slots, hidden, ended)
             entries = [entry for entry in entries if entry.held < len(entry.own)]
 
-    def _rows_for(self, count):
-        """How many rows a prefill has: the least bucket that holds them all if they fill half of it, else the next."""
-        buckets = self._engine.row_buckets
-        larger = next((n for n in buckets if n >= count), buckets[-1])
-        return larger if 2 * count > larger else max(n for n in buckets if n <= count)
-
-    def _prefill_piece(self, slots, group):
-        rows = self._rows_for(len(group))
-        missing = max(len(entry.own) - entry.held for entry in group)
+    def _prefill_piece(self, slots, entries):
+        """Computes a piece of as many prompts as go into a call; returns last states, and which slot's are where."""
+        shares, per_share = self._engine.shares, self._engine.num_slots // self._engine.shares
+        by_share = [[entry for entry in entries if entry.slot // per_share == share] for share in range(shares)]
+        rows = self._rows_for(max(map(len, by_share)))
+        taken = [(share * rows + i, e) for share, own in enumerate(by_share) for i, e in enumerate(own[:rows])]
+        missing = max(len(entry.own) - entry.held for _, entry in taken)
         length = next((n for n in self._engine.length_buckets if n >= missing), self._engine.piece)
-        places = np.full(rows, self._engine.num_slots, np.int32)
-        tokens, starts = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-        lengths = np.ones(rows, np.int32)
-        for row, entry in enumerate(group):
+        count = shares * rows
+        places, starts = np.full(count, per_share, np.int32), np.zeros(count, np.int32)
+        tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
+        for row, entry in taken:
             # Whole buckets are written: near the end of the cache, some tokens are computed once more.
             start = min(entry.held, slots.positions - length)
             piece = entry.own[start : start + length]
-            places[row], starts[row], lengths[row] = entry.slot, start, len(piece)
+            places[row], starts[row], lengths[row] = entry.slot % per_share, start, len(piece)
             tokens[row, : len(piece)] = piece
             self.stats.prefilled_tokens += start + len(piece) - entry.held
             entry.held = start + len(piece)
         self.stats.padded_tokens += tokens.size
         cache = slots.caches[SLOTS]
         hidden, slots.caches[SLOTS] = self._engine.prefill(slots.trunk, cache, places, tokens, lengths, starts)
-        return hidden
+        return hidden, {entry.slot: row for row, entry in taken}
+
+    def _rows_for(self, count):
+        """How many rows a prefill has: the least bucket that holds them all if they fill half of it, else the next."""
+        buckets = self._engine.row_buckets
+        larger = next((n for n in buckets if n >= count), buckets[-1])
+        return larger if 2 * count > larger else max(n for n in buckets if n <= count)
 
     def _draw_first(self, slots, hidden, row_of_slot):
         rows = np.zeros(self._engine.num_slots, np.int32)

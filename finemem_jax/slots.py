@@ -49,38 +49,106 @@ class Entry:
     saved: int | None = None
 
 
+class _Share:
+    """The rows of slots and store that one share of the devices has; rows are counted within the share."""
+
+    def __init__(self, first: dict[str, int], rows: dict[str, int], positions: int):
+        """Args:
+        first: Number of its first row among all.
+        rows: How many it has.
+        """
+        self.first = first
+        self.held = {name: Prefixes(count, positions) for name, count in rows.items()}
+        self.free = set(range(rows[SLOTS]))
+        self.new_admission()
+
+    def new_admission(self):
+        """Forgets in which order the last entries were carried out."""
+        self._by_prompt: dict[tuple[int, ...], tuple[int, int]] = {}  # Slot and stage.
+        self._ready: dict[tuple[str, int], int] = {}  # From which stage on a row has what is put there.
+
+    def match(self, own):
+        """How much of a prompt is here already."""
+        return len(own) if own in self._by_prompt else max(rows.longest(own[:-1])[1] for rows in self.held.values())
+
+    def place(self, ticket, request, own) -> Entry:
+        """Gives a request a slot, and notes what the rows will hold."""
+        if own in self._by_prompt:
+            twin, stage = self._by_prompt[own]
+            slot, first = self.held[SLOTS].oldest(self.free), self.first[SLOTS]
+            entry = Entry(first + slot, ticket, request, own, len(own), (SLOTS, first + twin), stage + 1, first + twin)
+        else:
+            slot, entry = self._begin(ticket, request, own)
+            self._by_prompt[own] = slot, entry.stage
+            self._save(entry)
+        self.free.remove(slot)
+        self.held[SLOTS].hold(slot, own)
+        self._ready[SLOTS, slot] = entry.stage + 1
+        return entry
+
+    def _begin(self, ticket, request, own):
+        """A slot and an entry that begins with as much of its prompt as some row holds."""
+        # All but the last token: the first draw needs its state, which no cache has.
+        found = {name: rows.longest(own[:-1]) for name, rows in self.held.items()}
+        name = max((STORE, SLOTS), key=lambda name: found[name][1])
+        row, length = found[name]
+        if length and name == SLOTS and row in self.free:
+            return row, Entry(self.first[SLOTS] + row, ticket, request, own, length)
+        slot = self.held[SLOTS].oldest(self.free)
+        entry = Entry(self.first[SLOTS] + slot, ticket, request, own, length)
+        if length:
+            entry.source, entry.stage = (name, self.first[name] + row), self._ready.get((name, row), 0)
+        return slot, entry
+
+    def _save(self, entry):
+        """Has an entry's branch kept in the store, if it is not, and there is a row that these entries do not fill."""
+        branch, store = entry.request.branch, self.held[STORE]
+        rows = [row for row in range(len(store)) if (STORE, row) not in self._ready]
+        if branch and rows and store.longest(branch)[1] < len(branch):
+            row = store.oldest(rows)
+            store.hold(row, branch)
+            entry.saved, self._ready[STORE, row] = self.first[STORE] + row, entry.stage + 1
+
+
 class Slots:
     """Slots and store over one trunk.
 
     Attributes:
         caches: Keys and values of SLOTS and STORE, on the device.
         state: What decoding knows of the slots; the host's own arrays.
+        occupants: Who has which slot.
     """
 
-    def __init__(self, trunk_ids: tuple[int, ...], trunk: Any, positions: int, caches: dict[str, Any]):
-        rows = {name: len(cache[0][0]) for name, cache in caches.items()}
+    def __init__(self, trunk_ids: tuple[int, ...], trunk: Any, positions: int, caches: dict[str, Any], shares: int = 1):
+        """Args:
+        positions: Of each row.
+        shares: In how many equal parts devices have the rows; nothing is copied from one to another.
+        """
+        rows = {name: len(cache[0][0]) // shares for name, cache in caches.items()}
         self.positions, self.caches = positions, caches
-        self.state = decoding.idle(rows[SLOTS])
-        self.occupants: list[Occupant | None] = [None] * rows[SLOTS]
-        self._held = {name: Prefixes(count, positions) for name, count in rows.items()}
+        self.state = decoding.idle(shares * rows[SLOTS])
+        self.occupants: list[Occupant | None] = [None] * (shares * rows[SLOTS])
+        self._shares = [_Share({name: i * n for name, n in rows.items()}, rows, positions) for i in range(shares)]
         self.take_over(trunk_ids, trunk)
 
     def take_over(self, trunk_ids: tuple[int, ...], trunk: Any) -> None:
         """Puts another trunk before all rows, which makes what they hold worthless."""
         self.trunk_ids, self.trunk = trunk_ids, trunk
-        for rows in self._held.values():
-            rows.clear()
+        for share in self._shares:
+            for rows in share.held.values():
+                rows.clear()
 
     def lengthen(self, positions: int, caches: dict[str, Any]) -> None:
         """Takes longer caches, which hold what the old ones held."""
         self.positions, self.caches = positions, caches
-        for rows in self._held.values():
-            rows.lengthen(positions)
+        for share in self._shares:
+            for rows in share.held.values():
+                rows.lengthen(positions)
 
     @property
-    def free(self) -> list[int]:
-        """Slots that nobody has."""
-        return [slot for slot, owner in enumerate(self.occupants) if owner is None]
+    def num_free(self) -> int:
+        """How many slots nobody has."""
+        return sum(len(share.free) for share in self._shares)
 
     def admit(self, requests: Sequence[tuple[int, Request]]) -> list[Entry]:
         """Gives each request, with its ticket, a slot; there must be enough. The entries must then be carried out.
@@ -88,48 +156,17 @@ class Slots:
         Args:
             requests: Their prompts begin with the trunk.
         """
-        entries: list[Entry] = []
-        by_prompt: dict[tuple[int, ...], Entry] = {}
-        # From which stage on a row has what these entries put there, by (cache, row).
-        ready: dict[tuple[str, int], int] = {}
+        for share in self._shares:
+            share.new_admission()
+        entries = []
         for ticket, request in requests:
             own = request.prompt_ids[len(self.trunk_ids) :]
-            twin = by_prompt.get(own)
-            if twin is not None:
-                place = (SLOTS, twin.slot)
-                entry = Entry(self._oldest(), ticket, request, own, len(own), place, twin.stage + 1, twin.slot)
-            else:
-                entry = by_prompt[own] = self._begin(ticket, request, own, ready)
-                self._save(entry, ready)
-            self._held[SLOTS].hold(entry.slot, own)
-            ready[SLOTS, entry.slot] = entry.stage + 1
-            self._enter(entry)
-            entries.append(entry)
+            candidates = [share for share in self._shares if share.free]
+            # With most of the prompt; among equals, the one with most room.
+            share = max(candidates, key=lambda share: (share.match(own), len(share.free)))
+            entries.append(share.place(ticket, request, own))
+            self._enter(entries[-1])
         return entries
-
-    def _oldest(self):
-        return self._held[SLOTS].oldest(self.free)
-
-    def _begin(self, ticket, request, own, ready):
-        """An entry that begins with as much of its prompt as some row holds."""
-        # All but the last token: the first draw needs its state, which no cache has.
-        found = {name: rows.longest(own[:-1]) for name, rows in self._held.items()}
-        name = max((STORE, SLOTS), key=lambda name: found[name][1])
-        row, length = found[name]
-        if not length:
-            return Entry(self._oldest(), ticket, request, own)
-        if name == SLOTS and self.occupants[row] is None:
-            return Entry(row, ticket, request, own, length)
-        return Entry(self._oldest(), ticket, request, own, length, (name, row), ready.get((name, row), 0))
-
-    def _save(self, entry, ready):
-        """Has an entry's branch kept in the store, if it is not, and there is a row that these entries do not fill."""
-        branch, store = entry.request.branch, self._held[STORE]
-        rows = [row for row in range(len(store)) if (STORE, row) not in ready]
-        if branch and rows and store.longest(branch)[1] < len(branch):
-            entry.saved = store.oldest(rows)
-            store.hold(entry.saved, branch)
-            ready[STORE, entry.saved] = entry.stage + 1
 
     def _enter(self, entry):
         slot, request = entry.slot, entry.request
@@ -144,9 +181,12 @@ class Slots:
         """Frees a slot. Its tokens stay, and another prompt may begin with them."""
         owner = self.occupants[slot]
         assert owner is not None, "nobody has this slot"
+        share, local = self._shares[slot * len(self._shares) // len(self.occupants)], slot
+        local -= share.first[SLOTS]
         prompt = len(owner.request.prompt_ids) - len(self.trunk_ids)
         # The last token drawn is in no cache.
-        self._held[SLOTS].hold(slot, owner.drawn[0][:-1], start=prompt)
+        share.held[SLOTS].hold(local, owner.drawn[0][:-1], start=prompt)
+        share.free.add(local)
         self.occupants[slot] = None
         self.state.remaining[slot] = 0
         # A distribution that is cut costs all rows, so that idle ones must not ask for it.

@@ -269,16 +269,16 @@ def test_copying_rows():
     new = jax.tree.map(lambda x: x + 10, counting_cache(3))
     targets, rows = np.array([1, 3, 0]), np.array([2, 0, 1])
     # The third pair is not counted.
-    assert first_entries(decoding.copy_rows(counting_cache(4), new, targets, rows, np.int32(2))) == [0, 12, 2, 10]
+    assert first_entries(decoding.copy_rows(counting_cache(4), new, targets, rows, np.array([2]))) == [0, 12, 2, 10]
     # One after the other: row 2 is copied to 1, and 1, which holds 2 by then, to 3.
-    within = decoding.copy_within(counting_cache(4), np.array([1, 3, 0]), np.array([2, 1, 3]), np.int32(2))
+    within = decoding.copy_within(counting_cache(4), np.array([1, 3, 0]), np.array([2, 1, 3]), np.array([2]))
     assert first_entries(within) == [0, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("held", "copied"), [(5, 3), (3, 5)])
 def test_copying_between_caches_of_other_lengths(held, copied):
     source = jax.tree.map(lambda x: x + 10, counting_cache(2, copied))
-    got = decoding.copy_rows(counting_cache(2, held), source, np.array([1]), np.array([0]), np.int32(1))
+    got = decoding.copy_rows(counting_cache(2, held), source, np.array([1]), np.array([0]), np.array([1]))
     both = min(held, copied)
     for keys, values in got:
         assert (keys[1, :, :, :both] == 10).all() and (values[1, :, :both] == 10).all()

@@ -19,12 +19,13 @@ def request(branch=(), leaf=(9,), max_new_tokens=4):
 class Simulated:
     """Slots whose caches are lists of ids: computing a token appends it, copying a row copies it."""
 
-    def __init__(self, num_slots, num_stored):
+    def __init__(self, num_slots, num_stored, shares=1):
         def empty(rows):
             return [(np.zeros((rows, 1, 1, 1)),) * 2]
 
         caches = {SLOTS: empty(num_slots), STORE: empty(num_stored)}
-        self.slots = Slots(TRUNK, None, POSITIONS, caches)
+        self.slots = Slots(TRUNK, None, POSITIONS, caches, shares)
+        self.sizes = {SLOTS: num_slots // shares, STORE: num_stored // shares}
         self.rows = {SLOTS: [[] for _ in range(num_slots)], STORE: [[] for _ in range(num_stored)]}
         self.computed = 0
 
@@ -35,6 +36,7 @@ class Simulated:
             for entry in of_stage:
                 if entry.source:
                     name, row = entry.source
+                    assert row // self.sizes[name] == entry.slot // self.sizes[SLOTS], "of another share"
                     self.rows[SLOTS][entry.slot] = list(self.rows[name][row])
             for entry in of_stage:
                 row = self.rows[SLOTS][entry.slot]
@@ -99,6 +101,14 @@ def test_another_trunk_makes_all_worthless():
     assert simulated.computed == 6
 
 
+def test_shares_do_not_look_at_each_other():
+    """Two shares of two slots: a prompt goes where it is known, and is computed again once there is no room."""
+    simulated = Simulated(4, 2, shares=2)
+    entries = simulated.admit([(i, request((4, 5), (6,))) for i in range(3)])
+    assert [entry.slot // 2 for entry in entries] in ([0, 0, 1], [1, 1, 0])
+    assert simulated.computed == 2 * 3
+
+
 def test_idle_slots_ask_for_no_cut_distribution():
     slots = Simulated(1, 0).slots
     slots.admit([(0, Request((*TRUNK, 4), (3, 4), 4, 1.0, (0, 0), top_k=5, top_p=0.5))])
@@ -111,11 +121,12 @@ def test_idle_slots_ask_for_no_cut_distribution():
 def test_random_traffic(seed):
     """Few words and many copies; the assertions are in `Simulated.admit`."""
     rng = random.Random(seed)
-    simulated = Simulated(num_slots := rng.randint(1, 6), rng.randint(0, 3))
+    shares = rng.choice((1, 1, 2, 3))
+    simulated = Simulated(num_slots := shares * rng.randint(1, 6), shares * rng.randint(0, 3), shares)
     branches = [tuple(rng.choices((4, 5), k=rng.randint(0, 4))) for _ in range(4)]
     naive = ticket = 0
     for _ in range(40):
-        free = simulated.slots.free
+        free = range(simulated.slots.num_free)
         if free and rng.random() < 0.7:
             group = [request(rng.choice(branches), tuple(rng.choices((4, 5, 6), k=rng.randint(1, 5)))) for _ in free]
             group = group[: rng.randint(1, len(group))]
@@ -129,5 +140,5 @@ def test_random_traffic(seed):
         for slot, owner in enumerate(simulated.slots.occupants):
             if owner is not None and rng.random() < 0.5:
                 simulated.leave(slot, rng.choices((4, 5, 6), k=rng.randint(1, 4)))
-    assert len(simulated.slots.free) <= num_slots
+    assert simulated.slots.num_free <= num_slots
     assert simulated.computed <= naive

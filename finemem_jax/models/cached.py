@@ -70,6 +70,12 @@ def empty(config: DecoderConfig, rows: int, positions: int, dtype: str = "float3
     ]
 
 
+def shares(mesh: Mesh | None, rows: int) -> int:
+    """In how many parts devices share out the rows of a cache; 1 where they cannot do so evenly."""
+    count = 1 if mesh is None else axes.size(mesh, axes.ROWS)
+    return count if rows % count == 0 else 1
+
+
 def cache_shardings(mesh: Mesh, cache: Sequence[LayerCache]) -> list[tuple[NamedSharding, NamedSharding]]:
     """Where a cache lives on a mesh: rows over data and fsdp, heads over tensor, if they can be shared out evenly."""
     return [(axes.place(mesh, k.shape, _KEYS), axes.place(mesh, v.shape, _VALUES)) for k, v in cache]

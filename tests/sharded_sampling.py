@@ -1,0 +1,60 @@
+"""Requests served on eight simulated devices, compared with one device; run by sharded_sampling_test.py.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/sharded_sampling.py [--all]
+"""
+
+import json
+import random
+import sys
+
+import numpy as np
+import sampler_test
+
+from finemem_jax.models import sharding
+from finemem_jax.sampler import Sampler
+
+# Data × fsdp × tensor, and whether weights are whole along fsdp.
+MESHES = [((2, 2, 2), True)]
+if "--all" in sys.argv:
+    MESHES += [((2, 2, 2), False), ((1, 8, 1), True), ((8, 1, 1), True), ((1, 4, 2), False), ((4, 1, 2), True)]
+
+
+def serve(params, requests, num_slots, whole=True):
+    """All completions, collected while requests come, and the sampler's counts."""
+    sampler = Sampler(
+        sampler_test.TINY, params, sampler_test.NO_END, num_slots=num_slots, steps_per_call=4,
+        prefill_tokens=sampler_test.MULTIPLE, whole=whole,
+    )  # fmt: skip
+    rng, results, tickets = random.Random(1), {}, []
+    for request in requests:
+        tickets.append(sampler.submit(request))
+        if rng.random() < 0.1:
+            results |= sampler.collect()
+    while sampler.pending:
+        results |= sampler.collect()
+    return [results[ticket] for ticket in tickets], sampler.stats
+
+
+def main():
+    params, requests = sampler_test.random_params(0), sampler_test.random_requests(60)
+    expected, alone = serve(params, requests, 16)
+    found = {}
+    for sizes, whole in MESHES:
+        mesh = sharding.make_mesh(*sizes)
+        # 16 slots are shared out over data and fsdp; 3 cannot be.
+        for num_slots in (16, 3) if sizes == (2, 2, 2) and whole else (16,):
+            got, stats = serve(sharding.place(sampler_test.TINY, params, mesh), requests, num_slots, whole)
+            found[f"{sizes} whole={whole} slots={num_slots}"] = {
+                "same_ids": [c.ids for c in got] == [c.ids for c in expected],
+                "log_probs": max(
+                    float(np.abs(np.subtract(a.log_probs, b.log_probs)).max())
+                    for a, b in zip(got, expected, strict=True)
+                ),
+                "prefilled": stats.prefilled_tokens / alone.prefilled_tokens,
+                "of_all": stats.prefilled_tokens / stats.prompt_tokens,
+            }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
