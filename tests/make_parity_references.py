@@ -51,6 +51,23 @@ def compute(config):
     return torch.cat(log_probs).detach().numpy(), gradients
 
 
+def generate(config):
+    """What transformers' greedy `generate` adds to each prompt, one array a prompt."""
+    import torch
+
+    model = build(config)
+    options = {"do_sample": False, "max_new_tokens": parity_cases.NEW_TOKENS, "pad_token_id": 0}
+    found = []
+    for prompt in parity_cases.prompts(config):
+        ids = torch.tensor([prompt])
+        # Told, or it would take tokens 0 for padding.
+        ids = model.generate(
+            ids, attention_mask=torch.ones_like(ids), eos_token_id=list(parity_cases.END_IDS), **options
+        )
+        found.append(ids[0, len(prompt) :].numpy())
+    return found
+
+
 def main():
     FOLDER.mkdir(exist_ok=True)
     for name, config in parity_cases.CASES.items():
@@ -60,6 +77,8 @@ def main():
             entries = parity_cases.stored_entries(parameter, gradient.size)
             arrays[f"norm/{parameter}"] = np.linalg.norm(gradient.astype(np.float64))
             arrays[f"entries/{parameter}"] = gradient.reshape(-1)[entries]
+        generated = generate(config)
+        arrays |= {"generated": np.concatenate(generated), "generated_lengths": [len(ids) for ids in generated]}
         np.savez_compressed(FOLDER / f"{name}.npz", **arrays)
     print(f"wrote {len(parity_cases.CASES)} files to {FOLDER}")
 

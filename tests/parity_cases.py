@@ -110,6 +110,21 @@ def token_rows(config):
     return [rng.integers(0, config.vocab_size, length) for length in LENGTHS]
 
 
+# Of greedy generation: how many prompts, what ends a completion, and the longest one.
+NUM_PROMPTS, END_IDS, NEW_TOKENS = 34, (3, 7), 12
+
+
+def prompts(config):
+    """Prompts of all lengths that leave room to answer; every third goes on where the one before ended."""
+    rng = np.random.default_rng(11)
+    found: list[list[int]] = []
+    for i in range(NUM_PROMPTS):
+        length = int(rng.integers(1, 60 if i % 3 else config.max_length - NEW_TOKENS - 60))
+        fresh = rng.integers(0, config.vocab_size, length).tolist()
+        found.append(found[-1] + fresh if i % 3 == 2 else fresh)
+    return found
+
+
 def stored_entries(name, size):
     """Which entries of a parameter's flat gradient [out, in] the reference holds."""
     return np.random.default_rng(zlib.crc32(name.encode())).integers(0, size, NUM_STORED)

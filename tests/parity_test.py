@@ -13,7 +13,9 @@ import numpy as np
 import parity_cases
 import pytest
 
+from finemem_jax.episode import Request
 from finemem_jax.models import cached, decoder
+from finemem_jax.sampler import Sampler
 
 CASES = list(parity_cases.CASES.values())
 PREFILLED = 30
@@ -81,6 +83,25 @@ def test_cached_decoding(config):
         parts.append(part)
     expected = reference(config)["log_probs"][: len(row)]
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=1e-4)
+
+
+@each_case
+def test_greedy_generation(config):
+    """All prompts at once, in few slots; some begin with what others are."""
+    params = parity_cases.as_params(config, parity_cases.checkpoint(config))
+    sampler = Sampler(config, params, parity_cases.END_IDS, num_slots=5, steps_per_call=4, prefill_tokens=32)
+    prompts = [tuple(prompt) for prompt in parity_cases.prompts(config)]
+    requests = [Request(ids, (0, len(ids)), parity_cases.NEW_TOKENS, 0.0, (0, 0)) for ids in prompts]
+    stored = reference(config)
+    expected = np.split(stored["generated"], np.cumsum(stored["generated_lengths"])[:-1])
+    assert [c.ids for c in sampler.generate(requests)] == [tuple(ids.tolist()) for ids in expected]
+
+
+@each_case
+def test_greedy_generation_of_transformers_itself(config):
+    pytest.importorskip("torch", reason="compares with transformers' models, which need PyTorch")
+    stored = reference(config)
+    np.testing.assert_array_equal(np.concatenate(make_parity_references.generate(config)), stored["generated"])
 
 
 @each_case
