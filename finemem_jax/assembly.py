@@ -167,7 +167,7 @@ def build(config: ConfigDict) -> Parts:
     sampler = functools.partial(
         Sampler, model, params, tokens.end_ids,
         steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
-        dtype=config.sampler.dtype, whole=config.sampler.whole_weights,
+        dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
     )  # fmt: skip
     manager = sampler(num_slots=config.sampler.num_slots, num_stored=config.rollout.streams_per_step)
     reader_sampler = sampler(num_slots=config.reader.num_slots)

@@ -22,9 +22,8 @@ from finemem_jax.models.cached import LayerCache
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
-# What prefill is compiled for: rows (of each share), and parts of a piece. More rows at once would need copies of more
-# of the cache, and are no faster.
-_ROWS = (1, 4)
+# What prefill is compiled for: one row of each share or at most so many, and these parts of a piece.
+_MOST_ROWS = 4
 _PARTS = (4, 1)
 
 
@@ -40,6 +39,14 @@ class Trunk(NamedTuple):
 
     cache: list[LayerCache]
     length: np.int32
+
+
+def row_buckets(slots: int) -> list[int]:
+    """How many of some slots are prefilled together: one or a few.
+
+    Their rows are copied out of the cache and back. More of them at once would take more memory, and no less time.
+    """
+    return sorted({1, min(_MOST_ROWS, -(-slots // 4))})
 
 
 class Engine:
@@ -61,12 +68,13 @@ class Engine:
         piece: int,
         dtype: str,
         whole: bool,
+        int8: bool = False,
     ):
         self.num_slots, self.piece = num_slots, piece
         self.device_seconds = 0.0
         self._config, self._end_ids = config, np.asarray(end_ids, np.int32)
         self._steps_per_call = steps_per_call
-        self._dtype, self._whole = dtype, whole
+        self._dtype, self._whole, self._int8 = dtype, whole, int8
         self._weights: Any = None
         self._mesh: Mesh | None = None
 
@@ -77,9 +85,9 @@ class Engine:
         self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
         shares = 1 if self._mesh is None else axes.size(self._mesh, axes.ROWS)
         self.num_slots = -(-self.num_slots // shares) * shares
-        weights = cached.layout(self._config, params, self._dtype)
+        weights = cached.layout(self._config, params, self._dtype, self._int8)
         if self._mesh is not None:
-            weights = jax.device_put(weights, cached.shardings(self._config, self._mesh, self._whole))
+            weights = jax.device_put(weights, cached.shardings(self._config, self._mesh, self._whole, self._int8))
         self._weights = weights
 
     def drop(self) -> None:
@@ -96,7 +104,7 @@ class Engine:
     @property
     def row_buckets(self) -> list[int]:
         """Numbers of rows of each share that are prefilled together."""
-        return sorted({min(rows, self.num_slots // self.shares) for rows in _ROWS})
+        return row_buckets(self.num_slots // self.shares)
 
     @property
     def length_buckets(self) -> list[int]:

@@ -243,8 +243,8 @@ class _Shapes:
         self.state = TrainState(self.trained, jax.tree.map(_at, opt_state, where.opt_state), self.scalar(jnp.int32))
         # What the manager and the reader each decode with.
         plain = lora.without(model)
-        laid_out = functools.partial(cached.layout, plain, dtype=config.sampler.dtype)
-        where = cached.shardings(plain, mesh, config.sampler.whole_weights)
+        laid_out = functools.partial(cached.layout, plain, dtype=config.sampler.dtype, int8=config.sampler.int8)
+        where = cached.shardings(plain, mesh, config.sampler.whole_weights, config.sampler.int8)
         self.weights = jax.tree.map(_at, jax.eval_shape(laid_out, base), where)
 
     def scalar(self, dtype=jnp.float32) -> Any:
@@ -334,12 +334,13 @@ def _sampling_programs(config, model, shapes):
     positions = sampler.positions(lengths.branch + lengths.leaf)
     trunk = shapes.cache(base, 1, sampler.positions(lengths.trunk))
     cache = shapes.cache(base, slots, positions)
+    store = shapes.cache(base, config.rollout.streams_per_step, sampler.positions(positions // 2))
     held = {
         "parameters": _bytes(shapes.params),
         "optimizer": _bytes(shapes.state) - _bytes(shapes.trained),
         "frozen copies": _bytes(shapes.weights) if config.reader.kind == "model" else 0.0,
         "manager's copy": _bytes(shapes.weights),
-        "cache": _bytes(cache) + _bytes(trunk) + _bytes(shapes.cache(base, config.rollout.streams_per_step, positions)),
+        "cache": _bytes(cache) + _bytes(trunk) + _bytes(store),
     }
     if _has_reference(config) and not config.lora.rank:
         held["frozen copies"] += _bytes(shapes.base)
@@ -351,16 +352,17 @@ def _sampling_programs(config, model, shapes):
     rollouts = config.rollout.streams_per_step * config.rollout.group_size
     steps, waves = config.data.chunks_per_stream, math.ceil(rollouts / slots)
     shares, tensor = axes.size(shapes.mesh, axes.ROWS), shapes.mesh.shape["tensor"]
-    rows = slots / shares if slots % shares == 0 else slots
-    pieces = math.ceil(lengths.view / piece)
+    shares = shares if slots % shares == 0 else 1
+    rows, together = slots // shares, engine.row_buckets(slots // shares)[-1]
+    pieces = math.ceil(rows / together) * math.ceil(lengths.view / piece)
     prefill = _compile(
         "prefill", steps * waves * pieces, decoding.prefill,
-        (shapes.weights, trunk, cache, shapes.rows((slots,)), shapes.rows((slots, piece)), shapes.rows((slots,)),
-         shapes.scalar(jnp.int32), shapes.rows((slots,))),
+        (shapes.weights, trunk, cache, shapes.rows((together * shares,)), shapes.rows((together * shares, piece)),
+         shapes.rows((together * shares,)), shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
         held, config=base, mesh=shapes.mesh,
     )  # fmt: skip
     keys = lengths.trunk + positions
-    prefill.flops = rows / tensor * flops.forward(base, Work(piece, 0, 0, piece * keys), piece * keys)
+    prefill.flops = together / tensor * flops.forward(base, Work(piece, 0, 0, piece * keys), piece * keys)
     num_steps = config.sampler.steps_per_call
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decoding.decode,

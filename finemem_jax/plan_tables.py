@@ -16,7 +16,7 @@ from finemem_jax.plan import Plan
 _ROLES = {
     "gradients": "a micro-batch",
     "optimizer": "the optimizer",
-    "prefill": "prefill of all slots",
+    "prefill": "a piece of prefill",
     "decode": "decoding {} tokens",
 }
 

@@ -25,12 +25,17 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def positions(self) -> int:
+        """Tokens that go into a row."""
+        return self._ids.shape[1]
+
     def longest(self, ids: Sequence[int]) -> tuple[int, int]:
         """The row that has most of these tokens in common with its own beginning, and how many; (0, 0) if none has any.
 
         Among equals, the row used last.
         """
-        wanted = np.asarray(ids[: self._ids.shape[1]], np.int64)
+        wanted = np.asarray(ids[: self.positions], np.int64)
         if not len(self) or not len(wanted):
             return 0, 0
         same = self._ids[:, : len(wanted)] == wanted
@@ -42,9 +47,9 @@ class Prefixes:
         return row, int(lengths[row])
 
     def hold(self, row: int, ids: Sequence[int], start: int = 0) -> None:
-        """Notes that a row now has these tokens from `start` on, and nothing after them."""
-        end = start + len(ids)
-        self._ids[row, start:end] = ids
+        """Notes that a row now has these tokens from `start` on, and nothing after them; or as many as go in."""
+        end = min(start + len(ids), self.positions)
+        self._ids[row, start:end] = ids[: end - start]
         self._ids[row, end:] = _NONE
         self._touch(row)
 
@@ -55,7 +60,7 @@ class Prefixes:
 
     def lengthen(self, positions: int) -> None:
         """Gives all rows more positions."""
-        more = positions - self._ids.shape[1]
+        more = positions - self.positions
         self._ids = np.pad(self._ids, ((0, 0), (0, more)), constant_values=_NONE)
 
     def clear(self) -> None:

@@ -69,6 +69,7 @@ class Sampler:
         num_stored: int = 4,
         dtype: str = "float32",
         whole: bool = True,
+        int8: bool = False,
         policy_version: int = 0,
     ):
         """Args:
@@ -79,13 +80,14 @@ class Sampler:
         num_stored: Branches kept beside the slots.
         dtype: What weights and caches are held in, and products computed; "float32" or "bfloat16".
         whole: Devices along "fsdp" hold the weights whole, instead of in parts as they are stored.
+        int8: Round the layers' kernels to 8 bits (`cached.layout`).
         """
         self.config = config
         self.stats = SamplerStats()
         self._end_ids = frozenset(end_ids)
         self._engine = Engine(
             config, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, piece=prefill_tokens, dtype=dtype,
-            whole=whole,
+            whole=whole, int8=int8,
         )  # fmt: skip
         self._num_stored = num_stored
         self._tickets = itertools.count()
@@ -248,7 +250,7 @@ class Sampler:
         self._positions = self._positions or self._engine.positions(_need(self._waiting[trunk][0][1]))
         if slots is None:
             caches, shares = self._new_caches(), self._engine.shares
-            self._slots = Slots(trunk, self._trunk(trunk), self._positions, caches, shares)
+            self._slots = Slots(trunk, self._trunk(trunk), caches, shares)
         else:
             slots.take_over(trunk, self._trunk(trunk))
         return self._slots
@@ -263,8 +265,16 @@ class Sampler:
 
     def _new_caches(self):
         shares = self._engine.shares
-        rows = {SLOTS: self._engine.num_slots, STORE: -(-self._num_stored // shares) * shares}
-        return {name: self._engine.empty(count, self._positions) for name, count in rows.items()}
+        num_stored = -(-self._num_stored // shares) * shares
+        return {
+            SLOTS: self._engine.empty(self._engine.num_slots, self._positions),
+            STORE: self._engine.empty(num_stored, self._stored_positions),
+        }
+
+    @property
+    def _stored_positions(self):
+        # A branch is seldom more than half of what a request takes; of a longer one, half is worth keeping.
+        return self._engine.positions(self._positions // 2)
 
     def _admit(self, slots):
         """Fills free slots with waiting requests, and draws their first tokens."""
@@ -273,8 +283,8 @@ class Sampler:
         needed = self._engine.positions(max(_need(request) for _, request in admitted))
         if needed > slots.positions:
             self._positions = needed
-            longer = {name: self._engine.lengthen(cache, needed) for name, cache in slots.caches.items()}
-            slots.lengthen(needed, longer)
+            sizes = {SLOTS: needed, STORE: self._stored_positions}
+            slots.lengthen({name: self._engine.lengthen(slots.caches[name], size) for name, size in sizes.items()})
         entries = slots.admit(admitted)
         twins = {entry.slot: entry.twin for entry in entries if entry.twin is not None}
         for stage in range(1 + max(entry.stage for entry in entries)):

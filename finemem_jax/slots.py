@@ -52,13 +52,14 @@ class Entry:
 class _Share:
     """The rows of slots and store that one share of the devices has; rows are counted within the share."""
 
-    def __init__(self, first: dict[str, int], rows: dict[str, int], positions: int):
+    def __init__(self, first: dict[str, int], rows: dict[str, int], positions: dict[str, int]):
         """Args:
         first: Number of its first row among all.
         rows: How many it has.
+        positions: Of each row.
         """
         self.first = first
-        self.held = {name: Prefixes(count, positions) for name, count in rows.items()}
+        self.held = {name: Prefixes(count, positions[name]) for name, count in rows.items()}
         self.free = set(range(rows[SLOTS]))
         self.new_admission()
 
@@ -104,7 +105,7 @@ class _Share:
         """Has an entry's branch kept in the store, if it is not, and there is a row that these entries do not fill."""
         branch, store = entry.request.branch, self.held[STORE]
         rows = [row for row in range(len(store)) if (STORE, row) not in self._ready]
-        if branch and rows and store.longest(branch)[1] < len(branch):
+        if branch and rows and store.longest(branch)[1] < min(len(branch), store.positions):
             row = store.oldest(rows)
             store.hold(row, branch)
             entry.saved, self._ready[STORE, row] = self.first[STORE] + row, entry.stage + 1
@@ -119,13 +120,13 @@ class Slots:
         occupants: Who has which slot.
     """
 
-    def __init__(self, trunk_ids: tuple[int, ...], trunk: Any, positions: int, caches: dict[str, Any], shares: int = 1):
+    def __init__(self, trunk_ids: tuple[int, ...], trunk: Any, caches: dict[str, Any], shares: int = 1):
         """Args:
-        positions: Of each row.
         shares: In how many equal parts devices have the rows; nothing is copied from one to another.
         """
         rows = {name: len(cache[0][0]) // shares for name, cache in caches.items()}
-        self.positions, self.caches = positions, caches
+        self.caches = caches
+        positions = {name: self._positions(name) for name in caches}
         self.state = decoding.idle(shares * rows[SLOTS])
         self.occupants: list[Occupant | None] = [None] * (shares * rows[SLOTS])
         self._shares = [_Share({name: i * n for name, n in rows.items()}, rows, positions) for i in range(shares)]
@@ -138,12 +139,20 @@ class Slots:
             for rows in share.held.values():
                 rows.clear()
 
-    def lengthen(self, positions: int, caches: dict[str, Any]) -> None:
+    @property
+    def positions(self) -> int:
+        """Of each slot."""
+        return self._positions(SLOTS)
+
+    def _positions(self, name):
+        return self.caches[name][0][1].shape[2]
+
+    def lengthen(self, caches: dict[str, Any]) -> None:
         """Takes longer caches, which hold what the old ones held."""
-        self.positions, self.caches = positions, caches
+        self.caches = caches
         for share in self._shares:
-            for rows in share.held.values():
-                rows.lengthen(positions)
+            for name, rows in share.held.items():
+                rows.lengthen(self._positions(name))
 
     @property
     def num_free(self) -> int:

@@ -282,8 +282,8 @@ def _with_log_probs(config, parts, options, params, groups, starting: LogProbs):
     """Adds to the groups what the objective compares the policy with, beyond the sampler's log-probabilities."""
     if config.objective.kl_weight:
         groups = [group._replace(reference_log_probs=starting[group.stream, group.step]) for group in groups]
-    # The sampler's log-probabilities are the policy's only where it may draw any token.
-    if config.objective.importance_cap or config.rollout.top_k or config.rollout.top_p < 1:
+    # The sampler's log-probabilities are the policy's only where it may draw any token, with the policy's own weights.
+    if config.objective.importance_cap or config.sampler.int8 or config.rollout.top_k or config.rollout.top_p < 1:
         old = _score(config, parts, options, params, groups)
         groups = [group._replace(old_log_probs=old[group.stream, group.step]) for group in groups]
     return groups

@@ -86,3 +86,26 @@ def test_places_on_a_mesh(params, whole):
     assert gate.shape == (TINY.mlp_dim, TINY.embed_dim)
     assert gate.addressable_shards[0].data.shape == (TINY.mlp_dim, TINY.embed_dim // (1 if whole else 2))
     assert decoder.abstract_params(TINY)["layers"]["gate"].shape[1:] == gate.shape[::-1]
+
+
+def test_int8_rounds_by_at_most_half_a_step(params):
+    exact, (_, layers) = cached.layout(TINY, params, "float32"), cached.layout(TINY, params, "float32", int8=True)
+    for plain, rounded in zip(exact[1], layers, strict=True):
+        assert {name for name, leaf in rounded.items() if isinstance(leaf, cached.Int8)} == {
+            name for name, leaf in plain.items() if leaf.ndim == 2
+        }
+        gate, values = np.asarray(plain["gate"]), rounded["gate"]
+        assert values.values.dtype == np.int8 and values.values.shape == gate.shape
+        step = np.abs(gate).max(1) / 127
+        error = np.abs(np.asarray(values.values) * np.asarray(values.scale)[:, None] - gate)
+        assert (error <= step[:, None] * 0.501).all() and error.max() > 0
+        assert plain["attention_norm"] is not None and rounded["attention_norm"].dtype == np.float32
+
+
+def test_int8_states_are_close(params, paths, rows):
+    """Against the exact states: wrong by a few hundredths of their size, and not by none."""
+    weights = cached.layout(TINY, params, "float32", int8=True)
+    cache, trunk = cached.empty(TINY, 1, 24), cached.empty(TINY, 1, 0)
+    states, _ = extend(TINY, weights, trunk, cache, paths[1][None], jnp.int32(0), np.zeros(1, np.int32))
+    error = np.abs(np.asarray(states[0]) - rows[1]).mean() / np.abs(rows[1]).mean()
+    assert 1e-4 < error < 0.05

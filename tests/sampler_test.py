@@ -1,6 +1,7 @@
 """Tests of finemem_jax/sampler.py: the same request, the same completion, whoever else is served; shared work."""
 
 import dataclasses
+import gc
 import random
 import re
 
@@ -144,6 +145,15 @@ def test_in_bfloat16(params):
     assert_same(sampler.generate(requests), sampler.generate(requests))
 
 
+def test_with_rounded_weights(params):
+    requests = random_requests(20, seed=8, temperature=0.0)
+    exact, rounded = make_sampler(params).generate(requests), make_sampler(params, int8=True).generate(requests)
+    # The likeliest first token is nearly always the same.
+    assert sum(a.ids[0] == b.ids[0] for a, b in zip(exact, rounded, strict=True)) >= 17
+    assert any(a.log_probs[0] != b.log_probs[0] for a, b in zip(exact, rounded, strict=True))
+    assert_same(make_sampler(params, num_slots=1, int8=True).generate(requests), rounded)
+
+
 def test_greedy_ignores_the_key(params, requests):
     sampler = make_sampler(params)
     greedy = [dataclasses.replace(request, temperature=0.0) for request in requests[:4]]
@@ -240,6 +250,95 @@ def test_several_trunks_in_one_call(params, requests, completions):
     alone = make_sampler(params).generate([other])
     got = make_sampler(params).generate([requests[0], other, *requests[1:3]])
     assert_same(got, [completions[0], *alone, *completions[1:3]])
+
+
+@pytest.fixture(scope="module")
+def many():
+    """300 requests, greedy and drawn, whole and cut distributions, over two trunks."""
+    rng = random.Random(5)
+    plain = random_requests(300, seed=5)
+    return [
+        dataclasses.replace(
+            request,
+            prompt_ids=request.prompt_ids if i % 50 else (9, *request.prompt_ids[1:]),
+            temperature=rng.choice((0.0, 0.7, 1.0)),
+            top_k=rng.choice((0, 0, 5)),
+            top_p=rng.choice((1.0, 1.0, 0.8)),
+        )
+        for i, request in enumerate(plain)
+    ]
+
+
+@pytest.fixture(scope="module")
+def of_many(params, many):
+    return make_sampler(params, num_slots=16, end_ids=END).generate(many)
+
+
+# Some completions are to stop early.
+END = (7, 70, 170)
+
+
+@pytest.mark.parametrize("num_slots", [1, 4, 16])
+def test_many_requests_in_any_order_and_any_slots(params, many, of_many, num_slots):
+    assert {completion.finish_reason for completion in of_many} == {"stop", "length"}
+    order = random.Random(num_slots).sample(range(len(many)), len(many))
+    got = make_sampler(params, num_slots=num_slots, end_ids=END).generate([many[i] for i in order])
+    assert_same(got, [of_many[i] for i in order])
+
+
+def test_many_requests_one_at_a_time(params, many, of_many):
+    sampler = make_sampler(params, end_ids=END)
+    assert_same([sampler.generate([request])[0] for request in many], of_many)
+
+
+def test_many_requests_with_a_restart_half_way(params, many, of_many):
+    """What was not collected is asked again, of a sampler that knows nothing of the first."""
+    first = make_sampler(params, end_ids=END)
+    tickets = [first.submit(request) for request in many]
+    results = {}
+    while len(results) < len(many) // 2:
+        results |= {tickets.index(ticket): completion for ticket, completion in first.collect()}
+    rest = [i for i in range(len(many)) if i not in results]
+    random.Random(0).shuffle(rest)
+    second = make_sampler(params, num_slots=3, end_ids=END)
+    results |= dict(zip(rest, second.generate([many[i] for i in rest]), strict=True))
+    assert_same([results[i] for i in range(len(many))], of_many)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_requests(params):
+    """Random lengths, stops and cancellations: none lost, none answered twice, and memory stays as it is."""
+    rng = random.Random(0)
+    sampler = make_sampler(params, num_slots=32, steps_per_call=4, end_ids=END)
+    words = [tuple(rng.randrange(TINY.vocab_size) for _ in range(12)) for _ in range(40)]
+    waiting, answered, cancelled, memory = set(), set(), set(), []
+    total = 20_000
+    sent = 0
+    while sent < total or waiting:
+        for _ in range(min(rng.randint(0, 40), total - sent)):
+            ids = TRUNK + rng.choice(words)[: rng.randint(1, 12)] + rng.choice(words)[: rng.randint(1, 12)]
+            length = rng.choice((0, 1, rng.randint(1, 8))) if rng.random() < 0.1 else rng.randint(1, 8)
+            cuts = (len(TRUNK), rng.randint(len(TRUNK), len(ids)), len(ids))
+            waiting.add(sampler.submit(Request(ids, cuts, length, rng.random(), random_key("many", sent))))
+            sent += 1
+        for ticket in rng.sample(sorted(waiting), min(len(waiting), rng.choice((0, 0, 1, 3)))):
+            assert sampler.cancel(ticket)
+            waiting.remove(ticket)
+            cancelled.add(ticket)
+        for ticket, _ in sampler.collect():
+            waiting.remove(ticket)  # Fails where it came twice, or was cancelled.
+            answered.add(ticket)
+        if sent >= total // 4 and len(memory) < 1 + 9 * sent // total:
+            gc.collect()
+            memory.append(resident_megabytes())
+    assert sampler.pending == 0 and len(answered) + len(cancelled) == total and not answered & cancelled
+    assert sampler.stats.requests == total and sampler.stats.refused > 100 and len(cancelled) > 100
+    assert max(memory) - memory[0] < 20, memory
+
+
+def resident_megabytes():
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 # --------------------------------------------------------------------------------------

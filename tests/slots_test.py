@@ -19,15 +19,15 @@ def request(branch=(), leaf=(9,), max_new_tokens=4):
 class Simulated:
     """Slots whose caches are lists of ids: computing a token appends it, copying a row copies it."""
 
-    def __init__(self, num_slots, num_stored, shares=1):
-        def empty(rows):
-            return [(np.zeros((rows, 1, 1, 1)),) * 2]
+    def __init__(self, num_slots, num_stored, shares=1, stored_positions=POSITIONS):
+        def empty(rows, positions):
+            return [(np.zeros((rows, 1, 1, positions)), np.zeros((rows, 1, positions, 1)))]
 
-        caches = {SLOTS: empty(num_slots), STORE: empty(num_stored)}
-        self.slots = Slots(TRUNK, None, POSITIONS, caches, shares)
+        caches = {SLOTS: empty(num_slots, POSITIONS), STORE: empty(num_stored, stored_positions)}
+        self.slots = Slots(TRUNK, None, caches, shares)
         self.sizes = {SLOTS: num_slots // shares, STORE: num_stored // shares}
         self.rows = {SLOTS: [[] for _ in range(num_slots)], STORE: [[] for _ in range(num_stored)]}
-        self.computed = 0
+        self.computed, self.stored_positions = 0, stored_positions
 
     def admit(self, numbered):
         entries = self.slots.admit(numbered)
@@ -37,7 +37,9 @@ class Simulated:
                 if entry.source:
                     name, row = entry.source
                     assert row // self.sizes[name] == entry.slot // self.sizes[SLOTS], "of another share"
-                    self.rows[SLOTS][entry.slot] = list(self.rows[name][row])
+                    # What a shorter row does not hold stays as it was.
+                    came = self.rows[name][row]
+                    self.rows[SLOTS][entry.slot] = came + self.rows[SLOTS][entry.slot][len(came) :]
             for entry in of_stage:
                 row = self.rows[SLOTS][entry.slot]
                 assert tuple(row[: entry.held]) == entry.own[: entry.held], "what it counts on is not there"
@@ -47,7 +49,7 @@ class Simulated:
                 row[entry.held :] = entry.own[entry.held :]
             for entry in of_stage:
                 if entry.saved is not None:
-                    self.rows[STORE][entry.saved] = list(self.rows[SLOTS][entry.slot])
+                    self.rows[STORE][entry.saved] = self.rows[SLOTS][entry.slot][: self.stored_positions]
         return entries
 
     def leave(self, slot, drawn):
@@ -81,6 +83,16 @@ def test_a_branch_outlives_its_slots():
     before = simulated.computed
     simulated.admit([(2, request((4, 5, 6), (30,)))])
     assert simulated.computed == before + 1
+
+
+def test_of_a_long_branch_the_store_keeps_what_goes_in():
+    simulated = Simulated(1, 1, stored_positions=2)
+    for i, (branch, leaf) in enumerate([((4, 5, 6), (9,)), ((), (20, 21)), ((4, 5, 6), (30,))]):
+        before = simulated.computed
+        (entry,) = simulated.admit([(i, request(branch, leaf))])
+        simulated.leave(0, [8])
+    assert simulated.computed == before + 2
+    assert entry.saved is None
 
 
 def test_a_conversation_goes_on_in_its_slot():
@@ -122,7 +134,9 @@ def test_random_traffic(seed):
     """Few words and many copies; the assertions are in `Simulated.admit`."""
     rng = random.Random(seed)
     shares = rng.choice((1, 1, 2, 3))
-    simulated = Simulated(num_slots := shares * rng.randint(1, 6), shares * rng.randint(0, 3), shares)
+    simulated = Simulated(
+        num_slots := shares * rng.randint(1, 6), shares * rng.randint(0, 3), shares, rng.choice((2, 9, 24))
+    )
     branches = [tuple(rng.choices((4, 5), k=rng.randint(0, 4))) for _ in range(4)]
     naive = ticket = 0
     for _ in range(40):

@@ -6,6 +6,7 @@ Sizes: N rows, L tokens per row, S cache positions per row, P trunk positions, D
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from finemem_jax.models.attention import Array, Segment
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
-# All parameters but the layers', and one tree per layer; each kernel lies (out, in).
+# All parameters but the layers', and one tree per layer, whose kernels lie (out, in) or are `Int8`.
 Weights = tuple[Params, list[Params]]
 # Keys [N K C P] and values [N K P C] of one layer; see `attention.Segment` for why.
 LayerCache = tuple[Array, Array]
@@ -28,22 +29,47 @@ _QUERY_BLOCK = 256
 _KEYS, _VALUES = ("rows", "kv_heads", "channels", "tokens"), ("rows", "kv_heads", "tokens", "channels")
 
 
-def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype) -> Weights:
+class Int8(NamedTuple):
+    """A kernel in a quarter of float32's memory: kernel[o, i] = values[o, i] scale[o], rounded."""
+
+    values: Int[Array, "O I"]
+    scale: Float[Array, " O"]
+
+
+def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype, int8: bool = False) -> Weights:
     """The parameters as decoding reads them; copies of all of them.
 
     A tree per layer, since slicing the stacked layers inside a decoding step would copy the whole model at every call.
     Kernels lie (out, in), which CPUs multiply few rows with a fifth faster; accelerators do not mind.
+
+    Args:
+        int8: Round the layers' kernels to 8 bits, with a scale for each channel out: what is drawn then is not quite
+            what the parameters would draw.
     """
 
     def one(leaf):
-        return jnp.array(leaf.T if leaf.ndim == 2 else leaf, dtype)
+        if leaf.ndim < 2:
+            return jnp.array(leaf, dtype)
+        return _rounded(leaf.T, dtype) if int8 else jnp.array(leaf.T, dtype)
 
     rest = {name: jnp.array(leaf, dtype) for name, leaf in params.items() if name != "layers"}
     columns = params["layers"].items()
     return rest, [{name: one(column[i]) for name, column in columns} for i in range(config.num_layers)]
 
 
-def shardings(config: DecoderConfig, mesh: Mesh, whole: bool) -> tuple[Params, list[Params]]:
+def _rounded(kernel, dtype):
+    scale = jnp.maximum(jnp.abs(kernel).max(1), 1e-30) / 127
+    return Int8(jnp.round(kernel / scale[:, None]).astype(jnp.int8), scale.astype(dtype))
+
+
+def _kernel(leaf, dtype):
+    """A leaf of a layer as the layer multiplies with it."""
+    if isinstance(leaf, Int8):
+        return leaf.values.T.astype(dtype) * leaf.scale[None]
+    return leaf.T if leaf.ndim == 2 else leaf
+
+
+def shardings(config: DecoderConfig, mesh: Mesh, whole: bool, int8: bool = False) -> tuple[Params, list[Params]]:
     """Where the leaves of `layout` live: split along "tensor", and unless `whole` along "fsdp" as they are stored.
 
     Split along "fsdp", devices that share out rows must sum partial products for every single token; whole, they send
@@ -53,8 +79,11 @@ def shardings(config: DecoderConfig, mesh: Mesh, whole: bool) -> tuple[Params, l
 
     def one(place, stacked):
         spec = [None if whole and axis == axes.STORED["embed"] else axis for axis in place.spec]
-        spec = spec[1:] if stacked else spec
-        return NamedSharding(mesh, P(*(spec[::-1] if stacked else spec)))
+        if not stacked:
+            return NamedSharding(mesh, P(*spec))
+        out, *rest = spec[:0:-1]
+        kernel = NamedSharding(mesh, P(out, *rest))
+        return Int8(kernel, NamedSharding(mesh, P(out))) if int8 and rest else kernel
 
     rest = {name: one(place, False) for name, place in stored.items() if name != "layers"}
     layer = {name: one(place, True) for name, place in stored["layers"].items()}
@@ -142,7 +171,7 @@ def extend(
 
             return _in_blocks(some, queries, own_mask), (keys, values)
 
-        params = {name: leaf.T if leaf.ndim == 2 else leaf for name, leaf in layer_params.items()}
+        params = {name: _kernel(leaf, x.dtype) for name, leaf in layer_params.items()}
         layer = decoder.bind(decoder.Layer, config, decoder.gathered(config, params, mesh))
         x, kept = layer(constrain(x, ("rows", "apart", "embed")), rotation, attend, constrain)
         new_cache.append(kept)
