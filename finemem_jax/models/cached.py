@@ -30,10 +30,13 @@ _KEYS, _VALUES = ("rows", "kv_heads", "channels", "tokens"), ("rows", "kv_heads"
 
 
 class Int8(NamedTuple):
-    """A kernel in a quarter of float32's memory: kernel[o, i] = values[o, i] scale[o], rounded."""
+    """A kernel in a quarter of float32's memory: values [O I] and scale [O], kernel[o, i] ≈ values[o, i] scale[o].
 
-    values: Int[Array, "O I"]
-    scale: Float[Array, " O"]
+    Or where the two live.
+    """
+
+    values: Array | NamedSharding
+    scale: Array | NamedSharding
 
 
 def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype, int8: bool = False) -> Weights:
@@ -65,7 +68,7 @@ def _rounded(kernel, dtype):
 def _kernel(leaf, dtype):
     """A leaf of a layer as the layer multiplies with it."""
     if isinstance(leaf, Int8):
-        return leaf.values.T.astype(dtype) * leaf.scale[None]
+        return jnp.asarray(leaf.values).T.astype(dtype) * jnp.asarray(leaf.scale)[None]
     return leaf.T if leaf.ndim == 2 else leaf
 
 
