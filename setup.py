@@ -38,8 +38,20 @@ setuptools.setup(
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "bm25s": ["bm25s>=0.3"],  # memory.retrieval='bm25s'
+        "constrained": ["llguidance>=1.0"],  # manager.constrained
         "dense": ["wordllama==0.4.0.post1"],  # memory.embedder='wordllama'; this release carries its weights.
         # bm25s and rank-bm25 check our BM25; beartype checks the shapes in signatures.
-        "dev": ["beartype", "bm25s", "hypothesis", "pyright", "pytest", "pytest-xdist", "rank-bm25", "regex", "ruff"],
+        "dev": [
+            "beartype",
+            "bm25s",
+            "hypothesis",
+            "llguidance",
+            "pyright",
+            "pytest",
+            "pytest-xdist",
+            "rank-bm25",
+            "regex",
+            "ruff",
+        ],
     },
 )

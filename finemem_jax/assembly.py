@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from finemem_jax import (
     backbone,
+    constraints,
     embedding,
     input_pipeline,
     operations,
@@ -31,6 +32,7 @@ from finemem_jax.episode import (
     Action,
     Chunk,
     Completion,
+    Constraint,
     Memory,
     Operation,
     Refusal,
@@ -65,6 +67,7 @@ class Parts:
         policy, answer: What rollouts call to sample from the manager, and to ask the reader.
         judge: What says whether an operation was worth writing; None if the credit rule does not ask.
         embed: What retrieval embeds texts with; None if it needs no embeddings.
+        constraint: What the manager must keep to in evaluation; None for nothing.
     """
 
     model: DecoderConfig
@@ -78,6 +81,7 @@ class Parts:
     answer: Reader
     judge: reader.JudgeFn | None
     embed: EmbedFn | None
+    constraint: Constraint | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +201,7 @@ def build(config: ConfigDict) -> Parts:
         answer=answer,
         judge=reader.content_judge(generator, tokens) if "content" in needs else None,
         embed=_embedder(config, model, params, tokens),
+        constraint=_constraint(config, model, tokens, environment),
     )
 
 
@@ -260,6 +265,13 @@ def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
         config.model.attention, device, jnp.dtype(config.model.compute_dtype), mesh.size
     )
     return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
+
+
+def _constraint(config, model, tokens, environment):
+    """What the manager must keep to in evaluation, or None."""
+    if not config.manager.constrained:
+        return None
+    return constraints.Grammar(tokens, constraints.of_operations(environment.dialect), model.vocab_size)
 
 
 def _embedder(config, model, params, tokens):
@@ -408,7 +420,7 @@ def _read_all(source):
         source[index]
 
 
-def rollout_options(config: ConfigDict, evaluation: bool) -> RolloutOptions:
+def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
     """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation."""
     return RolloutOptions(
         group_size=1 if evaluation else config.rollout.group_size,
@@ -423,4 +435,5 @@ def rollout_options(config: ConfigDict, evaluation: bool) -> RolloutOptions:
         cited_by=config.credit.cited_by,
         draw_top_k=config.rollout.top_k,
         draw_top_p=config.rollout.top_p,
+        constraint=constraint,
     )

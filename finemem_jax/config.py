@@ -72,6 +72,7 @@ def default() -> ConfigDict:
     config.manager.chunk_tokens = 2_048  # Longest chunk, in tokens.
     config.manager.long_chunk = "split"  # What happens to a longer one: "split" or "refuse".
     config.manager.repair_json = False  # Try json-repair on calls that strict parsing refuses.
+    config.manager.constrained = False  # Evaluation writes well-formed calls only (needs llguidance).
     config.manager.wire = "json_lines"  # How calls are written: "json_lines", "hermes" (Qwen) or "qwen_agent".
 
     config.rollout = ConfigDict()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from finemem_jax import drawing
 from finemem_jax.drawing import Draw, Sampling
@@ -155,11 +155,12 @@ def draw_first(
     rows: Int[Array, " N"],
     state: SlotState,
     trunk_length: Int[Array, ""],
+    allowed: UInt32[Array, "N W"] | None,
     *,
     config: DecoderConfig,
 ) -> Draw:
     """Draws a token for each slot from the state of its last prompt token, which is row rows[n] of `hidden`."""
-    return _draw(cached.logits(config, weights, hidden)[rows], state, trunk_length)
+    return _draw(cached.logits(config, weights, hidden)[rows], state, trunk_length, allowed)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps", "mesh"), donate_argnames="cache")
@@ -171,6 +172,7 @@ def decode(
     trunk_length: Int[Array, ""],
     leave_at: Int[Array, ""],
     end_ids: Int[Array, " E"],
+    allowed: UInt32[Array, "N W"] | None,
     *,
     config: DecoderConfig,
     num_steps: int,
@@ -181,6 +183,7 @@ def decode(
     Args:
         leave_at: It stops early once so many slots or fewer are still at work: 0 to go on as long as one is, more
             where others wait for the slots that are done.
+        allowed: Which tokens each slot may draw (`drawing.draw`), at all of the steps; None for all tokens.
         mesh: Devices that share out slots and heads; None for one.
 
     Returns:
@@ -197,7 +200,7 @@ def decode(
         hidden, cache = cached.extend(config, weights, trunk, cache, state.token[:, None], trunk_length, state.filled)
         active = state.remaining > 0
         state = state._replace(filled=state.filled + active)
-        new = _draw(cached.logits(config, weights, hidden[:, 0]), state, trunk_length)
+        new = _draw(cached.logits(config, weights, hidden[:, 0]), state, trunk_length, allowed)
         drawn = jax.tree.map(
             lambda all_, one, idle: all_.at[:, step].set(jnp.where(active, one, idle)), drawn, new, nothing
         )
@@ -212,9 +215,9 @@ def decode(
     return cache, state, drawn
 
 
-def _draw(logits: Float[Array, "N V"], state: SlotState, trunk_length: Int[Array, ""]) -> Draw:
+def _draw(logits, state, trunk_length, allowed):
     """Draws a token per row with the random number that belongs to its request and position."""
     uniform = jax.vmap(
         lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
     )(state.key, trunk_length + state.filled)
-    return drawing.draw(logits, state.sampling, uniform)
+    return drawing.draw(logits, state.sampling, uniform, allowed)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 Array = jax.Array | np.ndarray
 # Two-level drawing works on blocks of this many tokens.
@@ -37,8 +37,8 @@ class Draw(NamedTuple):
     """Tokens drawn.
 
     Attributes:
-        log_prob: Under the distribution drawn from: of softmax(logits / temperature) what top-k and then top-p leave,
-            normalised. Greedy rows report `raw_log_prob`, since here they would have 0.
+        log_prob: Under the distribution drawn from: of softmax(logits / temperature) what may be drawn at all and what
+            top-k and then top-p leave of it, normalised. Greedy rows, which would have 0, report `raw_log_prob`.
         raw_log_prob: Under the model's own distribution, softmax(logits).
     """
 
@@ -47,14 +47,23 @@ class Draw(NamedTuple):
     raw_log_prob: Float[Array, " N"]
 
 
-def draw(logits: Float[Array, "N V"], sampling: Sampling, uniform: Float[Array, " N"]) -> Draw:
+def draw(
+    logits: Float[Array, "N V"],
+    sampling: Sampling,
+    uniform: Float[Array, " N"],
+    allowed: UInt32[Array, "N W"] | None = None,
+) -> Draw:
     """Draws a token per row.
 
     Args:
         uniform: A random number in [0, 1) for each row; all that a draw depends on beside its row of logits.
+        allowed: Which tokens may be drawn at all, a bit each (`episode.Matcher.mask`), at least one in every row; None
+            for all.
     """
     greedy = sampling.temperature == 0.0
     raw = jax.nn.log_softmax(logits)
+    if allowed is not None:
+        logits = jnp.where(_bits(allowed, logits.shape[1]), logits, -jnp.inf)
     tempered = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, sampling.temperature)[:, None])
     cut = ~greedy & ((sampling.top_k > 0) | (sampling.top_p < 1))
     # A condition of the whole batch, and so really one branch: who does not cut does not pay for cutting.
@@ -63,6 +72,11 @@ def draw(logits: Float[Array, "N V"], sampling: Sampling, uniform: Float[Array, 
     token = jnp.where(greedy, logits.argmax(-1), inverse_cdf(left, uniform)).astype(jnp.int32)
     log_prob, raw_log_prob = (jnp.take_along_axis(x, token[:, None], axis=1)[:, 0] for x in (left, raw))
     return Draw(token, log_prob, raw_log_prob)
+
+
+def _bits(words, count):
+    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
+    return bits.reshape(len(words), -1)[:, :count] == 1
 
 
 def _cut(log_probs, top_k, top_p):

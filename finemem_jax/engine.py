@@ -165,15 +165,17 @@ class Engine:
         """`decoding.prefill`; rows and tokens per row must be of the buckets."""
         return self._run(self._prefill(trunk, cache, slots, tokens, lengths, starts))
 
-    def draw_first(self, trunk: Trunk, hidden: jax.Array, rows: Array, state: SlotState) -> Draw:
+    def draw_first(
+        self, trunk: Trunk, hidden: jax.Array, rows: Array, state: SlotState, allowed: Array | None = None
+    ) -> Draw:
         """`decoding.draw_first` of slots whose prompts have just been prefilled, as NumPy arrays."""
-        return self._fetch(self._run(self._first(trunk, hidden, rows, state)))
+        return self._fetch(self._run(self._first(trunk, hidden, rows, state, allowed)))
 
     def decode(
-        self, trunk: Trunk, cache: list[LayerCache], state: SlotState, leave_at: int
+        self, trunk: Trunk, cache: list[LayerCache], state: SlotState, leave_at: int, allowed: Array | None = None
     ) -> tuple[list[LayerCache], SlotState, Draw]:
-        """`decoding.decode`; state and what was drawn as NumPy arrays."""
-        cache, *rest = self._run(self._decode(trunk, cache, state, leave_at))
+        """`decoding.decode`; state and what was drawn as NumPy arrays. Of what is `allowed`, one step."""
+        cache, *rest = self._run(self._decode(trunk, cache, state, leave_at, allowed))
         return cache, *self._fetch(rest)
 
     def copy(
@@ -224,17 +226,18 @@ class Engine:
         nothing, one = Trunk(self.empty(1, 0), np.int32(0)), np.ones(1, np.int32)
         return self._prefill(nothing, cache, 0 * one, tokens, len(piece) * one, start * one)
 
-    def _first(self, trunk, hidden, rows, state):
+    def _first(self, trunk, hidden, rows, state, allowed=None):
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         state = state._replace(filled=state.filled - 1)
-        arguments = (decoding.draw_first, self._weights, hidden, rows, state, trunk.length)
+        arguments = (decoding.draw_first, self._weights, hidden, rows, state, trunk.length, allowed)
         return _Call(arguments, {"config": self._config})
 
-    def _decode(self, trunk, cache, state, leave_at):
+    def _decode(self, trunk, cache, state, leave_at, allowed=None):
         return _Call(
             (decoding.decode, self._weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
-             self._end_ids),
-            {"config": self._config, "num_steps": self._steps_per_call, "mesh": self._mesh},
+             self._end_ids, allowed),
+            {"config": self._config, "num_steps": 1 if allowed is not None else self._steps_per_call,
+             "mesh": self._mesh},
         )  # fmt: skip
 
     def _copy(self, target, source, pairs):

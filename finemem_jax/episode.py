@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 # --------------------------------------------------------------------------------------
 # What is read
 # --------------------------------------------------------------------------------------
@@ -212,6 +214,26 @@ class Memory:
 # --------------------------------------------------------------------------------------
 
 
+class Matcher(Protocol):
+    """Follows one completion, and says which tokens may come next."""
+
+    def mask(self) -> np.ndarray:
+        """[⌈V / 32⌉] uint32: bit v % 32 of word v // 32 is set if token v may be next. At least one is."""
+        ...
+
+    def advance(self, token: int, /) -> None:
+        """Takes the token that came."""
+        ...
+
+
+class Constraint(Protocol):
+    """Something that completions must keep to."""
+
+    def start(self) -> Matcher:
+        """A completion that has not begun."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One prompt to complete.
@@ -223,6 +245,8 @@ class Request:
         temperature: 0 means greedy.
         top_k, top_p: Which tokens may be drawn; see `drawing.Sampling`.
         key: Two uint32 of random key. The completion depends on the prompt and on this alone.
+        constraint: What the completion must keep to; None for nothing. The host then looks at every token, which makes
+            all requests served at the same time slower.
     """
 
     prompt_ids: tuple[int, ...]
@@ -232,6 +256,7 @@ class Request:
     key: tuple[int, int]
     top_k: int = 0
     top_p: float = 1.0
+    constraint: Constraint | None = None
 
     @property
     def trunk(self) -> tuple[int, ...]:
@@ -254,7 +279,7 @@ class Completion:
     Attributes:
         ids: Sampled token ids, the end-of-turn token included when it was sampled.
         log_probs: log of each id's probability, in nats, in the distribution it was drawn from: at the request's
-            temperature, after top-k and top-p.
+            temperature, of the tokens that its constraint allows, after top-k and top-p.
         finish_reason: "stop" (an end token was sampled) or "length".
         policy_version: Number of updates behind the weights that sampled it.
         raw_log_probs: Like `log_probs`, but in the model's own distribution: at temperature 1, all tokens allowed.

@@ -367,7 +367,7 @@ def _sampling_programs(config, model, shapes):
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decoding.decode,
         (shapes.weights, trunk, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
-         _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P()))),
+         _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P())), None),
         held, config=base, num_steps=num_steps, mesh=shapes.mesh,
     )  # fmt: skip
     decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)

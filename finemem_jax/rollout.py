@@ -14,6 +14,7 @@ from finemem_jax.episode import (
     Action,
     Answer,
     Completion,
+    Constraint,
     Memory,
     Operation,
     Probes,
@@ -52,6 +53,7 @@ class RolloutOptions:
     cited_by: str = "reader"  # Who says which evidence an answer rests on, where the rule needs it.
     draw_top_k: int = 0  # Which tokens the manager may draw (`drawing.Sampling`); `top_k` is of retrieval.
     draw_top_p: float = 1.0
+    constraint: Constraint | None = None  # What the manager's responses must keep to.
 
 
 def run(
@@ -167,6 +169,7 @@ class _Writing:
             random_key(*self._key, walk.stream.stream_id, walk.rollout, t),
             options.draw_top_k,
             options.draw_top_p,
+            options.constraint,
         )
         self.walks[self._policy.submit(request)] = walk, chat
 

@@ -347,11 +347,11 @@ class Sampler:
     def _draw_first(self, slots, hidden, row_of_slot):
         rows = np.zeros(self._engine.num_slots, np.int32)
         rows[list(row_of_slot)] = list(row_of_slot.values())
-        first = self._engine.draw_first(slots.trunk, hidden, rows, slots.state)
+        allowed = slots.allowed(self.config.vocab_size)
+        first = self._engine.draw_first(slots.trunk, hidden, rows, slots.state, allowed)
         for slot in row_of_slot:
             owner = slots.occupants[slot]
-            for so_far, new in zip(owner.drawn, first, strict=True):
-                so_far.append(new[slot].item())
+            _take(owner, first, slot, [0])
             self.stats.new_tokens += 1
             slots.state.token[slot] = first.token[slot]
             slots.state.remaining[slot] = owner.request.max_new_tokens - 1
@@ -365,7 +365,7 @@ class Sampler:
         # While others wait, a few free slots are worth a look of the host.
         leave_at = busy - max(self._engine.num_slots // 8, 1) if self._waiting.get(slots.trunk_ids) else 0
         slots.caches[SLOTS], slots.state, drawn = self._engine.decode(
-            slots.trunk, slots.caches[SLOTS], slots.state, max(leave_at, 0)
+            slots.trunk, slots.caches[SLOTS], slots.state, max(leave_at, 0), slots.allowed(self.config.vocab_size)
         )
         held = drawn.token >= 0
         self.stats.slot_steps += int(held.any(0).sum()) * self._engine.num_slots
@@ -374,8 +374,7 @@ class Sampler:
         for slot, owner in enumerate(slots.occupants):
             if owner is None:
                 continue
-            for so_far, new in zip(owner.drawn, drawn, strict=True):
-                so_far += new[slot][held[slot]].tolist()
+            _take(owner, drawn, slot, held[slot])
             if slots.state.remaining[slot] == 0:
                 self._complete(slots, slot)
 
@@ -385,6 +384,16 @@ class Sampler:
         reason = "stop" if ids[-1] in self._end_ids else "length"
         completion = Completion(ids, log_probs, reason, self.policy_version, raw_log_probs)
         self._done.append((owner.ticket, completion))
+
+
+def _take(owner, drawn, slot, places):
+    """Gives a slot's owner what it has drawn."""
+    ids, *_ = found = [np.atleast_1d(values[slot])[places].tolist() for values in drawn]
+    for so_far, new in zip(owner.drawn, found, strict=True):
+        so_far += new
+    if owner.matcher is not None:
+        for token in ids:
+            owner.matcher.advance(token)
 
 
 def _need(request):

@@ -9,8 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from finemem_jax import decoding
-from finemem_jax.episode import Request
+from finemem_jax.episode import Matcher, Request
 from finemem_jax.prefixes import Prefixes
 
 SLOTS, STORE = "slots", "store"
@@ -18,11 +20,12 @@ SLOTS, STORE = "slots", "store"
 
 @dataclasses.dataclass
 class Occupant:
-    """Which request a slot works on, and the ids, log-probs and raw log-probs that it has drawn."""
+    """Which request a slot works on; ids, log-probs and raw log-probs that it has drawn; what it must keep to."""
 
     ticket: int
     request: Request
     drawn: tuple[list[int], list[float], list[float]] = dataclasses.field(default_factory=lambda: ([], [], []))
+    matcher: Matcher | None = None
 
 
 @dataclasses.dataclass
@@ -154,6 +157,16 @@ class Slots:
             for name, rows in share.held.items():
                 rows.lengthen(self._positions(name))
 
+    def allowed(self, vocab_size: int) -> np.ndarray | None:
+        """Which tokens the slots may draw next (`drawing.draw`); None if all of them may draw all."""
+        matchers = {slot: owner.matcher for slot, owner in enumerate(self.occupants) if owner and owner.matcher}
+        if not matchers:
+            return None
+        words = np.full((len(self.occupants), -(-vocab_size // 32)), 0xFFFFFFFF, np.uint32)
+        for slot, matcher in matchers.items():
+            words[slot] = matcher.mask()
+        return words
+
     @property
     def num_free(self) -> int:
         """How many slots nobody has."""
@@ -179,7 +192,8 @@ class Slots:
 
     def _enter(self, entry):
         slot, request = entry.slot, entry.request
-        self.occupants[slot] = Occupant(entry.ticket, request)
+        matcher = request.constraint.start() if request.constraint else None
+        self.occupants[slot] = Occupant(entry.ticket, request, matcher=matcher)
         self.state.filled[slot] = len(entry.own)
         self.state.sampling.temperature[slot] = request.temperature
         self.state.sampling.top_k[slot] = request.top_k

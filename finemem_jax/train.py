@@ -331,7 +331,7 @@ def _evaluated(workdir, name, step):
 
 def _evaluate(config, workdir, parts, test_streams, name, display, step):
     """Evaluates greedily on all held-out streams, and adds the result to `evaluation.json`."""
-    options = assembly.rollout_options(config, evaluation=True)
+    options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
     streams = [test_streams[i] for i in range(len(test_streams))]
     trajectories = evaluate.run(
         streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate"), parts.embed

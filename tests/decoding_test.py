@@ -67,12 +67,12 @@ def prefill(weights, cache, tokens, lengths, starts, slots=(0, 1)):
 
 
 def draw_first(weights, hidden, state):
-    return decoding.draw_first(weights, hidden, np.arange(len(hidden)), state, np.int32(0), config=TINY)
+    return decoding.draw_first(weights, hidden, np.arange(len(hidden)), state, np.int32(0), None, config=TINY)
 
 
 def decode(weights, cache, state, num_steps, ends, leave_at=0):
     return decoding.decode(
-        weights, no_trunk(), cache, state, np.int32(0), np.int32(leave_at), ends, config=TINY, num_steps=num_steps
+        weights, no_trunk(), cache, state, np.int32(0), np.int32(leave_at), ends, None, config=TINY, num_steps=num_steps
     )
 
 

@@ -17,7 +17,7 @@ SHELVES = (
         "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
         "models", "drawing", "report_plots", "workers", "compilation", "prefixes",
     ),
-    ("environment", "reader", "embedding", "probes", "decoding", "learner", "advantages"),
+    ("environment", "reader", "embedding", "probes", "decoding", "learner", "advantages", "constraints"),
     ("engine", "slots", "rollout", "checkpoint", "rewards", "records"),
     ("sampler", "backbone", "evaluate"),
     ("assembly",),
