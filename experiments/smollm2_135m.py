@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     config.data.questions_per_stream = 3
 
     config.manager.num_examples = 2
-    config.manager.chunk_tokens = 192
+    config.manager.chunk_tokens = 112
     config.memory.view_tokens = 192
 
     config.rollout.streams_per_step = 2

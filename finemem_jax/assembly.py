@@ -213,21 +213,20 @@ def warm_up(config: ConfigDict, parts: Parts, say: Callable[[str], None]) -> Non
     """
     prompt = parts.environment.observe(Chunk(""), Memory())
     texts = config.manager.chunk_tokens + config.memory.view_tokens
-    lengths = {"manager": _beyond(prompt, texts + config.rollout.max_new_tokens)}
+    trunk, positions = _lengths(prompt, texts + config.rollout.max_new_tokens)
     samplers = {"manager": parts.manager}
     if config.reader.kind == "model":
-        question = reader.prompt(parts.tokenizer, Query("", ()), config.reader.num_examples)
-        # What was written is what can be retrieved; if that could be very long, it seldom is.
-        most = retrieval.max_evidence(config.memory.top_k, config.memory.layout) * config.rollout.max_new_tokens
-        trunk, beyond = _beyond(question, most + config.reader.max_new_tokens)
-        lengths["reader"] = trunk, min(beyond, lengths["manager"][1])
         samplers["reader"] = parts.reader_sampler
+        question = reader.prompt(parts.tokenizer, Query("", ()), config.reader.num_examples)
+        # Both get the same lengths, so that with equal slots they share their programs. Evidence can be longer; the
+        # reader's caches then grow.
+        trunk = max(trunk, _lengths(question, 0)[0])
     for name, sampler in samplers.items():
         line = f"compiling what the {name} generates with"
-        sampler.warm_up(*lengths[name], lambda done, total, line=line: say(f"{line}: {done} of {total} programs"))
+        sampler.warm_up(trunk, positions, lambda done, total, line=line: say(f"{line}: {done} of {total} programs"))
 
 
-def _beyond(prompt, tokens):
+def _lengths(prompt, tokens):
     """Lengths of a prompt's trunk, and of what follows it with so many tokens more."""
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
 

@@ -53,12 +53,11 @@ def idle(slots: int) -> SlotState:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="rows")
 def prefill(
     weights: Weights,
     trunk: list[LayerCache],
-    cache: list[LayerCache],
-    slots: Int[Array, " A"],
+    rows: list[LayerCache],
     tokens: Int[Array, "A L"],
     lengths: Int[Array, " A"],
     trunk_length: Int[Array, ""],
@@ -67,28 +66,19 @@ def prefill(
     config: DecoderConfig,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "A D"], list[LayerCache]]:
-    """Appends `lengths` tokens to some slots; returns the last hidden state of each, and the cache.
+    """Appends `lengths` tokens to each row of a cache; returns each row's last hidden state and the cache.
 
-    Hidden states and not logits: most prefills are of prefixes, whose logits nobody asks for.
+    Hidden states and not logits: most prefills are of prefixes, whose logits nobody asks for. Slots are prefilled in
+    copies of their rows (`copy_rows`): where one program takes rows out of a cache, computes and puts them back, XLA on
+    CPUs copies the cache whole.
 
     Args:
-        slots: Which slot each row of tokens belongs to. Where devices share out slots, the first rows are of the first
-            share, and so on, and slots are counted within a share. One that is out of range is a row of padding.
-        starts: Filled positions of each slot.
-        mesh: Devices that hold the weights, and share out slots and rows if they can; None for one.
+        starts: Filled positions of each row.
+        mesh: Devices that hold the weights, and share out the rows if they can; None for one.
     """
-    rows = _by_share(_take, mesh, cache, cache, slots)
     hidden, rows = cached.extend(config, weights, trunk, rows, tokens, trunk_length, starts, mesh)
-    cache = _by_share(_put, mesh, cache, cache, slots, cached.constrain(mesh, rows))
-    return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
-
-
-def _take(cache, slots):
-    return jax.tree.map(lambda x: x.at[slots].get(mode="clip"), cache)
-
-
-def _put(cache, slots, rows):
-    return jax.tree.map(lambda x, row: x.at[slots].set(row, mode="drop"), cache, rows)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return last, cached.constrain(mesh, rows)
 
 
 def _by_share(function, mesh, like, *arguments):

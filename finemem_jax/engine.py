@@ -72,10 +72,13 @@ class Engine:
     ):
         self.num_slots, self.piece = num_slots, piece
         self.device_seconds = 0.0
+        self._least_trunk = 0
         self._config, self._end_ids = config, np.asarray(end_ids, np.int32)
         self._steps_per_call = steps_per_call
         self._dtype, self._whole, self._int8 = dtype, whole, int8
         self._weights: Any = None
+        # Rows of slots that are prefilled, by their number and positions; what they hold has no meaning.
+        self._scratch: dict[tuple[int, int], list[LayerCache]] = {}
         self._mesh: Mesh | None = None
 
     def load(self, params: Params) -> None:
@@ -91,8 +94,9 @@ class Engine:
         self._weights = weights
 
     def drop(self) -> None:
-        """Gives the weights up."""
+        """Gives the weights up, and what was computed with them."""
         self._weights = None
+        self._scratch.clear()
 
     # ---------------------------------------------------------------------------------- shapes
 
@@ -127,19 +131,21 @@ class Engine:
     def warm_up(
         self, trunk_length: int, slots: list[LayerCache], store: list[LayerCache], say: Callable[[int, int], None]
     ) -> None:
-        """Compiles all programs for caches of these sizes.
+        """Compiles all programs for caches of these sizes. Shorter trunks will be padded to this length.
 
         Args:
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
-        trunk = Trunk(self.empty(1, self.positions(trunk_length)), np.int32(trunk_length))
+        self._least_trunk = self.positions(trunk_length)
+        trunk = Trunk(self.empty(1, self._least_trunk), np.int32(trunk_length))
         state = decoding.idle(self.num_slots)
         calls = [self._decode(trunk, slots, state, 0)]
         for rows in (self.shares * rows for rows in self.row_buckets):
-            nothing = np.zeros(rows, np.int32)
+            nothing, copies = np.zeros(rows, np.int32), self.empty(rows, slots[0][1].shape[2])
+            calls += [self._copy(copies, slots, []), self._copy(slots, copies, [])]
             for length in self.length_buckets:
                 tokens = np.zeros((rows, length), np.int32)
-                calls.append(self._prefill(trunk, slots, nothing, tokens, nothing, nothing))
+                calls.append(self._prefill(trunk, copies, tokens, nothing, nothing))
             hidden = np.zeros((rows, self._config.embed_dim), self._dtype)
             calls.append(self._first(trunk, hidden, np.zeros(self.num_slots, np.int32), state))
         calls += [self._copy(target, source, []) for target, source in ((slots, store), (store, slots), (slots, None))]
@@ -154,16 +160,33 @@ class Engine:
 
     def trunk(self, ids: Sequence[int]) -> Trunk:
         """Computes a trunk."""
-        cache = self.empty(1, self.positions(len(ids)))
+        cache = self.empty(1, max(self.positions(len(ids)), self._least_trunk))
         for start in range(0, len(ids), self.piece):
             _, cache = self._run(self._trunk_piece(cache, ids, start))
         return Trunk(cache, np.int32(len(ids)))
 
     def prefill(
-        self, trunk: Trunk, cache: list[LayerCache], slots: Array, tokens: Array, lengths: Array, starts: Array
+        self,
+        trunk: Trunk,
+        cache: list[LayerCache],
+        slots: Mapping[int, int],
+        tokens: Array,
+        lengths: Array,
+        starts: Array,
     ) -> tuple[jax.Array, list[LayerCache]]:
-        """`decoding.prefill`; rows and tokens per row must be of the buckets."""
-        return self._run(self._prefill(trunk, cache, slots, tokens, lengths, starts))
+        """`decoding.prefill` of some slots of a cache.
+
+        Args:
+            slots: Which slot's each row of tokens is, of those that are not padding. The first rows are of the first
+                share's slots, and so on, as many of each. Rows and tokens per row must be of the buckets.
+        """
+        count, positions = len(tokens), cache[0][1].shape[2]
+        rows = self._scratch.pop((count, positions), None) or self.empty(count, positions)
+        rows = self.copy(rows, cache, [(slot, row) for row, slot in slots.items()])
+        hidden, rows = self._run(self._prefill(trunk, rows, tokens, lengths, starts))
+        cache = self.copy(cache, rows, list(slots.items()))
+        self._scratch[count, positions] = rows
+        return hidden, cache
 
     def draw_first(
         self, trunk: Trunk, hidden: jax.Array, rows: Array, state: SlotState, allowed: Array | None = None
@@ -185,7 +208,7 @@ class Engine:
 
         Args:
             source: None for `target` itself.
-            pairs: (row of source, row of target), at most as many as slots, and of one share each.
+            pairs: (row of source, row of target), at most as many as slots, and each pair of one share.
         """
         return self._run(self._copy(target, source, pairs))
 
@@ -213,9 +236,9 @@ class Engine:
         self.device_seconds += time.perf_counter() - began
         return fetched
 
-    def _prefill(self, trunk, cache, slots, tokens, lengths, starts):
+    def _prefill(self, trunk, rows, tokens, lengths, starts):
         return _Call(
-            (decoding.prefill, self._weights, trunk.cache, cache, slots, tokens, lengths, trunk.length, starts),
+            (decoding.prefill, self._weights, trunk.cache, rows, tokens, lengths, trunk.length, starts),
             {"config": self._config, "mesh": self._mesh},
         )
 
@@ -224,7 +247,7 @@ class Engine:
         tokens = np.zeros((1, self.piece), np.int32)
         tokens[0, : len(piece)] = piece
         nothing, one = Trunk(self.empty(1, 0), np.int32(0)), np.ones(1, np.int32)
-        return self._prefill(nothing, cache, 0 * one, tokens, len(piece) * one, start * one)
+        return self._prefill(nothing, cache, tokens, len(piece) * one, start * one)
 
     def _first(self, trunk, hidden, rows, state, allowed=None):
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.

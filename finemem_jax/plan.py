@@ -355,10 +355,12 @@ def _sampling_programs(config, model, shapes):
     shares = shares if slots % shares == 0 else 1
     rows, together = slots // shares, engine.row_buckets(slots // shares)[-1]
     pieces = math.ceil(rows / together) * math.ceil(lengths.view / piece)
+    copies = shapes.cache(base, together * shares, positions)
+    held["cache"] += _bytes(copies)
     prefill = _compile(
         "prefill", steps * waves * pieces, decoding.prefill,
-        (shapes.weights, trunk, cache, shapes.rows((together * shares,)), shapes.rows((together * shares, piece)),
-         shapes.rows((together * shares,)), shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
+        (shapes.weights, trunk, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
+         shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
         held, config=base, mesh=shapes.mesh,
     )  # fmt: skip
     keys = lengths.trunk + positions

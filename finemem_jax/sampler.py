@@ -124,7 +124,7 @@ class Sampler:
         """Compiles all that requests of a size can need, so that serving them compiles nothing.
 
         Args:
-            trunk: Tokens of the trunk.
+            trunk: Tokens of the longest trunk; shorter ones are padded to it.
             positions: Tokens beyond it that a request may have, new ones included. Larger requests are served too, but
                 what they need is compiled when they come.
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
@@ -323,20 +323,22 @@ class Sampler:
         missing = max(len(entry.own) - entry.held for _, entry in taken)
         length = next((n for n in self._engine.length_buckets if n >= missing), self._engine.piece)
         count = shares * rows
-        places, starts = np.full(count, per_share, np.int32), np.zeros(count, np.int32)
+        starts = np.zeros(count, np.int32)
         tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
         for row, entry in taken:
             # Whole buckets are written: near the end of the cache, some tokens are computed once more.
             start = min(entry.held, slots.positions - length)
             piece = entry.own[start : start + length]
-            places[row], starts[row], lengths[row] = entry.slot % per_share, start, len(piece)
+            starts[row], lengths[row] = start, len(piece)
             tokens[row, : len(piece)] = piece
             self.stats.prefilled_tokens += start + len(piece) - entry.held
             entry.held = start + len(piece)
         self.stats.padded_tokens += tokens.size
-        cache = slots.caches[SLOTS]
-        hidden, slots.caches[SLOTS] = self._engine.prefill(slots.trunk, cache, places, tokens, lengths, starts)
-        return hidden, {entry.slot: row for row, entry in taken}
+        slot_of_row = {row: entry.slot for row, entry in taken}
+        hidden, slots.caches[SLOTS] = self._engine.prefill(
+            slots.trunk, slots.caches[SLOTS], slot_of_row, tokens, lengths, starts
+        )
+        return hidden, {slot: row for row, slot in slot_of_row.items()}
 
     def _rows_for(self, count):
         """How many rows a prefill has: the least bucket that holds them all if they fill half of it, else the next."""

@@ -61,9 +61,8 @@ def no_trunk():
     return cached.empty(TINY, 1, 0)
 
 
-def prefill(weights, cache, tokens, lengths, starts, slots=(0, 1)):
-    places = np.array(slots, np.int32)
-    return decoding.prefill(weights, no_trunk(), cache, places, tokens, lengths, np.int32(0), starts, config=TINY)
+def prefill(weights, cache, tokens, lengths, starts):
+    return decoding.prefill(weights, no_trunk(), cache, tokens, lengths, np.int32(0), starts, config=TINY)
 
 
 def draw_first(weights, hidden, state):
@@ -227,19 +226,6 @@ def test_prefill_in_two_parts_is_one_prefill(weights):
         tokens = np.stack([np.pad(part, (0, 8 - len(part)), constant_values=77) for part in parts]).astype(np.int32)
         hidden, cache = prefill(weights, cache, tokens, ends - starts, starts)
     np.testing.assert_allclose(hidden, whole, rtol=0, atol=1e-4)
-
-
-def test_prefill_writes_to_its_slots_alone(weights):
-    """Prompts may go to any slots, in any order; a row of padding has a slot that there is not."""
-    whole, _ = prefilled(weights)
-    tokens = np.stack([np.pad(ids, (0, 8 - len(ids))) for ids in [*PROMPTS, [1]]]).astype(np.int32)
-    lengths = np.array([len(ids) for ids in PROMPTS] + [1], np.int32)
-    cache = jax.tree.map(lambda x: x + 7, cached.empty(TINY, 4, POSITIONS))
-    hidden, cache = prefill(weights, cache, tokens, lengths, np.zeros(3, np.int32), slots=(3, 1, 4))
-    np.testing.assert_allclose(hidden[:2], whole, rtol=0, atol=1e-4)
-    for keys, values in cache:
-        assert (np.asarray(keys)[[0, 2]] == 7).all() and (np.asarray(values)[[0, 2]] == 7).all()
-        assert (np.asarray(values)[1, :, :8] != 7).all() and (np.asarray(values)[[1, 3], :, 8:] == 7).all()
 
 
 @pytest.mark.parametrize(("leave_at", "steps"), [(0, 4), (1, 2), (2, 0)])

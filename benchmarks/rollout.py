@@ -1,0 +1,174 @@
+"""A full rollout of SmolLM2-135M on synthetic streams: what is computed, how full slots are, what each part gains.
+
+    python benchmarks/rollout.py [--repeats=3] [--streams=4] [--chunks=6] [--slots=16]
+
+4 streams × 8 rollouts × 6 chunks with five questions each, manager and reader in one process, sampled at temperature
+0.8 as `experiments/smollm2_135m.py` does. Then, on shorter streams, the same with one part of the sampler switched off
+at a time:
+
+    prefixes     every prompt is computed in full
+    own pace     no rollout begins a chunk before all have written to the last one
+    early leave  slots are given on only once all of them are done, or at their longest response
+
+Seeds are those of the repeat, so that both sides of a ratio do the same work, token by token.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
+import _common as common
+
+from finemem_jax import assembly, rollout, slots, workers
+from finemem_jax.engine import Engine
+from finemem_jax.episode import Request
+from finemem_jax.prefixes import Prefixes
+
+from experiments import smollm2_135m  # isort: skip
+
+
+class Setting:
+    """Manager, reader and streams of a size."""
+
+    def __init__(self, streams: int, chunks: int, num_slots: int):
+        config = smollm2_135m.get_config()
+        config.rollout.streams_per_step, config.rollout.group_size = streams, 8
+        config.data.num_train = 16 * streams
+        config.data.chunks_per_stream, config.data.questions_per_chunk = chunks, 5
+        config.sampler.num_slots = config.reader.num_slots = num_slots
+        self.config, self.parts = config, assembly.build(config)
+        self.source = assembly.streams(config, "train", self.parts.environment)
+        assembly.warm_up(config, self.parts, lambda line: print(line, flush=True))
+
+    def run(self, repeat: int, policy=None) -> dict[str, float]:
+        """One rollout; what it cost."""
+        parts, count = self.parts, self.config.rollout.streams_per_step
+        samplers = parts.manager, parts.reader_sampler
+        # Nothing is left of the last rollout; in training, the reader's part would be.
+        for sampler in samplers:
+            sampler.update(parts.params, repeat)
+        assert isinstance(parts.answer, workers.Once)
+        parts.answer._known.clear()
+        streams = [self.source[repeat * count + i] for i in range(count)]
+        options = assembly.rollout_options(self.config, evaluation=False)
+        began = time.perf_counter()
+        rollout.run(streams, options, parts.environment, policy or parts.policy, parts.answer, (0, repeat), parts.embed)
+        seconds = time.perf_counter() - began
+        manager, reader = (sampler.take_stats() for sampler in samplers)
+        return {
+            "seconds": seconds,
+            "tokens": manager.new_tokens + reader.new_tokens,
+            "prefilled": (manager.prefilled_tokens + reader.prefilled_tokens)
+            / (manager.prompt_tokens + reader.prompt_tokens),
+            "prefilled_manager": manager.prefilled_tokens / manager.prompt_tokens,
+            "prefilled_reader": reader.prefilled_tokens / max(reader.prompt_tokens, 1),
+            "occupancy": (manager.slot_tokens + reader.slot_tokens) / (manager.slot_steps + reader.slot_steps),
+            "occupancy_manager": manager.slot_tokens / manager.slot_steps,
+            "host": 1 - (manager.device_seconds + reader.device_seconds) / seconds,
+            "manager_seconds": manager.seconds,
+            "reader_seconds": reader.seconds,
+        }
+
+    def in_step(self) -> workers.Batched:
+        """The manager as a function of many prompts: all are done before the next ones are asked for."""
+        return workers.Batched(self.parts.manager.generate)
+
+
+class _Never(dict):
+    """Finds nothing."""
+
+    def __contains__(self, _):
+        return False
+
+
+@contextmanager
+def without_prefixes() -> Iterator[None]:
+    """No row is found to begin with anything, no two prompts are equal, and nothing stands in the trunk."""
+    new_admission = slots._Share.new_admission
+
+    def forgetful(share):
+        new_admission(share)
+        share._by_prompt = _Never()
+
+    with (
+        mock.patch.object(Prefixes, "longest", lambda *_: (0, 0)),
+        mock.patch.object(slots._Share, "new_admission", forgetful),
+        mock.patch.object(Request, "trunk", property(lambda _: ())),
+    ):
+        yield
+
+
+@contextmanager
+def without_leaving(longest: int) -> Iterator[None]:
+    """A call to the device lasts until every slot is done."""
+    decode, init = Engine.decode, Engine._decode
+
+    def to_the_end(engine, trunk, cache, state, leave_at, allowed=None):
+        return decode(engine, trunk, cache, state, 0, allowed)
+
+    def long(engine, *arguments):
+        with mock.patch.object(engine, "_steps_per_call", longest):
+            return init(engine, *arguments)
+
+    with mock.patch.object(Engine, "decode", to_the_end), mock.patch.object(Engine, "_decode", long):
+        yield
+
+
+def pairs(setting: Setting, repeats: int, switched_off: Callable[[], object], policy=None) -> list[float]:
+    """How many times as long a rollout takes with a part switched off; the first pair is warm-up."""
+    ratios = []
+    for repeat in range(repeats + 1):
+        own = setting.run(repeat)
+        with switched_off():
+            other = setting.run(repeat, policy() if policy else None)
+        # Both drew the same; but for rounding, which now and then turns a draw.
+        assert abs(own["tokens"] - other["tokens"]) < 0.2 * own["tokens"]
+        ratios.append((other["seconds"] / other["tokens"]) / (own["seconds"] / own["tokens"]))
+        print(f"with {own}\nwithout {other}", flush=True)
+    return ratios[1:]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--chunks", type=int, default=6)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--parts", default="prefixes,own pace,early leave", help="which to switch off; '' for none")
+    arguments = parser.parse_args()
+    setting = Setting(arguments.streams, arguments.chunks, arguments.slots)
+    runs = []
+    for repeat in range(arguments.repeats):
+        runs.append(setting.run(repeat))
+        print(runs[-1], flush=True)
+
+    def of(name):
+        return [run[name] for run in runs]
+
+    claims = [
+        common.claim("prompt tokens prefilled / all", of("prefilled"), "", 0.35, lower_is_better=True),
+        common.claim("the same, manager", of("prefilled_manager"), ""),
+        common.claim("the same, reader", of("prefilled_reader"), ""),
+        common.claim("slot occupancy", of("occupancy"), "", 0.85),
+        common.claim("slot occupancy, manager", of("occupancy_manager"), ""),
+        common.claim("host time / all", of("host"), "", 0.05, lower_is_better=True),
+        common.claim("new tokens a second, all included", [r["tokens"] / r["seconds"] for r in runs], "tokens/s"),
+    ]
+    wanted = [part for part in arguments.parts.split(",") if part]
+    short = Setting(2, 2, arguments.slots) if wanted else setting
+    longest = short.config.rollout.max_new_tokens
+    cases = {
+        "prefixes": (without_prefixes, None),
+        "own pace": (nullcontext, short.in_step),
+        "early leave": (lambda: without_leaving(longest), None),
+    }
+    for part in wanted:
+        ratios = pairs(short, arguments.repeats, *cases[part])
+        claims.append(common.claim(f"time for a token without / with {part}", ratios, "x"))
+    common.report("rollout", claims, ["flax"])
+
+
+if __name__ == "__main__":
+    main()
