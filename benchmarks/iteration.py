@@ -147,7 +147,7 @@ class Theirs:
 
     From our config are the optimizer, the temperature, and the mean over replies (`loss_type`). Of the rest, only what
     must be is not TRL's own (the CPU, float32, sizes), and what makes it faster: nothing recomputed in the backward
-    pass, no logs, no saving. The update's 16 rows are computed 4 at a time: at once they take 19 GB, and no less time.
+    pass, no logs, no saving. The update's 16 rows are computed 4 at a time: at once they take 19 GB.
     """
 
     def __init__(self, folder: pathlib.Path):
