@@ -441,7 +441,7 @@ def _sampler_metrics(parts: Parts) -> dict[str, float]:
 
 
 def _compile_metrics(before: compilation.Counts) -> dict[str, float]:
-    """Programs compiled since `before`; after the first step, one is a surprise."""
+    """Programs compiled since `before`; after the first steps, only a new length of training rows needs one."""
     now = compilation.counts()
     return {"compile/programs": float(now.programs - before.programs), "compile/seconds": now.seconds - before.seconds}
 
