@@ -92,9 +92,7 @@ def default() -> ConfigDict:
     config.sampler.steps_per_call = 16  # Tokens per row between two looks of the host.
     config.sampler.prefill_tokens = 128  # Prompt tokens per row that are computed together; caches are multiples of it.
     config.sampler.dtype = "float32"  # What weights and caches are held in, and products computed: or "bfloat16".
-    config.sampler.int8 = (
-        False  # Round the layers' kernels to 8 bits. π_old is then the trainer's, as with top_p below 1.
-    )
+    config.sampler.int8 = False  # Round the layers' kernels to 8 bits; π_old is then the trainer's, as with top_p < 1.
     config.sampler.whole_weights = True  # Devices along mesh.fsdp hold the sampler's weights whole, not in parts.
 
     config.reader = ConfigDict()
