@@ -45,7 +45,7 @@ from finemem_jax import assembly, rollout
 
 CASES = ("rollout", "plain")
 # How many times a peer's speed ours must be.
-TARGETS = {"transformers": 3.0, "llama.cpp": 1.0, "llama.cpp, batched": 1.0}
+TARGETS = {"transformers": 3.0, "llama.cpp": 1.0, "llama.cpp, batched": None}
 PLAIN_LENGTHS, PLAIN_NEW_TOKENS = range(270, 334, 4), 64
 GREEDY_NEW_TOKENS = 16
 
