@@ -16,6 +16,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,41 @@ def ratio(ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
     """How many times as long theirs takes, both timed right after one another: above 1, ours is faster."""
     own = seconds(ours)
     return seconds(theirs) / own
+
+
+class Worker:
+    """One side of a comparison as a process of its own: sides neither share threads nor warm up each other's memory.
+
+    The process reads a line for each thing to do and answers with a line of JSON; nothing else may go to its stdout.
+    """
+
+    def __init__(self, *command: str):
+        """Args:
+        command: Python file and arguments.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def read(self) -> dict[str, Any]:
+        """The next line that the process writes unasked."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(self._process.wait() or 1)  # It has said why.
+        return json.loads(line)
+
+    def do(self, what: str) -> dict[str, Any]:
+        """Has it do one thing, and returns what it answers."""
+        assert self._process.stdin
+        print(what, file=self._process.stdin, flush=True)
+        return self.read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def claim(

@@ -91,26 +91,6 @@ def prepare(folder: pathlib.Path, recording: pathlib.Path) -> None:
     sides.write_weights(folder)
 
 
-class Worker:
-    """A process of its own for each side: they neither share threads nor give each other memory to warm up."""
-
-    def __init__(self, side: str, *options: str):
-        command = [sys.executable, __file__, f"--side={side}", *options]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(self, case: str) -> dict[str, Any]:
-        """Generates all of a case: {"seconds", "ids" of each completion}."""
-        assert self._process.stdin and self._process.stdout
-        print(case, file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(self._process.wait() or 1)  # It has said why.
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
 def work(name: str, folder: pathlib.Path, recording: pathlib.Path) -> None:
     """What a worker does: all of a case for each line it reads."""
     side = sides.SIDES[name](folder)
@@ -147,27 +127,27 @@ def main() -> None:
         recording = arguments.recording or pathlib.Path(folder, "rounds.json")
         options = [f"--folder={folder}", f"--recording={recording}"]
         subprocess.run([sys.executable, __file__, "--side=prepare", *options], check=True)
-        workers = {side: Worker(side, *options) for side in sides.SIDES}
+        workers = {side: common.Worker(__file__, f"--side={side}", *options) for side in sides.SIDES}
         claims = compare(workers, CASES if arguments.case == "all" else [arguments.case], arguments.repeats)
         for worker in workers.values():
             worker.close()
     common.report("decode", claims, ["torch", "transformers", "llama-cpp-python", "gguf"])
 
 
-def compare(workers: dict[str, Worker], cases: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+def compare(workers: dict[str, common.Worker], cases: Sequence[str], repeats: int) -> list[dict[str, Any]]:
     """Runs the workers by turns, and makes claims of their speeds."""
-    greedy = {side: worker.run("greedy")["ids"] for side, worker in workers.items()}
+    greedy = {side: worker.do("greedy")["ids"] for side, worker in workers.items()}
     for side, ids in greedy.items():
         same = [[a == b for a, b in zip(*pair, strict=True)] for pair in zip(ids, greedy["ours"], strict=True)]
         print(f"greedy tokens like ours: {side} {np.mean(same):.0%}", flush=True)
     assert greedy["ours"] == greedy["transformers"], greedy
     claims = []
     for case in cases:
-        workers["ours"].run(case)  # Compiles; "greedy" has warmed up the others.
+        workers["ours"].do(case)  # Compiles; "greedy" has warmed up the others.
         speed: dict[str, list[float]] = {side: [] for side in workers}
         for _ in range(repeats):
             for side, worker in workers.items():
-                made = worker.run(case)
+                made = worker.do(case)
                 speed[side].append(sum(map(len, made["ids"])) / made["seconds"])
                 print(f"{case}: {side} {made['seconds']:.2f} s, {speed[side][-1]:.1f} tokens/s", flush=True)
         claims += [common.claim(f"{case}: {side}", runs, "tokens/s") for side, runs in speed.items()]

@@ -22,7 +22,6 @@ import gc
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -200,31 +199,6 @@ class Theirs:
         self.trainer.train()
 
 
-class Worker:
-    """A process of its own for each side: they neither share threads nor give each other memory to warm up."""
-
-    def __init__(self, side: str, folder: str):
-        command = [sys.executable, __file__, f"--side={side}", f"--folder={folder}"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.mean = self._read()["mean"]
-
-    def _read(self) -> dict[str, float]:
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(self._process.wait() or 1)  # It has said why.
-        return json.loads(line)
-
-    def iterate(self) -> dict[str, float]:
-        """One iteration: {"seconds", "cpu_seconds", "tokens" sampled, "peak_gigabytes" of the process so far}."""
-        self._process.stdin.write("iterate\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def work(side: str, folder: pathlib.Path) -> None:
     """What a worker does: one iteration for each line it reads."""
     said, sys.stdout = sys.stdout, sys.stderr  # Whatever else is printed must not come between.
@@ -257,10 +231,14 @@ def main():
         return
     ratios, per_token = [], []
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = Worker("ours", folder), Worker("theirs", folder)
-        assert abs(ours.mean - theirs.mean) < 1e-4 * abs(theirs.mean), f"{ours.mean} is not {theirs.mean}"
+        # Ours first, and theirs when it is ready: it writes what theirs reads.
+        ours = common.Worker(__file__, "--side=ours", f"--folder={folder}")
+        own_mean = ours.read()["mean"]
+        theirs = common.Worker(__file__, "--side=theirs", f"--folder={folder}")
+        mean = theirs.read()["mean"]
+        assert abs(own_mean - mean) < 1e-4 * abs(mean), f"{own_mean} is not {mean}"
         for repeat in range(arguments.repeats + 1):
-            own, peer = ours.iterate(), theirs.iterate()
+            own, peer = ours.do("iterate"), theirs.do("iterate")
             print(f"{'iteration' if repeat else 'warm-up'}: ours {own}, TRL {peer}", flush=True)
             if repeat:
                 ratios.append(peer["seconds"] / own["seconds"])

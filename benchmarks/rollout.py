@@ -15,7 +15,7 @@ Seeds are those of the repeat, so that both sides of a ratio do the same work, t
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from unittest import mock
 
@@ -27,6 +27,9 @@ from finemem_jax.episode import Request
 from finemem_jax.prefixes import Prefixes
 
 from experiments import smollm2_135m  # isort: skip
+
+
+PARTS = ("prefixes", "own pace", "early leave")
 
 
 class Setting:
@@ -116,13 +119,21 @@ def without_leaving(longest: int) -> Iterator[None]:
         yield
 
 
-def pairs(setting: Setting, repeats: int, switched_off: Callable[[], object], policy=None) -> list[float]:
-    """How many times as long a rollout takes with a part switched off; the first pair is warm-up."""
+def pairs(own_side: Setting, other_side: Setting, repeats: int, part: str) -> list[float]:
+    """How many times as long a token takes with a part switched off; the first pair is warm-up.
+
+    Args:
+        other_side: Has samplers of its own: without prefixes, caches must be longer, and stay so.
+    """
+    longest = other_side.config.rollout.max_new_tokens
+    switched_off = {"prefixes": without_prefixes, "early leave": lambda: without_leaving(longest)}.get(
+        part, nullcontext
+    )
     ratios = []
     for repeat in range(repeats + 1):
-        own = setting.run(repeat)
+        own = own_side.run(repeat)
         with switched_off():
-            other = setting.run(repeat, policy() if policy else None)
+            other = other_side.run(repeat, other_side.in_step() if part == "own pace" else None)
         # Both drew the same; but for rounding, which now and then turns a draw.
         assert abs(own["tokens"] - other["tokens"]) < 0.2 * own["tokens"]
         ratios.append((other["seconds"] / other["tokens"]) / (own["seconds"] / own["tokens"]))
@@ -136,8 +147,12 @@ def main():
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--parts", default="prefixes,own pace,early leave", help="which to switch off; '' for none")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which to switch off; '' for none")
     arguments = parser.parse_args()
+    wanted = [part for part in arguments.parts.split(",") if part]
+    unknown = set(wanted) - set(PARTS)
+    if unknown:
+        parser.error(f"--parts knows {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
     setting = Setting(arguments.streams, arguments.chunks, arguments.slots)
     runs = []
     for repeat in range(arguments.repeats):
@@ -156,16 +171,9 @@ def main():
         common.claim("host time / all", of("host"), "", 0.05, lower_is_better=True),
         common.claim("new tokens a second, all included", [r["tokens"] / r["seconds"] for r in runs], "tokens/s"),
     ]
-    wanted = [part for part in arguments.parts.split(",") if part]
-    short = Setting(2, 2, arguments.slots) if wanted else setting
-    longest = short.config.rollout.max_new_tokens
-    cases = {
-        "prefixes": (without_prefixes, None),
-        "own pace": (nullcontext, short.in_step),
-        "early leave": (lambda: without_leaving(longest), None),
-    }
+    own_side = Setting(2, 2, arguments.slots) if wanted else setting
     for part in wanted:
-        ratios = pairs(short, arguments.repeats, *cases[part])
+        ratios = pairs(own_side, Setting(2, 2, arguments.slots), arguments.repeats, part)
         claims.append(common.claim(f"time for a token without / with {part}", ratios, "x"))
     common.report("rollout", claims, ["flax"])
 

@@ -16,7 +16,6 @@ peak.
 
 import argparse
 import json
-import subprocess
 import sys
 
 import _common as common
@@ -136,31 +135,6 @@ def _as_hugging_face(torch, params):
     return found
 
 
-class Worker:
-    """A process of its own for each side: they neither share threads nor give each other memory to warm up."""
-
-    def __init__(self, side: str, case: str):
-        command = [sys.executable, __file__, f"--side={side}", f"--rows={case}"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.mean = self._read()["mean"]
-
-    def _read(self) -> dict[str, float]:
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(self._process.wait() or 1)  # It has said why.
-        return json.loads(line)
-
-    def update(self) -> dict[str, float]:
-        """One update: {"seconds", "peak_gigabytes" of the process so far}."""
-        self._process.stdin.write("update\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def work(side: str, case: str) -> None:
     """What a worker does: one update for each line it reads."""
     update = {"ours": Ours, "theirs": Theirs}[side](case, decoder.init(MODEL, 0))
@@ -181,11 +155,12 @@ def main():
         return
     claims = []
     for case in CASES if arguments.rows == "all" else [arguments.rows]:
-        ours, theirs = Worker("ours", case), Worker("theirs", case)
-        assert abs(ours.mean - theirs.mean) < 1e-4 * abs(theirs.mean), f"{ours.mean} is not {theirs.mean}"
+        ours, theirs = (common.Worker(__file__, f"--side={side}", f"--rows={case}") for side in ("ours", "theirs"))
+        own_mean, mean = ours.read()["mean"], theirs.read()["mean"]
+        assert abs(own_mean - mean) < 1e-4 * abs(mean), f"{own_mean} is not {mean}"
         ratios, memory = [], [0.0]
         for repeat in range(arguments.repeats + 1):
-            own, peer = ours.update(), theirs.update()
+            own, peer = ours.do("update"), theirs.do("update")
             memory = [peer["peak_gigabytes"] / own["peak_gigabytes"]]
             print(f"{case}: ours {own}, PyTorch {peer}", flush=True)
             if repeat:

@@ -55,7 +55,7 @@ class Engine:
     Attributes:
         num_slots: N; as asked for, or a few more, so that devices can share them out evenly.
         piece: Tokens of a prompt computed together.
-        device_seconds: In how many seconds so far the host only waited.
+        device_seconds: Time so far spent on calls to the device and on waiting for them, compiling included (s).
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Engine:
         self._steps_per_call = steps_per_call
         self._dtype, self._whole, self._int8 = dtype, whole, int8
         self._weights: Any = None
-        # Rows of slots that are prefilled, by their number and positions; what they hold has no meaning.
-        self._scratch: dict[tuple[int, int], list[LayerCache]] = {}
+        # Copies of the slots' rows that are prefilled, by their number; between two calls they mean nothing.
+        self._scratch: dict[int, list[LayerCache]] = {}
         self._mesh: Mesh | None = None
 
     def load(self, params: Params) -> None:
@@ -181,11 +181,13 @@ class Engine:
                 share's slots, and so on, as many of each. Rows and tokens per row must be of the buckets.
         """
         count, positions = len(tokens), cache[0][1].shape[2]
-        rows = self._scratch.pop((count, positions), None) or self.empty(count, positions)
+        rows = self._scratch.pop(count, None)
+        if rows is None or rows[0][1].shape[2] != positions:
+            rows = self.empty(count, positions)
         rows = self.copy(rows, cache, [(slot, row) for row, slot in slots.items()])
         hidden, rows = self._run(self._prefill(trunk, rows, tokens, lengths, starts))
         cache = self.copy(cache, rows, list(slots.items()))
-        self._scratch[count, positions] = rows
+        self._scratch[count] = rows
         return hidden, cache
 
     def draw_first(

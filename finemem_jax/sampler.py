@@ -35,7 +35,7 @@ class SamplerStats:
         prefilled_tokens: Prompt tokens that were computed; the others were there already.
         padded_tokens: The same with the padding of rows and lengths.
         slot_steps, slot_tokens: Slots times decoding steps, and tokens drawn in these; without idle slots, the same.
-        device_seconds: Of `seconds`, those in which the host only waited.
+        device_seconds: Of `seconds`, those spent on calls to the device and on waiting for them.
     """
 
     requests: int = 0

@@ -77,10 +77,7 @@ def test_the_layout_is_a_copy(params):
 @pytest.mark.parametrize("whole", [True, False])
 def test_places_on_a_mesh(params, whole):
     """Split along "tensor" always, along "fsdp" only where weights are to stay in parts."""
-    devices = jax.devices()
-    if len(devices) < 2:
-        pytest.skip("needs two devices")
-    mesh = sharding.make_mesh(1, 2, 1, devices[:2])
+    mesh = sharding.make_mesh(1, 2, 1, jax.devices()[:2])
     placed = jax.device_put(cached.layout(TINY, params, "float32"), cached.shardings(TINY, mesh, whole))
     gate = placed[1][0]["gate"]
     assert gate.shape == (TINY.mlp_dim, TINY.embed_dim)
