@@ -53,6 +53,14 @@ def idle(slots: int) -> SlotState:
     )
 
 
+@functools.partial(jax.jit, static_argnames=("config", "rows", "positions", "dtype", "mesh"))
+def empty(
+    *, config: DecoderConfig, rows: int, positions: int, dtype: str, mesh: Mesh | None = None
+) -> list[LayerCache]:
+    """A cache of zeros, made where it belongs on the mesh."""
+    return cached.constrain(mesh, cached.empty(config, rows, positions, dtype))
+
+
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="rows")
 def prefill(
     weights: Weights,
@@ -78,7 +86,7 @@ def prefill(
     """
     hidden, rows = cached.extend(config, weights, trunk, rows, tokens, trunk_length, starts, mesh)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return last, cached.constrain(mesh, rows)
+    return axes.constrain(mesh, last, cached.STATES), cached.constrain(mesh, rows)
 
 
 def _by_share(function, mesh, like, *arguments):

@@ -5,13 +5,14 @@ Sizes as in `decoding`. Knows nothing of requests; `sampler` decides what is com
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from finemem_jax import compilation, decoding
 from finemem_jax.decoding import SlotState
@@ -80,6 +81,7 @@ class Engine:
         # Copies of the slots' rows that are prefilled, by their number; between two calls they mean nothing.
         self._scratch: dict[int, list[LayerCache]] = {}
         self._mesh: Mesh | None = None
+        self._device: SingleDeviceSharding | None = None
 
     def load(self, params: Params) -> None:
         """Takes weights: a copy, in the layout of decoding."""
@@ -89,9 +91,12 @@ class Engine:
         shares = 1 if self._mesh is None else axes.size(self._mesh, axes.ROWS)
         self.num_slots = -(-self.num_slots // shares) * shares
         weights = cached.layout(self._config, params, self._dtype, self._int8)
-        if self._mesh is not None:
-            weights = jax.device_put(weights, cached.shardings(self._config, self._mesh, self._whole, self._int8))
-        self._weights = weights
+        if self._mesh is None:
+            # Of one kind also where the trainer has a mesh of one device: else programs would be compiled for either.
+            where = self._device = SingleDeviceSharding(*place.device_set)
+        else:
+            where = cached.shardings(self._config, self._mesh, self._whole, self._int8)
+        self._weights = jax.device_put(weights, where)
 
     def drop(self) -> None:
         """Gives the weights up, and what was computed with them."""
@@ -125,36 +130,67 @@ class Engine:
 
     def empty(self, rows: int, positions: int) -> list[LayerCache]:
         """A cache of zeros, where it belongs on the devices."""
-        cache = cached.empty(self._config, rows, positions, self._dtype)
-        return cache if self._mesh is None else jax.device_put(cache, cached.cache_shardings(self._mesh, cache))
+        cache = self._run(self._empty(rows, positions))
+        return cache if self._mesh is not None else jax.device_put(cache, self._device)
+
+    def _empty(self, rows, positions):
+        sizes = {"config": self._config, "rows": rows, "positions": positions, "dtype": self._dtype}
+        return _Call((decoding.empty,), {**sizes, "mesh": self._mesh})
+
+    def _shape(self, rows, positions):
+        """What `empty` returns, without its memory."""
+        cache = jax.eval_shape(lambda: cached.empty(self._config, rows, positions, self._dtype))
+        if self._mesh is None:
+            places = jax.tree.map(lambda _: self._device, cache)
+        else:
+            places = cached.cache_shardings(self._mesh, cache)
+        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), cache, places)
 
     def warm_up(
-        self, trunk_length: int, slots: list[LayerCache], store: list[LayerCache], say: Callable[[int, int], None]
+        self,
+        trunk_length: int,
+        positions: Sequence[int],
+        stored: tuple[int, int],
+        say: Callable[[int, int], None],
     ) -> None:
         """Compiles all programs for caches of these sizes. Shorter trunks will be padded to this length.
 
         Args:
+            positions: Of the slots; they begin with the first of these, and may be lengthened to each of the others.
+            stored: Rows and positions of the store.
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
         self._least_trunk = self.positions(trunk_length)
-        trunk = Trunk(self.empty(1, self._least_trunk), np.int32(trunk_length))
-        state = decoding.idle(self.num_slots)
-        calls = [self._decode(trunk, slots, state, 0)]
+        trunk = Trunk(self._shape(1, self._least_trunk), np.int32(trunk_length))
+        state, store = decoding.idle(self.num_slots), self._shape(*stored)
+        sizes = [self._shape(self.num_slots, size) for size in positions]
+        calls = [self._empty(*size) for size in ((1, self._least_trunk), (1, 0), stored)]
+        calls += [self._empty(self.num_slots, size) for size in positions]
+        calls += [self._decode(trunk, slots, state, 0) for slots in sizes]
         for rows in (self.shares * rows for rows in self.row_buckets):
-            nothing, copies = np.zeros(rows, np.int32), self.empty(rows, slots[0][1].shape[2])
-            calls += [self._copy(copies, slots, []), self._copy(slots, copies, [])]
+            nothing, copies = np.zeros(rows, np.int32), self._shape(rows, positions[-1])
+            calls.append(self._empty(rows, positions[-1]))
+            calls += [self._copy(*pair, []) for slots in sizes for pair in ((copies, slots), (slots, copies))]
             for length in self.length_buckets:
                 tokens = np.zeros((rows, length), np.int32)
                 calls.append(self._prefill(trunk, copies, tokens, nothing, nothing))
-            hidden = np.zeros((rows, self._config.embed_dim), self._dtype)
+            hidden = jax.ShapeDtypeStruct((rows, self._config.embed_dim), self._dtype, sharding=self._states(rows))
             calls.append(self._first(trunk, hidden, np.zeros(self.num_slots, np.int32), state))
-        calls += [self._copy(target, source, []) for target, source in ((slots, store), (store, slots), (slots, None))]
+        for slots in sizes:
+            calls += [self._copy(*pair, []) for pair in ((slots, store), (store, slots), (slots, None))]
+        calls += [self._lengthen(shorter, longer) for shorter, longer in itertools.pairwise(sizes)]
         if trunk_length:
             calls.append(self._trunk_piece(trunk.cache, (0,), 0))
         for done, call in enumerate(calls):
             say(done, len(calls))
             compilation.prepare(*call.arguments, **call.statics)
         say(len(calls), len(calls))
+
+    def _states(self, rows):
+        """Where the last hidden states of rows live that have been prefilled."""
+        if self._mesh is None:
+            return self._device
+        return axes.place(self._mesh, (rows, self._config.embed_dim), cached.STATES)
 
     # ---------------------------------------------------------------------------------- what it computes
 
@@ -169,6 +205,7 @@ class Engine:
         self,
         trunk: Trunk,
         cache: list[LayerCache],
+        positions: int,
         slots: Mapping[int, int],
         tokens: Array,
         lengths: Array,
@@ -177,10 +214,12 @@ class Engine:
         """`decoding.prefill` of some slots of a cache.
 
         Args:
+            positions: Of the copies that are computed with: as many as a slot may ever have, so that one program serves
+                slots of all lengths.
             slots: Which slot's each row of tokens is, of those that are not padding. The first rows are of the first
                 share's slots, and so on, as many of each. Rows and tokens per row must be of the buckets.
         """
-        count, positions = len(tokens), cache[0][1].shape[2]
+        count = len(tokens)
         rows = self._scratch.pop(count, None)
         if rows is None or rows[0][1].shape[2] != positions:
             rows = self.empty(count, positions)
@@ -216,12 +255,7 @@ class Engine:
 
     def lengthen(self, cache: list[LayerCache], positions: int) -> list[LayerCache]:
         """The same rows in a cache with more positions."""
-        rows = len(cache[0][0])
-        shares = cached.shares(self._mesh, rows)
-        places = np.tile(np.arange(rows // shares, dtype=np.int32), shares)
-        counts = np.full(shares, rows // shares, np.int32)
-        arguments = (decoding.copy_rows, self.empty(rows, positions), cache, places, places, counts)
-        return self._run(_Call(arguments, {"mesh": self._mesh}))
+        return self._run(self._lengthen(cache, self.empty(len(cache[0][0]), positions)))
 
     # ---------------------------------------------------------------------------------- calls
 
@@ -278,3 +312,10 @@ class Engine:
         if source is None:
             return _Call((decoding.copy_within, target, *places), {"mesh": self._mesh})
         return _Call((decoding.copy_rows, target, source, *places), {"mesh": self._mesh})
+
+    def _lengthen(self, cache, longer):
+        rows = len(cache[0][0])
+        shares = cached.shares(self._mesh, rows)
+        places = np.tile(np.arange(rows // shares, dtype=np.int32), shares)
+        counts = np.full(shares, rows // shares, np.int32)
+        return _Call((decoding.copy_rows, longer, cache, places, places, counts), {"mesh": self._mesh})

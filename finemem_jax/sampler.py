@@ -130,8 +130,8 @@ class Sampler:
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
         self._positions = max(self._positions, self._engine.positions(positions))
-        caches = self._new_caches()
-        self._engine.warm_up(trunk, caches[SLOTS], caches[STORE], say)
+        sizes = sorted({self._half, self._positions})
+        self._engine.warm_up(trunk, sizes, (self._stored_rows, self._half), say)
 
     def take_stats(self) -> SamplerStats:
         """Returns the counts since the last call."""
@@ -247,10 +247,13 @@ class Sampler:
         if slots is not None and any(slots.occupants):
             return None
         self._waiting = {ids: queue for ids, queue in self._waiting.items() if queue}
-        self._positions = self._positions or self._engine.positions(_need(self._waiting[trunk][0][1]))
         if slots is None:
-            caches, shares = self._new_caches(), self._engine.shares
-            self._slots = Slots(trunk, self._trunk(trunk), caches, shares)
+            size = self._size_for(_need(self._waiting[trunk][0][1]))
+            caches = {
+                SLOTS: self._engine.empty(self._engine.num_slots, size),
+                STORE: self._engine.empty(self._stored_rows, self._half),
+            }
+            self._slots = Slots(trunk, self._trunk(trunk), caches, self._engine.shares)
         else:
             slots.take_over(trunk, self._trunk(trunk))
         return self._slots
@@ -263,28 +266,31 @@ class Sampler:
             self.stats.padded_tokens += -(-len(ids) // self._engine.piece) * self._engine.piece
         return self._trunks[ids]
 
-    def _new_caches(self):
-        shares = self._engine.shares
-        num_stored = -(-self._num_stored // shares) * shares
-        return {
-            SLOTS: self._engine.empty(self._engine.num_slots, self._positions),
-            STORE: self._engine.empty(num_stored, self._stored_positions),
-        }
+    def _size_for(self, need):
+        """Positions that slots are given for requests that need so many: half of the most there were, or all of them.
+
+        Every step of decoding reads all positions of all slots, used or not.
+        """
+        self._positions = max(self._positions, self._engine.positions(need))
+        return self._half if need <= self._half else self._positions
 
     @property
-    def _stored_positions(self):
-        # A branch is seldom more than half of what a request takes; of a longer one, half is worth keeping.
+    def _half(self):
+        # As long are the rows of the store: a branch is seldom more than half of what a request takes.
         return self._engine.positions(self._positions // 2)
+
+    @property
+    def _stored_rows(self):
+        shares = self._engine.shares
+        return -(-self._num_stored // shares) * shares
 
     def _admit(self, slots):
         """Fills free slots with waiting requests, and draws their first tokens."""
         queue = self._waiting[slots.trunk_ids]
         admitted = [queue.popleft() for _ in range(min(slots.num_free, len(queue)))]
-        needed = self._engine.positions(max(_need(request) for _, request in admitted))
-        if needed > slots.positions:
-            self._positions = needed
-            sizes = {SLOTS: needed, STORE: self._stored_positions}
-            slots.lengthen({name: self._engine.lengthen(slots.caches[name], size) for name, size in sizes.items()})
+        size = self._size_for(max(_need(request) for _, request in admitted))
+        if size > slots.positions:
+            slots.lengthen(self._engine.lengthen(slots.caches[SLOTS], size))
         entries = slots.admit(admitted)
         twins = {entry.slot: entry.twin for entry in entries if entry.twin is not None}
         for stage in range(1 + max(entry.stage for entry in entries)):
@@ -327,7 +333,7 @@ class Sampler:
         tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
         for row, entry in taken:
             # Whole buckets are written: near the end of the cache, some tokens are computed once more.
-            start = min(entry.held, slots.positions - length)
+            start = min(entry.held, self._positions - length)
             piece = entry.own[start : start + length]
             starts[row], lengths[row] = start, len(piece)
             tokens[row, : len(piece)] = piece
@@ -336,7 +342,7 @@ class Sampler:
         self.stats.padded_tokens += tokens.size
         slot_of_row = {row: entry.slot for row, entry in taken}
         hidden, slots.caches[SLOTS] = self._engine.prefill(
-            slots.trunk, slots.caches[SLOTS], slot_of_row, tokens, lengths, starts
+            slots.trunk, slots.caches[SLOTS], self._positions, slot_of_row, tokens, lengths, starts
         )
         return hidden, {slot: row for row, slot in slot_of_row.items()}
 

@@ -150,12 +150,11 @@ class Slots:
     def _positions(self, name):
         return self.caches[name][0][1].shape[2]
 
-    def lengthen(self, caches: dict[str, Any]) -> None:
-        """Takes longer caches, which hold what the old ones held."""
-        self.caches = caches
+    def lengthen(self, cache: Any) -> None:
+        """Takes longer slots, which hold what they held."""
+        self.caches[SLOTS] = cache
         for share in self._shares:
-            for name, rows in share.held.items():
-                rows.lengthen(self._positions(name))
+            share.held[SLOTS].lengthen(self.positions)
 
     def allowed(self, vocab_size: int) -> np.ndarray | None:
         """Which tokens the slots may draw next (`drawing.draw`); None if all of them may draw all."""

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import sampler_test
 
+from finemem_jax import compilation
 from finemem_jax.models import sharding
 from finemem_jax.sampler import Sampler
 
@@ -20,11 +21,13 @@ if "--all" in sys.argv:
 
 
 def serve(params, requests, num_slots, whole=True):
-    """All completions, collected while requests come, and the sampler's counts."""
+    """All completions, collected while requests come; the sampler's counts; how many programs that compiled."""
     sampler = Sampler(
         sampler_test.TINY, params, sampler_test.NO_END, num_slots=num_slots, steps_per_call=4,
         prefill_tokens=sampler_test.MULTIPLE, whole=whole,
     )  # fmt: skip
+    sampler.warm_up(len(sampler_test.TRUNK), 2 * sampler_test.MULTIPLE)
+    compiled = compilation.counts().programs
     rng, results, tickets = random.Random(1), {}, []
     for request in requests:
         tickets.append(sampler.submit(request))
@@ -32,18 +35,18 @@ def serve(params, requests, num_slots, whole=True):
             results |= sampler.collect()
     while sampler.pending:
         results |= sampler.collect()
-    return [results[ticket] for ticket in tickets], sampler.stats
+    return [results[ticket] for ticket in tickets], sampler.stats, compilation.counts().programs - compiled
 
 
 def main():
     params, requests = sampler_test.random_params(0), sampler_test.random_requests(60)
-    expected, alone = serve(params, requests, 16)
+    expected, alone, _ = serve(params, requests, 16)
     found = {}
     for sizes, whole in MESHES:
         mesh = sharding.make_mesh(*sizes)
         # 16 slots are shared out over data and fsdp; 3 cannot be.
         for num_slots in (16, 3) if sizes == (2, 2, 2) and whole else (16,):
-            got, stats = serve(sharding.place(sampler_test.TINY, params, mesh), requests, num_slots, whole)
+            got, stats, compiled = serve(sharding.place(sampler_test.TINY, params, mesh), requests, num_slots, whole)
             found[f"{sizes} whole={whole} slots={num_slots}"] = {
                 "same_ids": [c.ids for c in got] == [c.ids for c in expected],
                 "log_probs": max(
@@ -51,6 +54,7 @@ def main():
                     for a, b in zip(got, expected, strict=True)
                 ),
                 "prefilled": stats.prefilled_tokens / alone.prefilled_tokens,
+                "compiled": compiled,
                 "of_all": stats.prefilled_tokens / stats.prompt_tokens,
             }
     print(json.dumps(found))

@@ -74,6 +74,8 @@ def place(mesh: Mesh, shape: Sequence[int], names: Sequence[str], table: Mapping
     """Where an array with these logical axes lives. An axis that cannot be split evenly stays whole."""
     axes = [table[name] for name in names]
     fitting = [axis if length % size(mesh, axis) == 0 else None for axis, length in zip(axes, shape, strict=True)]
+    while fitting and fitting[-1] is None:  # As JAX names the places of what it computes: names are compared.
+        fitting.pop()
     return NamedSharding(mesh, P(*fitting))
 
 

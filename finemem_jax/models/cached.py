@@ -25,7 +25,8 @@ Weights = tuple[Params, list[Params]]
 LayerCache = tuple[Array, Array]
 # Tokens of a row whose attention over a cache is computed together.
 _QUERY_BLOCK = 256
-# Logical axes of a layer's keys, and of its values.
+# Logical axes of hidden states, one a row; of a layer's keys; and of its values.
+STATES = ("rows", "embed")
 _KEYS, _VALUES = ("rows", "kv_heads", "channels", "tokens"), ("rows", "kv_heads", "tokens", "channels")
 
 
