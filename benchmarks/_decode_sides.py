@@ -155,6 +155,9 @@ class LlamaCppBatched:
 
     def __init__(self, folder: pathlib.Path):
         self.api = api = common.peer("llama_cpp", "pip install llama-cpp-python")
+        # It tells of every tensor; and must not lose the function that does not.
+        self.log = api.llama_log_callback(lambda *_: None)
+        api.llama_log_set(self.log, None)
         model = api.llama_model_load_from_file(str(folder / GGUF_FILE).encode(), api.llama_model_default_params())
         options = api.llama_context_default_params()
         options.n_seq_max, options.n_batch = ROWS, ROWS * CONTEXT

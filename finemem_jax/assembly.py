@@ -173,8 +173,13 @@ def build(config: ConfigDict) -> Parts:
         steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
         dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
     )  # fmt: skip
-    manager = sampler(num_slots=config.sampler.num_slots, num_stored=config.rollout.streams_per_step)
-    reader_sampler = sampler(num_slots=config.reader.num_slots)
+    manager = sampler(
+        num_slots=config.sampler.num_slots, num_stored=config.rollout.streams_per_step, in_place=config.sampler.in_place
+    )
+    # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
+    reader_sampler = sampler(
+        num_slots=config.reader.num_slots, in_place=config.sampler.in_place and config.lora.rank > 0
+    )
 
     def asked(chat: tokenizer.EncodedChat) -> Request:
         # The key is the prompt itself: the same question with the same evidence is answered alike, whoever asks.

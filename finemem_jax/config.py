@@ -93,6 +93,7 @@ def default() -> ConfigDict:
     config.sampler.prefill_tokens = 128  # Prompt tokens per row that are computed together; caches are multiples of it.
     config.sampler.dtype = "float32"  # What weights and caches are held in, and products computed: or "bfloat16".
     config.sampler.int8 = False  # Round the layers' kernels to 8 bits; π_old is then the trainer's, as with top_p < 1.
+    config.sampler.in_place = False  # Decode with the trainer's arrays, not a copy: less memory, but slower on CPUs.
     config.sampler.whole_weights = True  # Devices along mesh.fsdp hold the sampler's weights whole, not in parts.
 
     config.reader = ConfigDict()
@@ -256,6 +257,11 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "credit.kl_weight measures the divergence on what the whole policy draws; set rollout.top_k=0 and "
             "rollout.top_p=1, or use objective.kl_weight."
+        )
+    if config.sampler.in_place and (config.sampler.int8 or config.sampler.dtype != config.model.param_dtype):
+        raise ValueError(
+            "sampler.in_place=True decodes with the trainer's arrays as they are; set sampler.int8=False and "
+            f"sampler.dtype={config.model.param_dtype!r} (model.param_dtype), or sampler.in_place=False."
         )
     for name in ("optimizer.b1", "optimizer.b2"):
         if not 0 <= value_of(config, name) < 1:

@@ -56,6 +56,7 @@ class Engine:
     Attributes:
         num_slots: N; as asked for, or a few more, so that devices can share them out evenly.
         piece: Tokens of a prompt computed together.
+        weights: As they are decoded with (`cached.layout`); None while there are none.
         device_seconds: Time so far spent on calls to the device and on waiting for them, compiling included (s).
     """
 
@@ -70,37 +71,53 @@ class Engine:
         dtype: str,
         whole: bool,
         int8: bool = False,
+        in_place: bool = False,
     ):
         self.num_slots, self.piece = num_slots, piece
         self.device_seconds = 0.0
         self._least_trunk = 0
         self._config, self._end_ids = config, np.asarray(end_ids, np.int32)
         self._steps_per_call = steps_per_call
-        self._dtype, self._whole, self._int8 = dtype, whole, int8
-        self._weights: Any = None
+        self._dtype, self._whole, self._int8, self._in_place = dtype, whole, int8, in_place
+        self.weights: Any = None
         # Copies of the slots' rows that are prefilled, by their number; between two calls they mean nothing.
         self._scratch: dict[int, list[LayerCache]] = {}
         self._mesh: Mesh | None = None
         self._device: SingleDeviceSharding | None = None
 
     def load(self, params: Params) -> None:
-        """Takes weights: a copy, in the layout of decoding."""
+        """Takes weights: a copy, in the layout of decoding; or the arrays themselves.
+
+        Raises:
+            ValueError: these arrays are of another dtype than the caches.
+        """
         place = jax.tree.leaves(params)[0].sharding
         mesh = place.mesh if isinstance(place, NamedSharding) else None
         self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
         shares = 1 if self._mesh is None else axes.size(self._mesh, axes.ROWS)
         self.num_slots = -(-self.num_slots // shares) * shares
-        weights = cached.layout(self._config, params, self._dtype, self._int8)
+        if self._in_place:
+            dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
+            if dtypes != {self._dtype}:
+                raise ValueError(
+                    f"Weights of {', '.join(sorted(dtypes))} cannot be decoded with in place in {self._dtype}; set "
+                    "sampler.dtype to model.param_dtype, or sampler.in_place=False."
+                )
+            weights = cached.in_place(params)
+        else:
+            weights = cached.layout(self._config, params, self._dtype, self._int8)
         if self._mesh is None:
             # Of one kind also where the trainer has a mesh of one device: else programs would be compiled for either.
-            where = self._device = SingleDeviceSharding(*place.device_set)
-        else:
+            self._device = SingleDeviceSharding(*place.device_set)
+            weights = jax.device_put(weights, self._device)
+        elif not self._in_place:
             where = cached.shardings(self._config, self._mesh, self._whole, self._int8)
-        self._weights = jax.device_put(weights, where)
+            weights = jax.device_put(weights, where)
+        self.weights = weights
 
     def drop(self) -> None:
         """Gives the weights up, and what was computed with them."""
-        self._weights = None
+        self.weights = None
         self._scratch.clear()
 
     # ---------------------------------------------------------------------------------- shapes
@@ -156,7 +173,7 @@ class Engine:
         """Compiles all programs for caches of these sizes. Shorter trunks will be padded to this length.
 
         Args:
-            positions: Of the slots; they begin with the first of these, and may be lengthened to each of the others.
+            positions: Of the slots, from the fewest to the most; they may be lengthened from any to any.
             stored: Rows and positions of the store.
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
@@ -178,7 +195,7 @@ class Engine:
             calls.append(self._first(trunk, hidden, np.zeros(self.num_slots, np.int32), state))
         for slots in sizes:
             calls += [self._copy(*pair, []) for pair in ((slots, store), (store, slots), (slots, None))]
-        calls += [self._lengthen(shorter, longer) for shorter, longer in itertools.pairwise(sizes)]
+        calls += [self._lengthen(shorter, longer) for shorter, longer in itertools.combinations(sizes, 2)]
         if trunk_length:
             calls.append(self._trunk_piece(trunk.cache, (0,), 0))
         for done, call in enumerate(calls):
@@ -274,7 +291,7 @@ class Engine:
 
     def _prefill(self, trunk, rows, tokens, lengths, starts):
         return _Call(
-            (decoding.prefill, self._weights, trunk.cache, rows, tokens, lengths, trunk.length, starts),
+            (decoding.prefill, self.weights, trunk.cache, rows, tokens, lengths, trunk.length, starts),
             {"config": self._config, "mesh": self._mesh},
         )
 
@@ -288,12 +305,12 @@ class Engine:
     def _first(self, trunk, hidden, rows, state, allowed=None):
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         state = state._replace(filled=state.filled - 1)
-        arguments = (decoding.draw_first, self._weights, hidden, rows, state, trunk.length, allowed)
+        arguments = (decoding.draw_first, self.weights, hidden, rows, state, trunk.length, allowed)
         return _Call(arguments, {"config": self._config})
 
     def _decode(self, trunk, cache, state, leave_at, allowed=None):
         return _Call(
-            (decoding.decode, self._weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
+            (decoding.decode, self.weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
              self._end_ids, allowed),
             {"config": self._config, "num_steps": 1 if allowed is not None else self._steps_per_call,
              "mesh": self._mesh},

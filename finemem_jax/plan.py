@@ -241,7 +241,7 @@ class _Shapes:
         where = learner.state_shardings(self.trained, self.tx)
         opt_state = jax.eval_shape(self.tx.init, self.trained)
         self.state = TrainState(self.trained, jax.tree.map(_at, opt_state, where.opt_state), self.scalar(jnp.int32))
-        # What the manager and the reader each decode with.
+        # What the manager and the reader each decode with, where these are copies.
         plain = lora.without(model)
         laid_out = functools.partial(cached.layout, plain, dtype=config.sampler.dtype, int8=config.sampler.int8)
         where = cached.shardings(plain, mesh, config.sampler.whole_weights, config.sampler.int8)
@@ -335,11 +335,15 @@ def _sampling_programs(config, model, shapes):
     trunk = shapes.cache(base, 1, sampler.positions(lengths.trunk))
     cache = shapes.cache(base, slots, positions)
     store = shapes.cache(base, config.rollout.streams_per_step, sampler.positions(positions // 2))
+    in_place, adapted = config.sampler.in_place, bool(config.lora.rank)
+    weights = cached.in_place(shapes.base) if in_place else shapes.weights
+    frozen = config.reader.kind == "model" and not (in_place and adapted)
     held = {
         "parameters": _bytes(shapes.params),
         "optimizer": _bytes(shapes.state) - _bytes(shapes.trained),
-        "frozen copies": _bytes(shapes.weights) if config.reader.kind == "model" else 0.0,
-        "manager's copy": _bytes(shapes.weights),
+        "frozen copies": _bytes(shapes.weights) if frozen else 0.0,
+        # Adapters are merged into a copy of what they adapt.
+        "manager's copy": _bytes(weights) if adapted or not in_place else 0.0,
         "cache": _bytes(cache) + _bytes(trunk) + _bytes(store),
     }
     if _has_reference(config) and not config.lora.rank:
@@ -359,7 +363,7 @@ def _sampling_programs(config, model, shapes):
     held["cache"] += _bytes(copies)
     prefill = _compile(
         "prefill", steps * waves * pieces, decoding.prefill,
-        (shapes.weights, trunk, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
+        (weights, trunk, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
          shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
         held, config=base, mesh=shapes.mesh,
     )  # fmt: skip
@@ -368,13 +372,13 @@ def _sampling_programs(config, model, shapes):
     num_steps = config.sampler.steps_per_call
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decoding.decode,
-        (shapes.weights, trunk, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
+        (weights, trunk, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
          _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P())), None),
         held, config=base, num_steps=num_steps, mesh=shapes.mesh,
     )  # fmt: skip
     decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)
     # Every token reads the weights and the cache once.
-    decode.hbm_bytes = num_steps * (_bytes(shapes.weights) + _bytes(cache) + _bytes(trunk))
+    decode.hbm_bytes = num_steps * (_bytes(weights) + _bytes(cache) + _bytes(trunk))
     return prefill, decode
 
 

@@ -70,6 +70,7 @@ class Sampler:
         dtype: str = "float32",
         whole: bool = True,
         int8: bool = False,
+        in_place: bool = False,
         policy_version: int = 0,
     ):
         """Args:
@@ -81,13 +82,15 @@ class Sampler:
         dtype: What weights and caches are held in, and products computed; "float32" or "bfloat16".
         whole: Devices along "fsdp" hold the weights whole, instead of in parts as they are stored.
         int8: Round the layers' kernels to 8 bits (`cached.layout`).
+        in_place: Decode with the arrays of `params` themselves, where they live; `release` before they are given away.
+            Saves a copy, and its time at every update; on CPUs decoding is slower.
         """
         self.config = config
         self.stats = SamplerStats()
         self._end_ids = frozenset(end_ids)
         self._engine = Engine(
             config, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, piece=prefill_tokens, dtype=dtype,
-            whole=whole, int8=int8,
+            whole=whole, int8=int8, in_place=in_place,
         )  # fmt: skip
         self._num_stored = num_stored
         self._tickets = itertools.count()
@@ -130,7 +133,9 @@ class Sampler:
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
         self._positions = max(self._positions, self._engine.positions(positions))
-        sizes = sorted({self._half, self._positions})
+        sizes = [self._half]
+        while sizes[-1] < self._positions:
+            sizes.append(self._engine.positions(sizes[-1] + 1))
         self._engine.warm_up(trunk, sizes, (self._stored_rows, self._half), say)
 
     def take_stats(self) -> SamplerStats:
@@ -267,12 +272,12 @@ class Sampler:
         return self._trunks[ids]
 
     def _size_for(self, need):
-        """Positions that slots are given for requests that need so many: half of the most there were, or all of them.
+        """Positions that slots are given for requests that need so many: from half of the most there were on.
 
         Every step of decoding reads all positions of all slots, used or not.
         """
         self._positions = max(self._positions, self._engine.positions(need))
-        return self._half if need <= self._half else self._positions
+        return max(self._half, self._engine.positions(need))
 
     @property
     def _half(self):

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import random
 import resource
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,25 +24,21 @@ from finemem_jax import (
     evaluate,
     input_pipeline,
     learner,
+    metrics,
     optimizer,
     records,
     rewards,
     rollout,
     writer,
 )
-from finemem_jax.advantages import Advantages
 from finemem_jax.assembly import FittedSource, Parts
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
-from finemem_jax.episode import Action, Operation, Trajectory
+from finemem_jax.interrupt import Interrupt
 from finemem_jax.learner import LearnerOptions
 from finemem_jax.models import axes, lora, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.optimizer import OptimizerOptions
-from finemem_jax.rules import RewardInputs, Rewards
-from finemem_jax.workers import Worker
-
-In, Out = TypeVar("In"), TypeVar("Out")
 
 
 def train(
@@ -76,7 +69,7 @@ def train(
         checkpoint.Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
         writer.MetricWriter(workdir) as metric_writer,
         writer.Display(config.train.num_steps) as display,
-        _Interrupt() as interrupt,
+        Interrupt() as interrupt,
     ):
         # Both are called several times a step, which is how often Ctrl-C is looked for.
         parts = dataclasses.replace(parts, policy=interrupt.before(parts.policy), answer=interrupt.before(parts.answer))
@@ -127,22 +120,23 @@ def train(
                 interrupt.updating = True
                 for minibatch in _minibatches(config, parts, groups, step):
                     state, measured = learner.update(options, tx, frozen, state, minibatch, config.rollout.temperature)
-                    loss_metrics = _sampler_difference(groups, measured) | loss_metrics | measured
+                    loss_metrics = metrics.of_sampler_difference(groups, measured) | loss_metrics | measured
                 step, saved_position = step + 1, batches.get_state()
                 parts.manager.update(policy_params(state), step)
                 interrupt.updating = False
 
                 now = time.monotonic()
-                metrics = _reward_metrics(inputs, earned, compared) | _operation_metrics(trajectories)
-                metrics |= loss_metrics | _sampler_metrics(parts)
-                metrics |= _compile_metrics(compiled)
+                measures = metrics.of_rewards(inputs, earned, compared) | metrics.of_operations(trajectories)
+                measures |= loss_metrics
+                measures |= metrics.of_samplers(parts.manager.take_stats(), parts.reader_sampler.take_stats())
+                measures |= metrics.of_compilation(compiled)
                 compiled = compilation.counts()
-                metrics["time/update_seconds"] = now - update_began
-                metrics["time/step_seconds"] = now - step_began
-                metrics["memory/peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                measures["time/update_seconds"] = now - update_began
+                measures["time/step_seconds"] = now - step_began
+                measures["memory/peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
                 _write_trajectories(workdir, step, trajectories, inputs, earned, compared, parts)
-                metric_writer.write(step - 1, metrics)
-                display.step(step - 1, metrics)
+                metric_writer.write(step - 1, measures)
+                display.step(step - 1, measures)
 
                 limit = config.train.stop_after_seconds
                 done = step == config.train.num_steps or (limit > 0 and now - began > limit)
@@ -178,57 +172,6 @@ def evaluate_only(config: ConfigDict, workdir: pathlib.Path, parts: Parts, test_
             parts.manager.update(lora.merge(parts.model, lora.combine(frozen, state.params)), step)
         display.phase("evaluating on held-out streams")
         _evaluate(config, workdir, parts, test_streams, f"evaluated at step {step}", display, step)
-
-
-class _Interrupt:
-    """Ctrl-C, made safe: the first asks the run to stop at the next safe point, a second stops it at once.
-
-    An exception raised wherever the signal happens to arrive can be lost (in a garbage collector's callback, say), or
-    come in the middle of an update, which gives its arrays away. So the handler only takes note.
-    """
-
-    def __init__(self):
-        self._asked = False
-        self._handler: Any = None
-        self.updating = False
-
-    def __enter__(self) -> _Interrupt:
-        # Signals can only be handled by the main thread; elsewhere Ctrl-C does not arrive anyway.
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._take_note)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-
-    def _take_note(self, *_):
-        if self._asked and not self.updating:
-            raise KeyboardInterrupt
-        self._asked = True
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping at the next safe point; once more stops at once\n")
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if one was asked for."""
-        if self._asked:
-            raise KeyboardInterrupt
-
-    def before(self, worker: Worker[In, Out]) -> Worker[In, Out]:
-        """The same worker, with a check whenever it is to work."""
-        return _Checked(worker, self.check)
-
-
-class _Checked(Generic[In, Out]):
-    """A worker that calls a function before it works."""
-
-    def __init__(self, worker: Worker[In, Out], check: Callable[[], None]):
-        self.submit, self.cancel = worker.submit, worker.cancel
-        self._worker, self._check = worker, check
-
-    def collect(self) -> list[tuple[int, Out]]:
-        self._check()
-        return self._worker.collect()
 
 
 def _reference(config: ConfigDict, params: Params) -> Params | None:
@@ -357,93 +300,6 @@ def _write_trajectories(workdir, step, trajectories, inputs, earned, compared, p
         for i, one in enumerate(rollouts)
     )
     writer.write_records(workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
-
-
-def _reward_metrics(inputs: RewardInputs, earned: Rewards, compared: Advantages) -> dict[str, float]:
-    mask = inputs.step_mask
-    count = mask.sum()
-    with_questions = inputs.chunk_mask.any(-1)
-    asked = inputs.question_mask.any(-1)
-    groups = mask[:, 0].sum()
-    return {
-        "reward/total": float(earned.total.sum() / count),
-        "reward/credit": float(earned.credit.sum() / count),
-        "reward/format": float(earned.format.sum() / count),
-        "reward/compression": float(earned.compression.sum() / count),
-        "reward/content": float(earned.content.sum() / count),
-        "reward/kl": float(earned.kl.sum() / count),
-        # Means over what was asked: chunks without questions, and streams without them, say nothing here.
-        "reward/chunk": float(earned.chunk[with_questions].mean()) if with_questions.any() else 0.0,
-        "reward/outcome": float(earned.outcome[asked].mean()) if asked.any() else 0.0,
-        "reward/alive_groups": float(compared.alive.sum() / groups),
-        "data/chunks_per_stream": float(count / mask[:, :, 0].size),
-        "memory/tokens": float(inputs.memory_tokens.mean()),
-        "operations/valid_fraction": float(inputs.valid.sum() / max(inputs.written.sum(), 1)),
-        "operations/per_step": float(inputs.written.sum() / count),
-    }
-
-
-def _operation_metrics(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-    steps = [step for rollouts in trajectories for one in rollouts for step in one.steps]
-    outcomes = [outcome for step in steps for outcome in step.outcomes]
-    total = max(len(outcomes), 1)
-    metrics = {
-        f"operations/{action.value}_fraction": sum(
-            isinstance(o.operation, Operation) and o.operation.action is action and o.valid for o in outcomes
-        )
-        / total
-        for action in Action
-    }
-    statuses = {"malformed": 0, "duplicate": 0, "unknown_id": 0}
-    for outcome in outcomes:
-        if outcome.status.value in statuses:
-            statuses[outcome.status.value] += 1
-    metrics |= {f"operations/{name}_fraction": number / total for name, number in statuses.items()}
-    metrics["rollout/truncated_fraction"] = float(np.mean([s.completion.finish_reason == "length" for s in steps]))
-    metrics["rollout/response_tokens"] = float(np.mean([len(s.completion.ids) for s in steps]))
-    return metrics
-
-
-def _sampler_difference(groups, measured: dict[str, float]) -> dict[str, float]:
-    """|log π_trainer - log π_sampler|, mean and largest.
-
-    Where the trainer's were not computed apart, the first update's log ratio is this: its policy is still the one that
-    sampled.
-    """
-    differences = [
-        np.abs(old - np.asarray(step.completion.log_probs))
-        for group in groups
-        if group.old_log_probs is not None
-        for step, old in zip(group.steps, group.old_log_probs, strict=True)
-    ]
-    if differences:
-        joined = np.concatenate(differences)
-        mean, largest = float(joined.mean()), float(joined.max())
-    elif measured:
-        mean, largest = measured["policy/absolute_log_ratio"], measured["policy/largest_log_ratio"]
-    else:
-        return {}
-    return {"policy/sampler_difference_mean": mean, "policy/sampler_difference_largest": largest}
-
-
-def _sampler_metrics(parts: Parts) -> dict[str, float]:
-    manager, reader = parts.manager.take_stats(), parts.reader_sampler.take_stats()
-    metrics: dict[str, Any] = {
-        "time/new_tokens_per_second": manager.new_tokens / max(manager.seconds, 1e-9),
-        "time/manager_seconds": manager.seconds,
-        "time/reader_seconds": reader.seconds,
-        "sampler/prefilled_fraction": manager.prefilled_tokens / max(manager.prompt_tokens, 1),
-        "sampler/slot_occupancy": manager.slot_tokens / max(manager.slot_steps, 1),
-        "sampler/host_seconds": manager.seconds - manager.device_seconds + reader.seconds - reader.device_seconds,
-        "reader/questions_asked": float(reader.requests),
-    }
-    return metrics
-
-
-def _compile_metrics(before: compilation.Counts) -> dict[str, float]:
-    """Programs compiled since `before`; after the first steps, only a new length of training rows needs one."""
-    now = compilation.counts()
-    return {"compile/programs": float(now.programs - before.programs), "compile/seconds": now.seconds - before.seconds}
 
 
 def closing_lines(workdir: pathlib.Path) -> list[str]:

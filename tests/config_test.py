@@ -125,12 +125,22 @@ def test_divergence_in_the_reward_needs_the_whole_distribution(cut):
         config_lib.validate(config)
 
 
+@pytest.mark.parametrize("change", [{"sampler.int8": True}, {"sampler.dtype": "bfloat16"}])
+def test_in_place_is_as_the_trainer_has_it(change):
+    config = config_lib.default()
+    config.sampler.in_place = True
+    config_lib.validate(config)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=r"set sampler.int8=False and sampler.dtype='float32' \(model.param_dtype\)"):
+        config_lib.validate(config)
+
+
 def test_all_that_validate_checks_is_tried():
     # Names of fields in validate's source, quoted or as attributes.
     source = inspect.getsource(config_lib.validate)
     checked = {name for name in FIELDS if f'"{name}"' in source or f"config.{name}" in source}
-    # A test of its own tries the last one: it is wrong only beside another.
-    assert checked == set(BAD) | {"credit.kl_weight"}
+    # Tests of their own try the last ones, which are wrong only beside another.
+    assert checked == set(BAD) | {"credit.kl_weight", "sampler.in_place", "sampler.int8"}
 
 
 @pytest.mark.parametrize(

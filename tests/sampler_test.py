@@ -141,7 +141,7 @@ def test_in_bfloat16(params):
         np.testing.assert_allclose(
             completion.log_probs, exact[np.arange(len(completion.ids)), list(completion.ids)], rtol=0, atol=0.1
         )
-    assert {x.dtype.name for x in jax.tree.leaves(sampler._engine._weights)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(sampler._engine.weights)} == {"bfloat16"}
     assert_same(sampler.generate(requests), sampler.generate(requests))
 
 
@@ -152,6 +152,30 @@ def test_with_rounded_weights(params):
     assert sum(a.ids[0] == b.ids[0] for a, b in zip(exact, rounded, strict=True)) >= 17
     assert any(a.log_probs[0] != b.log_probs[0] for a, b in zip(exact, rounded, strict=True))
     assert_same(make_sampler(params, num_slots=1, int8=True).generate(requests), rounded)
+
+
+def pointers(params):
+    """Where in memory the parts of all arrays are."""
+    leaves = jax.tree.leaves(params)
+    return [part.data.unsafe_buffer_pointer() for leaf in leaves for part in leaf.addressable_shards]
+
+
+@pytest.mark.parametrize("sizes", [None, (1, 1, 1), (2, 1, 1), (1, 1, 2)])
+def test_in_place(params, requests, completions, sizes):
+    """The same ids from the trainer's own arrays, of which nothing is copied."""
+    if sizes:
+        params = sharding.place(TINY, params, sharding.make_mesh(*sizes, jax.devices()[: np.prod(sizes)]))
+    sampler = make_sampler(params, in_place=True)
+    rest, layers = sampler._engine.weights
+    assert pointers(rest | {"layers": layers}) == pointers(params)
+    assert_same(sampler.generate(requests), completions)
+    sampler.release()
+    assert sampler._engine.weights is None
+
+
+def test_in_place_is_only_for_weights_of_the_sampler_s_dtype(params):
+    with pytest.raises(ValueError, match="Weights of float32 .* in place in bfloat16; set sampler.dtype"):
+        make_sampler(params, in_place=True, dtype="bfloat16")
 
 
 def test_greedy_ignores_the_key(params, requests):
@@ -592,7 +616,7 @@ def test_nothing_is_compiled_after_the_warm_up(params, requests, completions, me
         params = sharding.place(TINY, params, sharding.make_mesh(*mesh, jax.devices()[:1]))
     sampler = make_sampler(params, num_slots=5, steps_per_call=3)
     shown = []
-    sampler.warm_up(len(TRUNK), 2 * MULTIPLE, lambda done, total: shown.append((done, total)))
+    sampler.warm_up(len(TRUNK), 4 * MULTIPLE, lambda done, total: shown.append((done, total)))
     assert [done for done, _ in shown] == list(range(shown[0][1] + 1))
     rng = random.Random(0)
     for version in range(3):
@@ -601,11 +625,14 @@ def test_nothing_is_compiled_after_the_warm_up(params, requests, completions, me
         expected = [completions[requests.index(request)] for request in order]
         assert_same(sampler.generate(order), expected)
         sampler.generate([dataclasses.replace(r, temperature=rng.random(), top_k=rng.randint(0, 9)) for r in order])
+        # Slots are lengthened, from two pieces to three or four, or at once to four.
+        for length in (2, 3)[version % 2 :]:
+            sampler.generate([dataclasses.replace(r, max_new_tokens=length * MULTIPLE) for r in order[:7]])
         sampler.release()
         assert compilation.counts().programs == before
         # What an update itself computes is not sampling.
         sampler.update(params, version)
     # The test would notice: another length needs another program.
     before = compilation.counts().programs
-    sampler.generate([dataclasses.replace(requests[0], max_new_tokens=(4 if mesh else 3) * MULTIPLE)])
+    sampler.generate([dataclasses.replace(requests[0], max_new_tokens=(6 if mesh else 4) * MULTIPLE)])
     assert compilation.counts().programs > before

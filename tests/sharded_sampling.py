@@ -14,17 +14,19 @@ from finemem_jax import compilation
 from finemem_jax.models import sharding
 from finemem_jax.sampler import Sampler
 
-# Data × fsdp × tensor, and whether weights are whole along fsdp.
-MESHES = [((2, 2, 2), True)]
+# Data × fsdp × tensor, and how weights lie.
+WHOLE, PARTS, IN_PLACE = {"whole": True}, {"whole": False}, {"in_place": True}
+MESHES = [((2, 2, 2), WHOLE)]
 if "--all" in sys.argv:
-    MESHES += [((2, 2, 2), False), ((1, 8, 1), True), ((8, 1, 1), True), ((1, 4, 2), False), ((4, 1, 2), True)]
+    MESHES += [((2, 2, 2), PARTS), ((1, 8, 1), WHOLE), ((8, 1, 1), WHOLE), ((1, 4, 2), PARTS), ((4, 1, 2), WHOLE)]
+    MESHES += [((2, 2, 2), IN_PLACE), ((4, 1, 2), IN_PLACE)]
 
 
-def serve(params, requests, num_slots, whole=True):
+def serve(params, requests, num_slots, **how):
     """All completions, collected while requests come; the sampler's counts; how many programs that compiled."""
     sampler = Sampler(
         sampler_test.TINY, params, sampler_test.NO_END, num_slots=num_slots, steps_per_call=4,
-        prefill_tokens=sampler_test.MULTIPLE, whole=whole,
+        prefill_tokens=sampler_test.MULTIPLE, **how,
     )  # fmt: skip
     sampler.warm_up(len(sampler_test.TRUNK), 2 * sampler_test.MULTIPLE)
     compiled = compilation.counts().programs
@@ -42,12 +44,12 @@ def main():
     params, requests = sampler_test.random_params(0), sampler_test.random_requests(60)
     expected, alone, _ = serve(params, requests, 16)
     found = {}
-    for sizes, whole in MESHES:
+    for sizes, how in MESHES:
         mesh = sharding.make_mesh(*sizes)
         # 16 slots are shared out over data and fsdp; 3 cannot be.
-        for num_slots in (16, 3) if sizes == (2, 2, 2) and whole else (16,):
-            got, stats, compiled = serve(sharding.place(sampler_test.TINY, params, mesh), requests, num_slots, whole)
-            found[f"{sizes} whole={whole} slots={num_slots}"] = {
+        for num_slots in (16, 3) if (sizes, how) == MESHES[0] else (16,):
+            got, stats, compiled = serve(sharding.place(sampler_test.TINY, params, mesh), requests, num_slots, **how)
+            found[f"{sizes} {how} slots={num_slots}"] = {
                 "same_ids": [c.ids for c in got] == [c.ids for c in expected],
                 "log_probs": max(
                     float(np.abs(np.subtract(a.log_probs, b.log_probs)).max())

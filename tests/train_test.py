@@ -126,6 +126,16 @@ def test_starting_weights_and_sampler_are_compared_with(tmp_path):
         assert metrics["policy/largest_log_ratio"] < 1e-5  # One update a step: π_θ is still π_old.
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_sampler_decodes_with_the_trainer_s_arrays(tmp_path, rank):
+    """Which updates take over: neither the manager nor the reader may hold on to them."""
+    changes = {"sampler.in_place": True, "lora.rank": rank, "train.num_steps": 2, "train.evaluate_first": False}
+    smoke_run.run(tmp_path, smoke_run.config(**changes))
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["policy/sampler_difference_largest"] < 1e-3
+    assert "after" in train.read_evaluations(tmp_path)
+
+
 def test_a_cut_distribution_is_not_taken_for_the_policy(tmp_path):
     """With top-p the sampler's probabilities are larger than the policy's; the first ratio is 1 all the same."""
     changes = {

@@ -19,8 +19,9 @@ from finemem_jax.models.attention import Array, Segment
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
-# All parameters but the layers', and one tree per layer, whose kernels lie (out, in) or are `Int8`.
-Weights = tuple[Params, list[Params]]
+# All parameters but the layers', and one tree per layer, whose kernels lie (out, in) or are `Int8`; or the layers
+# stacked, as they are trained.
+Weights = tuple[Params, list[Params] | Params]
 # Keys [N K C P] and values [N K P C] of one layer; see `attention.Segment` for why.
 LayerCache = tuple[Array, Array]
 # Tokens of a row whose attention over a cache is computed together.
@@ -38,6 +39,11 @@ class Int8(NamedTuple):
 
     values: Array | NamedSharding
     scale: Array | NamedSharding
+
+
+def in_place(params: Params) -> Weights:
+    """The parameters themselves, as decoding takes them; nothing is copied."""
+    return {name: leaf for name, leaf in params.items() if name != "layers"}, params["layers"]
 
 
 def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype, int8: bool = False) -> Weights:
@@ -161,7 +167,7 @@ def extend(
     trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
     x = lookup.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
     new_cache = []
-    for layer_params, (trunk_keys, trunk_values), (old_keys, old_values) in zip(layers, trunk, cache, strict=True):
+    for i, ((trunk_keys, trunk_values), (old_keys, old_values)) in enumerate(zip(trunk, cache, strict=True)):
 
         def attend(queries, keys, values, tk=trunk_keys, tv=trunk_values, ok=old_keys, ov=old_values):
             keys = _write(ok, keys.transpose(0, 2, 3, 1), starts, axis=2)
@@ -175,7 +181,10 @@ def extend(
 
             return _in_blocks(some, queries, own_mask), (keys, values)
 
-        params = {name: _kernel(leaf, x.dtype) for name, leaf in layer_params.items()}
+        if isinstance(layers, list):
+            params = {name: _kernel(leaf, x.dtype) for name, leaf in layers[i].items()}
+        else:
+            params = {name: leaf[i] for name, leaf in layers.items()}
         layer = decoder.bind(decoder.Layer, config, decoder.gathered(config, params, mesh))
         x, kept = layer(constrain(x, ("rows", "apart", "embed")), rotation, attend, constrain)
         new_cache.append(kept)

@@ -1,0 +1,102 @@
+"""What a training step is described by: named numbers, from rewards, operations, samplers and compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from finemem_jax import compilation
+from finemem_jax.advantages import Advantages
+from finemem_jax.batching import Group
+from finemem_jax.episode import Action, Operation, Trajectory
+from finemem_jax.rules import RewardInputs, Rewards
+from finemem_jax.sampler import SamplerStats
+
+
+def of_rewards(inputs: RewardInputs, earned: Rewards, compared: Advantages) -> dict[str, float]:
+    """What steps earned and groups differed in: means over a training step."""
+    mask = inputs.step_mask
+    count = mask.sum()
+    with_questions = inputs.chunk_mask.any(-1)
+    asked = inputs.question_mask.any(-1)
+    groups = mask[:, 0].sum()
+    return {
+        "reward/total": float(earned.total.sum() / count),
+        "reward/credit": float(earned.credit.sum() / count),
+        "reward/format": float(earned.format.sum() / count),
+        "reward/compression": float(earned.compression.sum() / count),
+        "reward/content": float(earned.content.sum() / count),
+        "reward/kl": float(earned.kl.sum() / count),
+        # Means over what was asked: chunks without questions, and streams without them, say nothing here.
+        "reward/chunk": float(earned.chunk[with_questions].mean()) if with_questions.any() else 0.0,
+        "reward/outcome": float(earned.outcome[asked].mean()) if asked.any() else 0.0,
+        "reward/alive_groups": float(compared.alive.sum() / groups),
+        "data/chunks_per_stream": float(count / mask[:, :, 0].size),
+        "memory/tokens": float(inputs.memory_tokens.mean()),
+        "operations/valid_fraction": float(inputs.valid.sum() / max(inputs.written.sum(), 1)),
+        "operations/per_step": float(inputs.written.sum() / count),
+    }
+
+
+def of_operations(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+    """Which operations the manager wrote, as shares of all, and how long its responses are (tokens)."""
+    steps = [step for rollouts in trajectories for one in rollouts for step in one.steps]
+    outcomes = [outcome for step in steps for outcome in step.outcomes]
+    total = max(len(outcomes), 1)
+    metrics = {
+        f"operations/{action.value}_fraction": sum(
+            isinstance(o.operation, Operation) and o.operation.action is action and o.valid for o in outcomes
+        )
+        / total
+        for action in Action
+    }
+    statuses = {"malformed": 0, "duplicate": 0, "unknown_id": 0}
+    for outcome in outcomes:
+        if outcome.status.value in statuses:
+            statuses[outcome.status.value] += 1
+    metrics |= {f"operations/{name}_fraction": number / total for name, number in statuses.items()}
+    metrics["rollout/truncated_fraction"] = float(np.mean([s.completion.finish_reason == "length" for s in steps]))
+    metrics["rollout/response_tokens"] = float(np.mean([len(s.completion.ids) for s in steps]))
+    return metrics
+
+
+def of_sampler_difference(groups: Sequence[Group], measured: Mapping[str, float]) -> dict[str, float]:
+    """|log π_trainer - log π_sampler|, mean and largest.
+
+    Where the trainer's were not computed apart, the first update's log ratio is this: its policy is still the one that
+    sampled.
+    """
+    differences = [
+        np.abs(old - np.asarray(step.completion.log_probs))
+        for group in groups
+        if group.old_log_probs is not None
+        for step, old in zip(group.steps, group.old_log_probs, strict=True)
+    ]
+    if differences:
+        joined = np.concatenate(differences)
+        mean, largest = float(joined.mean()), float(joined.max())
+    elif measured:
+        mean, largest = measured["policy/absolute_log_ratio"], measured["policy/largest_log_ratio"]
+    else:
+        return {}
+    return {"policy/sampler_difference_mean": mean, "policy/sampler_difference_largest": largest}
+
+
+def of_samplers(manager: SamplerStats, reader: SamplerStats) -> dict[str, float]:
+    """What generating cost since the stats were last taken; times in seconds."""
+    return {
+        "time/new_tokens_per_second": manager.new_tokens / max(manager.seconds, 1e-9),
+        "time/manager_seconds": manager.seconds,
+        "time/reader_seconds": reader.seconds,
+        "sampler/prefilled_fraction": manager.prefilled_tokens / max(manager.prompt_tokens, 1),
+        "sampler/slot_occupancy": manager.slot_tokens / max(manager.slot_steps, 1),
+        "sampler/host_seconds": manager.seconds - manager.device_seconds + reader.seconds - reader.device_seconds,
+        "reader/questions_asked": float(reader.requests),
+    }
+
+
+def of_compilation(before: compilation.Counts) -> dict[str, float]:
+    """Programs compiled since `before`; after the first steps, only a new length of training rows needs one."""
+    now = compilation.counts()
+    return {"compile/programs": float(now.programs - before.programs), "compile/seconds": now.seconds - before.seconds}
