@@ -171,9 +171,9 @@ def main():
         common.claim("host time / all", of("host"), "", 0.05, lower_is_better=True),
         common.claim("new tokens a second, all included", [r["tokens"] / r["seconds"] for r in runs], "tokens/s"),
     ]
-    own_side = Setting(2, 2, arguments.slots) if wanted else setting
+    own_side = Setting(arguments.streams, 2, arguments.slots) if wanted else setting
     for part in wanted:
-        ratios = pairs(own_side, Setting(2, 2, arguments.slots), arguments.repeats, part)
+        ratios = pairs(own_side, Setting(arguments.streams, 2, arguments.slots), arguments.repeats, part)
         claims.append(common.claim(f"time for a token without / with {part}", ratios, "x"))
     common.report("rollout", claims, ["flax"])
 

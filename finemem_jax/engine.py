@@ -145,6 +145,13 @@ class Engine:
         power = 1 << (pieces.bit_length() - 1)
         return self.piece * next(n for n in (power, power + power // 2, 2 * power) if n >= pieces)
 
+    def sizes(self, positions: int) -> list[int]:
+        """The lengths that slots may have where none needs more: from half of it on, so that few are compiled for."""
+        found = [self.positions(-(-positions // 2))]
+        while found[-1] < positions:
+            found.append(self.positions(found[-1] + 1))
+        return found
+
     def empty(self, rows: int, positions: int) -> list[LayerCache]:
         """A cache of zeros, where it belongs on the devices."""
         cache = self._run(self._empty(rows, positions))

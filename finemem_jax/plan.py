@@ -361,6 +361,8 @@ def _sampling_programs(config, model, shapes):
     pieces = math.ceil(rows / together) * math.ceil(lengths.view / piece)
     copies = shapes.cache(base, together * shares, positions)
     held["cache"] += _bytes(copies)
+    # While slots are lengthened, the shorter ones are there too.
+    held["cache"] += sum(_bytes(shapes.cache(base, slots, size)) for size in sampler.sizes(positions)[-2:-1])
     prefill = _compile(
         "prefill", steps * waves * pieces, decoding.prefill,
         (weights, trunk, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),

@@ -133,9 +133,7 @@ class Sampler:
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
         self._positions = max(self._positions, self._engine.positions(positions))
-        sizes = [self._half]
-        while sizes[-1] < self._positions:
-            sizes.append(self._engine.positions(sizes[-1] + 1))
+        sizes = self._engine.sizes(self._positions)
         self._engine.warm_up(trunk, sizes, (self._stored_rows, self._half), say)
 
     def take_stats(self) -> SamplerStats:
@@ -282,7 +280,7 @@ class Sampler:
     @property
     def _half(self):
         # As long are the rows of the store: a branch is seldom more than half of what a request takes.
-        return self._engine.positions(self._positions // 2)
+        return self._engine.sizes(self._positions)[0]
 
     @property
     def _stored_rows(self):
