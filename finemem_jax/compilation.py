@@ -56,6 +56,13 @@ def prepare(function: Any, *arguments: Any, **statics: Hashable) -> Callable[...
     return _programs[key]
 
 
+def forget() -> None:
+    """Drops all programs, and those that JAX keeps; whoever needs them again compiles them again."""
+    with _lock:
+        _programs.clear()
+    jax.clear_caches()
+
+
 def _note(event: str, duration_secs: float, **_) -> None:
     if event == _EVENT:
         with _lock:

@@ -14,6 +14,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 
+from finemem_jax import compilation
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Their few tests train models. One worker takes a file at a time, and would be left alone with them at the end.
@@ -24,6 +26,19 @@ def pytest_collection_modifyitems(items):
     """Runs the longest files first; the order of the rest stays."""
     order = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+# Linux gives a process 65,530 mappings by default. Compiled programs take several each; without another, XLA crashes.
+_MOST_MAPPINGS = 15_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops the programs of the files so far before there are too many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > _MOST_MAPPINGS:
+        compilation.forget()
 
 
 @pytest.fixture(scope="session")
