@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
-# Linux gives a process 65,530 mappings by default. Compiled programs take several each; without another, XLA crashes.
+# Compiled programs take memory mappings, of which Linux gives a process 65,530 by default; far below, for safety.
 _MOST_MAPPINGS = 15_000
 
 
