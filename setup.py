@@ -18,6 +18,7 @@ setuptools.setup(
         "flax>=0.12",
         "gguf>=0.17",
         "grain>=0.2.12",
+        "httpx>=0.28",
         "huggingface_hub",
         "jax>=0.10",
         "jaxtyping",
@@ -30,6 +31,8 @@ setuptools.setup(
         "orbax-checkpoint>=0.11",
         "rich",
         "safetensors>=0.5",
+        "sniffio",  # httpcore looks for it at every request, and if it is missing, six times through sys.path.
+        "tenacity>=9",
         "tensorboardX",
         "tokenizers>=0.21",
         "transformers>=5",
@@ -40,6 +43,7 @@ setuptools.setup(
         "bm25s": ["bm25s>=0.3"],  # memory.retrieval='bm25s'
         "constrained": ["llguidance>=1.0"],  # manager.constrained
         "dense": ["wordllama==0.4.0.post1"],  # memory.embedder='wordllama'; this release carries its weights.
+        "rouge": ["rouge-score>=0.1.2", "nltk>=3.10.4"],  # The metrics rouge_l_stemmed and parsed_rouge_l.
         # bm25s and rank-bm25 check our BM25; beartype checks the shapes in signatures.
         "dev": [
             "beartype",
@@ -49,8 +53,10 @@ setuptools.setup(
             "pyright",
             "pytest",
             "pytest-xdist",
+            "nltk>=3.10.4",
             "rank-bm25",
             "regex",
+            "rouge-score",
             "ruff",
         ],
     },

@@ -113,6 +113,22 @@ class Message:
     parts: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """A chat that a language model is to go on with; text in and text out, whoever serves it.
+
+    Attributes:
+        max_new_tokens: Longest reply, in the model's own tokens.
+        temperature: 0 means greedy.
+        seed: Tells repetitions of a chat apart: another seed, another draw.
+    """
+
+    messages: tuple[Message, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
 # --------------------------------------------------------------------------------------
 # What is written
 # --------------------------------------------------------------------------------------

@@ -59,6 +59,6 @@ class _Checked(Generic[In, Out]):
         self.submit, self.cancel = worker.submit, worker.cancel
         self._worker, self._check = worker, check
 
-    def collect(self) -> list[tuple[int, Out]]:
+    def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
         self._check()
-        return self._worker.collect()
+        return self._worker.collect(wait)

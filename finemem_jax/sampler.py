@@ -177,10 +177,14 @@ class Sampler:
         self._done = [pair for pair in self._done if pair[0] != ticket]
         return len(self._done) < before
 
-    def collect(self) -> list[tuple[int, Completion | Refusal]]:
-        """Works until at least one request is done. Returns all that are, with their tickets; [] if none is pending."""
+    def collect(self, wait: bool = True) -> list[tuple[int, Completion | Refusal]]:
+        """Works until at least one request is done. Returns all that are, with their tickets; [] if none is pending.
+
+        Args:
+            wait: False: do no work, and return what is done already.
+        """
         began, waited = time.perf_counter(), self._engine.device_seconds
-        while not self._done and self.pending:
+        while wait and not self._done and self.pending:
             slots = self._slots_for_waiting()
             if slots is not None and slots.num_free:
                 self._admit(slots)

@@ -24,8 +24,12 @@ class Worker(Protocol[In_contra, Out]):
         """Hands an item in; returns its ticket."""
         ...
 
-    def collect(self) -> list[tuple[int, Out]]:
-        """Works until something is done, and returns what is: (ticket, result). [] only if nothing is to be done."""
+    def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
+        """Works until something is done, and returns what is: (ticket, result). [] only if nothing is to be done.
+
+        Args:
+            wait: False: do no work, and return what is done already.
+        """
         ...
 
     def cancel(self, ticket: int, /) -> bool:
@@ -60,7 +64,9 @@ class Batched(Generic[In, Out]):
         self._waiting[self._tickets] = item
         return self._tickets
 
-    def collect(self) -> list[tuple[int, Out]]:
+    def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
+        if not wait:
+            return []
         # Taken out first: a function that fails has had its chance.
         waiting, self._waiting = self._waiting, {}
         return list(zip(waiting, self._function(list(waiting.values())), strict=True)) if waiting else []
@@ -80,8 +86,8 @@ class Mapped(Generic[In, Out, Inner, InnerOut]):
     def submit(self, item: In) -> int:
         return self._worker.submit(self._before(item))
 
-    def collect(self) -> list[tuple[int, Out]]:
-        return [(ticket, self._after(result)) for ticket, result in self._worker.collect()]
+    def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
+        return [(ticket, self._after(result)) for ticket, result in self._worker.collect(wait)]
 
     def cancel(self, ticket: int) -> bool:
         return self._worker.cancel(ticket)
@@ -94,44 +100,117 @@ class Once(Generic[Key, Out]):
         self._worker = worker
         self._tickets = 0
         self._known: OrderedDict[Key, Out] = OrderedDict()
-        self._asked: dict[Key, int] = {}  # Tickets of the worker's.
-        self._waiting: dict[int, Key] = {}  # By tickets of our own.
+        # What the worker has been given, by its tickets, and the other way round.
+        self._asked: dict[int, Key] = {}
+        self._asked_as: dict[Key, int] = {}
+        # By tickets of our own: what waits for the worker, also by its key, and what has a result.
+        self._waiting: dict[int, Key] = {}
+        self._waiters: dict[Key, list[int]] = {}
+        self._ready: dict[int, Out] = {}
 
     def submit(self, item: Key) -> int:
         self._tickets += 1
+        if item in self._known:
+            self._known.move_to_end(item)
+            self._ready[self._tickets] = self._known[item]
+            return self._tickets
         self._waiting[self._tickets] = item
-        if item not in self._known and item not in self._asked:
-            self._asked[item] = self._worker.submit(item)
+        if item not in self._waiters:
+            self._waiters[item] = []
+            asked = self._worker.submit(item)
+            self._asked[asked], self._asked_as[item] = item, asked
+        self._waiters[item].append(self._tickets)
         return self._tickets
 
-    def collect(self) -> list[tuple[int, Out]]:
-        if self._waiting and not any(item in self._known for item in self._waiting.values()):
-            items = {ticket: item for item, ticket in self._asked.items()}
+    def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
+        if self._waiting and not self._ready:
             try:
-                results = self._worker.collect()
+                results = self._worker.collect(wait)
             except BaseException:
                 # What else it was given may be lost with it: nothing is being asked now, and whoever asks again may.
-                for ticket in self._asked.values():
+                for ticket in self._asked:
                     self._worker.cancel(ticket)
-                self._asked.clear()
-                self._waiting.clear()
+                for waiting in (self._asked, self._asked_as, self._waiters, self._waiting):
+                    waiting.clear()
                 raise
             for ticket, result in results:
-                self._known[items[ticket]] = result
-                del self._asked[items[ticket]]
-        ready = [(ticket, item) for ticket, item in self._waiting.items() if item in self._known]
-        for ticket, item in ready:
-            del self._waiting[ticket]
-            self._known.move_to_end(item)
-        done = [(ticket, self._known[item]) for ticket, item in ready]
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return done
+                self._keep(self._asked.pop(ticket), result)
+        ready, self._ready = self._ready, {}
+        return list(ready.items())
 
     def cancel(self, ticket: int) -> bool:
+        if ticket in self._ready:
+            del self._ready[ticket]
+            return True
         item = self._waiting.pop(ticket, None)
         if item is None:
             return False
-        if item in self._asked and item not in self._waiting.values():
-            self._worker.cancel(self._asked.pop(item))
+        self._waiters[item].remove(ticket)
+        if not self._waiters[item]:
+            del self._waiters[item]
+            asked = self._asked_as.pop(item)
+            del self._asked[asked]
+            self._worker.cancel(asked)
         return True
+
+    def _keep(self, item, result):
+        self._known[item] = result
+        del self._asked_as[item]
+        for ticket in self._waiters.pop(item):
+            del self._waiting[ticket]
+            self._ready[ticket] = result
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+
+class Shared(Generic[In, Out]):
+    """A worker with several users, each of whom gets back what it has handed in itself, through a port of its own."""
+
+    def __init__(self, worker: Worker[In, Out]):
+        self.worker = worker
+        self.owners: dict[int, _Port[In, Out]] = {}
+
+    def port(self) -> Worker[In, Out]:
+        """The worker as one more user sees it."""
+        return _Port(self)
+
+    def collect(self, wait: bool) -> bool:
+        """Puts what is done into its owners' boxes; returns whether there was anything."""
+        done = self.worker.collect(wait)
+        for ticket, result in done:
+            self.owners.pop(ticket).receive(ticket, result)
+        return bool(done)
+
+
+class _Port(Generic[In, Out]):
+    def __init__(self, shared: Shared[In, Out]):
+        self._shared = shared
+        self._asked: set[int] = set()
+        self._done: list[tuple[int, Out]] = []
+
+    def submit(self, item: In) -> int:
+        ticket = self._shared.worker.submit(item)
+        self._shared.owners[ticket] = self
+        self._asked.add(ticket)
+        return ticket
+
+    def receive(self, ticket: int, result: Out) -> None:
+        """Takes a result that was collected, for whomever."""
+        self._asked.remove(ticket)
+        self._done.append((ticket, result))
+
+    def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
+        # What is done for others on the way waits in their boxes.
+        while self._asked and not self._done and self._shared.collect(wait):
+            pass
+        done, self._done = self._done, []
+        return done
+
+    def cancel(self, ticket: int) -> bool:
+        if ticket in self._asked:
+            self._asked.remove(ticket)
+            del self._shared.owners[ticket]
+            return self._shared.worker.cancel(ticket)
+        before = len(self._done)
+        self._done = [pair for pair in self._done if pair[0] != ticket]
+        return len(self._done) < before

@@ -19,7 +19,7 @@ class Echo:
         self._given.append(item)
         return len(self._given)
 
-    def collect(self):
+    def collect(self, wait=True):
         done, self._given = [*enumerate(self._given, 1)], []
         return done
 

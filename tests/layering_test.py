@@ -12,12 +12,16 @@ PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 # From nouns to programs. `models` is one module here, whose files may import each other. `report` and `sweep` stand
 # beside `train` because they lay out tables with `evaluate`, `plan` because it reads configs with `assembly`.
 SHELVES = (
-    ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page"),
+    ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page", "source_rules"),
     (
         "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
         "models", "drawing", "report_plots", "workers", "compilation", "prefixes",
+        "endpoint",
     ),
-    ("environment", "reader", "embedding", "probes", "decoding", "learner", "advantages", "constraints", "interrupt"),
+    (
+        "environment", "reader", "embedding", "probes", "decoding", "learner", "advantages", "constraints", "interrupt",
+        "answers",
+    ),
     ("engine", "slots", "rollout", "checkpoint", "rewards", "records"),
     ("sampler", "backbone", "evaluate"),
     ("assembly", "metrics"),

@@ -153,7 +153,7 @@ class Clock:
         self.log.append(f"{self.name} gets {self.tickets}")
         return self.tickets
 
-    def collect(self):
+    def collect(self, wait=True):
         if not self.waiting:
             return []
         ticket = (max if self.newest else min)(self.waiting)

@@ -1,4 +1,12 @@
-"""Tests of finemem_jax/scoring.py: each metric by hand, and the laws that all of them obey."""
+"""Tests of finemem_jax/scoring.py: each metric by hand, and the laws that all of them obey.
+
+The rules of single data sources, and which source has which, are tested in tests/scoring_sources_test.py.
+"""
+
+import importlib.util
+import itertools
+import re
+import sys
 
 import hypothesis
 import pytest
@@ -9,7 +17,15 @@ from finemem_jax.episode import Question
 
 few_examples = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
-metric_names = st.sampled_from(sorted(scoring.METRICS))
+STEMMED = ("rouge_l_stemmed", "parsed_rouge_l")
+FIRST_GOLD_ONLY = {"contains", "boxed", "keyword_recall", "keyword_recall_comma", "parts", "parts_cased"}
+has_rouge_score = importlib.util.find_spec("rouge_score") is not None
+needs_rouge_score = pytest.mark.skipif(not has_rouge_score, reason="Porter stemming needs the rouge-score package")
+every_metric = [
+    pytest.param(name, marks=[needs_rouge_score] if name in STEMMED else []) for name in sorted(scoring.METRICS)
+]
+
+metric_names = st.sampled_from(sorted(name for name in scoring.METRICS if has_rouge_score or name not in STEMMED))
 answers = st.text(st.characters(), max_size=30)
 
 
@@ -188,6 +204,73 @@ def test_rouge_l(prediction, golds, expected):
     assert scoring.rouge_l(prediction, golds) == pytest.approx(expected)
 
 
+@needs_rouge_score
+@pytest.mark.parametrize(
+    "prediction, golds, expected",
+    [
+        # LCS("the cat sit", "the mat sit") = "the sit": 2 * 2 / (3 + 3).
+        ("The cats, sitting", ["the mat sits"], 2 / 3),
+        ("relational", ["relate"], 1),
+        # Up to three letters, words stay as they are.
+        ("gas", ["ga"], 0),
+        ("x", ["y", "x z"], 2 / 3),
+        ("a_b", ["a b"], 1),
+        ("Zürich", ["z rich"], 1),  # ü parts words.
+        ("日本", ["日本"], 0),
+        ("", ["y"], 0),
+        ("y", [" "], 0),
+    ],
+)
+def test_rouge_l_stemmed(prediction, golds, expected):
+    assert scoring.rouge_l_stemmed(prediction, golds) == pytest.approx(expected)
+
+
+# Words with common stems, words that stemming keeps apart, short ones, and such as are no words, or several.
+ROUGE_WORDS = [
+    "The",
+    "the",
+    "relate",
+    "relational",
+    "running",
+    "runs",
+    "ran",
+    "sky",
+    "skies",
+    "is",
+    "7th",
+    "can't",
+    "é",
+]
+
+
+@needs_rouge_score
+@pytest.mark.parametrize("stemmed", [False, True])
+def test_rouge_l_agrees_with_the_package(stemmed):
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=stemmed)
+    metric = scoring.rouge_l_stemmed if stemmed else scoring.rouge_l
+    words = ROUGE_WORDS if stemmed else [word for word in ROUGE_WORDS if word.isascii()]
+    texts = st.lists(st.sampled_from(words), max_size=30).map(" ".join)
+
+    @hypothesis.settings(few_examples, max_examples=300)
+    @hypothesis.given(texts, st.lists(texts, min_size=1, max_size=3))
+    def check(prediction, golds):
+        expected = scorer.score_multi(golds, prediction)["rougeL"].fmeasure
+        assert metric(prediction, golds) == pytest.approx(expected)
+
+    check()
+
+
+@pytest.mark.parametrize("metric", STEMMED)
+def test_stemming_without_its_package(metric, monkeypatch):
+    # None in sys.modules is what Python finds for a package that is not installed.
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    scoring._stemming_tokenizer.cache_clear()
+    with pytest.raises(ValueError, match="rouge"):
+        scoring.score("x", Question("?", ("x",), metric))
+
+
 def slow_common_subsequence(left, right):
     table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
     for i, x in enumerate(left):
@@ -205,6 +288,75 @@ def test_rouge_l_agrees_with_the_textbook_table(left, right):
 
 
 # --------------------------------------------------------------------------------------
+# SQuAD's and HotpotQA's scripts
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prediction, golds, exact, f1",
+    [
+        ("The Oslo.", ["oslo"], 1, 1),
+        ("Bergen", ["Oslo", "Bergen"], 1, 1),
+        # p = {cat, sat, on, mat}, g = {cat, on, big, mat}: 2 * 3 / (4 + 4).
+        ("The cat sat on the mat", ["a cat on a big mat"], 0, 3 / 4),
+        # ASCII punctuation only: the quotes stick to the word, and a dash parts articles.
+        ("“Oslo”", ["Oslo"], 0, 0),
+        ("the–cat", ["–cat"], 1, 1),
+        ("Cafe\u0301", ["Caf\u00e9"], 0, 0),
+        ("C++ (.*)", ["c"], 1, 1),
+        # Emptied golds are equal, but share no word.
+        ("a", ["The"], 1, 0),
+        ("", ["?"], 1, 0),
+        ("", [" "], 0, 0),
+        ("x", ["", "x"], 1, 1),
+    ],
+)
+def test_squad(prediction, golds, exact, f1):
+    assert scoring.squad_exact(prediction, golds) == exact
+    assert scoring.squad_f1(prediction, golds) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    "prediction, golds, expected",
+    [
+        ("Yes.", ["yes"], 1),
+        ("yes, it is", ["yes"], 0),
+        ("no", ["no one"], 0),
+        ("noanswer", ["noanswer here"], 0),
+        ("no one", ["no man"], 1 / 2),
+        ("no one", ["no", "no one"], 1),
+        ("yes", [""], 0),
+    ],
+)
+def test_hotpot_f1(prediction, golds, expected):
+    assert scoring.hotpot_f1(prediction, golds) == pytest.approx(expected)
+
+
+def squad_words(text):
+    """The words that SQuAD v1.1's script compares, found without regular expressions."""
+    kept = [c for c in text.lower() if not ("!" <= c <= "~" and not c.isalnum())]
+    runs = ["".join(run) for _, run in itertools.groupby(kept, str.isalnum)]
+    return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
+
+
+SQUAD_PIECES = ["the", "The", "a", "An", "cat", "yes", "no", "noanswer", ".", "_", "–", "’", "É", "Ⅷ", "İ", "²", "\n"]
+squad_texts = st.lists(st.sampled_from([*SQUAD_PIECES, " ", " "]) | st.characters(), max_size=15).map("".join)
+
+
+@hypothesis.settings(few_examples, max_examples=500)
+@hypothesis.given(squad_texts, squad_texts.filter(str.strip))
+def test_squad_agrees_with_another_writing_of_its_script(prediction, gold):
+    predicted, wanted = squad_words(prediction), squad_words(gold)
+    assert scoring.squad_exact(prediction, [gold]) == (predicted == wanted)
+    common = sum(min(predicted.count(word), wanted.count(word)) for word in set(wanted))
+    precision, recall = common / max(len(predicted), 1), common / max(len(wanted), 1)
+    f1 = 2 * precision * recall / (precision + recall) if common else 0
+    assert scoring.squad_f1(prediction, [gold]) == pytest.approx(f1)
+    strict = predicted != wanted and any(words in (["yes"], ["no"], ["noanswer"]) for words in (predicted, wanted))
+    assert scoring.hotpot_f1(prediction, [gold]) == pytest.approx(0 if strict else f1)
+
+
+# --------------------------------------------------------------------------------------
 # Laws and bad input
 # --------------------------------------------------------------------------------------
 
@@ -217,11 +369,23 @@ def test_every_score_lies_between_0_and_1(metric, prediction, golds):
     assert 0 <= got <= 1
 
 
-@pytest.mark.parametrize("metric", scoring.METRICS)
+@pytest.mark.parametrize("metric", every_metric)
 def test_the_gold_itself_scores_1_and_something_else_0(metric):
     assert scoring.score("7", Question("?", ("7",), metric)) == 1
     assert scoring.score("green", Question("?", ("7",), metric)) == 0
     assert scoring.score("", Question("?", ("",), metric)) == 0
+    assert scoring.score("\n", Question("?", (" ", "\t"), metric)) == 0
+
+
+# What takes quadratic time where a pattern is tried at every place; each would then take many seconds.
+@pytest.mark.parametrize(
+    "text",
+    ["answer:" * 9_000, r"\boxed{" * 9_000, "the " * 9_000, "y" * 99_000, "7," * 9_000, ";" * 99_000, "\n" * 99_000],
+    ids=short,
+)
+@pytest.mark.parametrize("metric", every_metric)
+def test_long_texts_are_scored_soon(metric, text):
+    assert 0 <= scoring.score(text, Question("?", (text, "x"), metric)) <= 1
 
 
 @few_examples
@@ -229,11 +393,15 @@ def test_the_gold_itself_scores_1_and_something_else_0(metric):
 def test_the_stricter_the_lower(prediction, golds):
     assert scoring.exact(prediction, golds) <= scoring.substring(prediction, golds)
     assert scoring.exact(prediction, golds) <= scoring.token_f1(prediction, golds)
+    assert scoring.answer_substring(prediction, golds) <= scoring.parsed_substring(prediction, golds)
+    assert scoring.squad_exact(prediction, golds) <= scoring.parsed_exact(prediction, golds)
+    assert scoring.hotpot_f1(prediction, golds) <= scoring.squad_f1(prediction, golds)
+    assert scoring.all_elements(prediction, golds) <= scoring.keyword_list(prediction, golds)
 
 
 @few_examples
 @hypothesis.given(
-    st.sampled_from(["substring", "exact", "number", "token_f1", "rouge_l"]),
+    st.sampled_from(sorted(set(scoring.METRICS) - FIRST_GOLD_ONLY - set(STEMMED))),
     answers,
     st.permutations(["7", "a cat", "?"]),
 )
@@ -242,10 +410,18 @@ def test_order_of_golds_does_not_matter(metric, prediction, golds):
 
 
 def test_bad_questions():
-    with pytest.raises(ValueError, match=r"Question\.metric must be one of boxed, contains, .*got 'rouge'"):
+    judged = re.escape(", ".join(scoring.JUDGED))
+    with pytest.raises(ValueError, match=rf"Question\.metric must be one of all_elements, .*{judged}; got 'rouge'"):
         scoring.score("x", Question("?", ("x",), "rouge"))
     with pytest.raises(ValueError, match=r"Question\.answers must hold at least one gold answer.*'Who\?'"):
         scoring.score("x", Question("Who?", ()))
+
+
+@pytest.mark.parametrize("metric", scoring.JUDGED)
+def test_what_a_language_model_decides_is_not_scored_here(metric):
+    assert metric not in scoring.METRICS
+    with pytest.raises(ValueError, match=f"metric='{metric}' is decided by a language model"):
+        scoring.score("x", Question("?", ("x",), metric))
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,11 @@ class Slow:
         self._waiting[len(self.given)] = item
         return len(self.given)
 
-    def collect(self):
-        return [(ticket, item.upper()) for ticket, item in [self._waiting.popitem()]] if self._waiting else []
+    def collect(self, wait=True):
+        if not (wait and self._waiting):
+            return []
+        ticket, item = self._waiting.popitem()
+        return [(ticket, item.upper())]
 
     def cancel(self, ticket):
         self.cancelled.append(ticket)
@@ -42,7 +45,7 @@ def test_work_keeps_the_order_of_the_items():
 
 def test_work_takes_back_what_it_does_not_wait_for():
     class Broken(Slow):
-        def collect(self):
+        def collect(self, wait=True):
             raise KeyboardInterrupt
 
     broken = Broken()
@@ -108,10 +111,10 @@ def test_a_failure_is_not_remembered():
     class Flaky(Slow):
         broken = True
 
-        def collect(self):
+        def collect(self, wait=True):
             if self.broken:
                 raise ConnectionError("down")
-            return super().collect()
+            return super().collect(wait)
 
     flaky = Flaky()
     once = workers.Once(flaky)
@@ -157,3 +160,50 @@ def test_nothing_is_lost_or_comes_twice(seed):
             got |= done
     got |= drained(once)
     assert got == {ticket: result for ticket, result in wanted.items() if ticket not in taken_back}
+
+
+def test_who_does_not_wait_gets_what_is_there():
+    slow = Slow()
+    once = workers.Once(workers.Mapped(slow, str.lower, str))
+    ticket = once.submit("A")
+    assert once.collect(wait=False) == []
+    assert once.collect() == [(ticket, "A")]
+    later = once.submit("A")
+    assert once.collect(wait=False) == [(later, "A")]
+    batched = workers.Batched(list)
+    ticket = batched.submit("x")
+    assert batched.collect(wait=False) == [] and batched.collect() == [(ticket, "x")]
+
+
+def test_users_of_one_worker_get_their_own():
+    slow = Slow()
+    shared = workers.Shared(slow)
+    left, right = shared.port(), shared.port()
+    first, second, third = left.submit("a"), right.submit("b"), right.submit("c")
+    # The newest is done first; what belongs to others is kept for them.
+    assert left.collect(wait=False) == []
+    assert left.collect() == [(first, "A")]
+    assert left.collect() == []
+    assert right.cancel(second) and not right.cancel(second) and not left.cancel(third)
+    assert right.collect(wait=False) == [(third, "C")]
+    assert slow.cancelled == []
+    fourth = left.submit("d")
+    assert left.cancel(fourth) and slow.cancelled == [fourth] and drained(left) == drained(right) == {}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sharing_loses_nothing(seed):
+    rng = random.Random(seed)
+    shared = workers.Shared(Slow())
+    ports = [workers.Once(shared.port()) for _ in range(3)]
+    wanted, got = [{}, {}, {}], [{}, {}, {}]
+    for _ in range(200):
+        i = rng.randrange(3)
+        if rng.random() < 0.6:
+            item = rng.choice("abcdefghijkl") + str(i)
+            wanted[i][ports[i].submit(item)] = item.upper()
+        else:
+            got[i] |= ports[i].collect(wait=rng.random() < 0.5)
+    for port, results in zip(ports, got, strict=True):
+        results |= drained(port)
+    assert got == wanted
