@@ -20,7 +20,7 @@ from finemem_jax.episode import Chat
 from finemem_jax.workers import Worker
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, text BLOB NOT NULL, used REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, text BLOB NOT NULL, used REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS by_use ON replies (used);
 """
 # How long one process waits for another that is writing (s).
