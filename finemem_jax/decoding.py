@@ -14,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from finemem_jax import drawing
 from finemem_jax.drawing import Draw, Sampling
 from finemem_jax.models import axes, cached
 from finemem_jax.models.attention import Array
-from finemem_jax.models.cached import LayerCache, Weights
+from finemem_jax.models.cached import LayerCache, Tree, Weights
 from finemem_jax.models.presets import DecoderConfig
+
+# Tokens whose logits over the vocabulary `teacher_forced` holds at a time.
+TARGETS_TOGETHER = 64
 
 
 class SlotState(NamedTuple):
@@ -211,6 +214,56 @@ def decode(
     drawn = jax.tree.map(lambda value: jnp.full((n, num_steps), value), nothing)
     _, cache, state, drawn = jax.lax.while_loop(go_on, one, (0, cache, state, drawn))
     return cache, state, drawn
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+def teacher_forced(
+    weights: Weights,
+    trunk: list[LayerCache],
+    tokens: Int[Array, "A L"],
+    tree: Tree,
+    rows: Int[Array, " M"],
+    places: Int[Array, " M"],
+    targets: Int[Array, " M"],
+    count: Int[Array, ""],
+    trunk_length: Int[Array, ""],
+    end_ids: Int[Array, " E"],
+    *,
+    config: DecoderConfig,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
+    """How likely given tokens are after texts that are given too: no drawing, and one pass for all.
+
+    Args:
+        tokens: Rows that all go on from the trunk.
+        rows, places, targets: The token that is to follow place p of row r: its id, or -1 for any that ends a turn.
+            M is a multiple of `TARGETS_TOGETHER`.
+        count: How many of these there are; the others are padding, and what is returned of them is 0.
+
+    Returns:
+        log π(target), and whether the target is the likeliest token.
+    """
+    number, length = tokens.shape
+    cache = cached.empty(config, number, length, jax.tree.leaves(trunk)[0].dtype.name)
+    nothing = jnp.zeros(number, jnp.int32)
+    hidden, _ = cached.extend(config, weights, trunk, cache, tokens, trunk_length, nothing, mesh, tree)
+    hidden = hidden[rows, places]
+
+    def some(i, found):
+        # Block by block: logits of all targets at once would take hundreds of megabytes.
+        start = i * TARGETS_TOGETHER
+        states, wanted = (jax.lax.dynamic_slice_in_dim(x, start, TARGETS_TOGETHER) for x in (hidden, targets))
+        logits = cached.logits(config, weights, states)
+        ends = wanted < 0
+        word = jnp.take_along_axis(logits, jnp.maximum(wanted, 0)[:, None], axis=1)[:, 0]
+        chosen = jnp.where(ends, jax.nn.logsumexp(logits[:, end_ids], axis=1), word)
+        likeliest = logits.argmax(1)
+        is_top = jnp.where(ends, (likeliest[:, None] == end_ids[None]).any(1), likeliest == wanted)
+        new = chosen - jax.nn.logsumexp(logits, axis=1), is_top
+        return tuple(jax.lax.dynamic_update_slice_in_dim(x, y, start, 0) for x, y in zip(found, new, strict=True))
+
+    found = jnp.zeros(len(targets), jnp.float32), jnp.zeros(len(targets), bool)
+    return jax.lax.fori_loop(0, -(-count // TARGETS_TOGETHER), some, found)
 
 
 def _draw(logits, state, trunk_length, allowed):

@@ -19,7 +19,7 @@ from finemem_jax.decoding import SlotState
 from finemem_jax.drawing import Draw
 from finemem_jax.models import axes, cached
 from finemem_jax.models.attention import Array
-from finemem_jax.models.cached import LayerCache
+from finemem_jax.models.cached import LayerCache, Tree
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
@@ -48,6 +48,19 @@ def row_buckets(slots: int) -> list[int]:
     Their rows are copied out of the cache and back. More of them at once would take more memory, and no less time.
     """
     return sorted({1, min(_MOST_ROWS, -(-slots // 4))})
+
+
+def targets_in(shape: tuple[int, int]) -> int:
+    """How many targets `Engine.teacher_force` has room for, beside tokens of this shape."""
+    together = decoding.TARGETS_TOGETHER
+    return -(-shape[0] * shape[1] // together) * together
+
+
+def _prepare(calls, say):
+    for done, call in enumerate(calls):
+        say(done, len(calls))
+        compilation.prepare(*call.arguments, **call.statics)
+    say(len(calls), len(calls))
 
 
 class Engine:
@@ -205,10 +218,7 @@ class Engine:
         calls += [self._lengthen(shorter, longer) for shorter, longer in itertools.combinations(sizes, 2)]
         if trunk_length:
             calls.append(self._trunk_piece(trunk.cache, (0,), 0))
-        for done, call in enumerate(calls):
-            say(done, len(calls))
-            compilation.prepare(*call.arguments, **call.statics)
-        say(len(calls), len(calls))
+        _prepare(calls, say)
 
     def _states(self, rows):
         """Where the last hidden states of rows live that have been prefilled."""
@@ -266,6 +276,24 @@ class Engine:
         cache, *rest = self._run(self._decode(trunk, cache, state, leave_at, allowed))
         return cache, *self._fetch(rest)
 
+    def teacher_force(
+        self, trunk: Trunk, tokens: Array, tree: Tree, rows: Array, places: Array, targets: Array, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`decoding.teacher_forced`, as NumPy arrays."""
+        return self._fetch(self._run(self._teacher_force(trunk, tokens, tree, rows, places, targets, count)))
+
+    def warm_up_teacher(self, trunk_length: int, shapes: Sequence[tuple[int, int]], say: Callable[[int, int], None]):
+        """Compiles `teacher_force` for rows and tokens of these shapes; see `warm_up`."""
+        self._least_trunk = max(self._least_trunk, self.positions(trunk_length))
+        trunk = Trunk(self._shape(1, self._least_trunk), np.int32(trunk_length))
+        calls = [self._empty(1, self._least_trunk), self._empty(1, 0)]
+        for shape in shapes:
+            tokens, some = np.zeros(shape, np.int32), np.zeros(targets_in(shape), np.int32)
+            calls.append(self._teacher_force(trunk, tokens, Tree(tokens, tokens), some, some, some, 0))
+        if trunk_length:
+            calls.append(self._trunk_piece(trunk.cache, (0,), 0))
+        _prepare(calls, say)
+
     def copy(
         self, target: list[LayerCache], source: list[LayerCache] | None, pairs: Sequence[tuple[int, int]]
     ) -> list[LayerCache]:
@@ -321,6 +349,13 @@ class Engine:
              self._end_ids, allowed),
             {"config": self._config, "num_steps": 1 if allowed is not None else self._steps_per_call,
              "mesh": self._mesh},
+        )  # fmt: skip
+
+    def _teacher_force(self, trunk, tokens, tree, rows, places, targets, count):
+        return _Call(
+            (decoding.teacher_forced, self.weights, trunk.cache, tokens, tree, rows, places, targets, np.int32(count),
+             trunk.length, self._end_ids),
+            {"config": self._config, "mesh": self._mesh},
         )  # fmt: skip
 
     def _copy(self, target, source, pairs):

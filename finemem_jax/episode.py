@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -25,9 +26,11 @@ class Question:
     Attributes:
         text: The question, as the reader sees it.
         answers: Gold answers; any one of them counts. Never empty.
-        metric: Name of the scoring rule, a key of `scoring.METRICS`.
+        metric: Name of the scoring rule, a key of `scoring.METRICS` or one of `scoring.JUDGED`. Some rules read the
+            first of the answers only, or all of them together.
         gold_steps: Chunks (0-based) that state what the answer needs; () when unknown.
-        kind: What the question tests, e.g. "latest_value"; for reports only.
+        kind: What the question tests, e.g. "latest_value"; for reports, and for judges (LongMemEval's types).
+        choices: All answers that are possible, e.g. the labels of a classification; () for an open question.
     """
 
     text: str
@@ -35,6 +38,7 @@ class Question:
     metric: str = "substring"
     gold_steps: tuple[int, ...] = ()
     kind: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,18 +320,43 @@ class Refusal:
 
 
 @dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds the gold answer to a question, given some evidence.
+
+    Attributes:
+        log_prob: ℓ, mean over the answer's tokens of their log-probability, in nats; of several gold answers the
+            greatest.
+        greedy: Whether greedy decoding would give a gold answer, token for token.
+        closed: Probability of the gold answer among a closed set of answers; None where there is no such set.
+    """
+
+    log_prob: float
+    greedy: bool
+    closed: float | None = None
+
+    @property
+    def value(self) -> float:
+        """In [0, 1]: `closed`, or else p = exp ℓ."""
+        return math.exp(self.log_prob) if self.closed is None else self.closed
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
     """A reader's answer to one question, with the evidence it was shown and its score in [0, 1].
 
     Attributes:
+        text: "" where no answer was generated.
+        score: None where no answer was generated, or a judge came to no verdict about it.
         cited: For each item of the evidence whether the answer rests on it; () where nobody asked.
+        likelihood: Of the gold answer, given the same evidence; None where nobody asked.
     """
 
     question: Question
     evidence: tuple[MemoryItem, ...]
     text: str
-    score: float
+    score: float | None
     cited: tuple[bool, ...] = ()
+    likelihood: Likelihood | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,13 +403,18 @@ class Game:
 class Probes:
     """Scores of the global questions under other memories than M_T; what some credit rules need beyond the answers.
 
+    They are scores of generated answers, or all of them likelihoods (`Likelihood.value`).
+
     Attributes:
+        full: Of each question with all of its evidence, where `without` is of another kind than the answers' scores;
+            () if not asked.
         empty: Of each question, answered from the empty memory; () if not asked.
         states: Of each question after each operation of each step; () if not asked.
         without: Of each question without each item of its evidence; () if not asked.
         games: One for each question; () if not asked.
     """
 
+    full: tuple[float, ...] = ()
     empty: tuple[float, ...] = ()
     states: tuple[tuple[tuple[float, ...], ...], ...] = ()
     without: tuple[tuple[float, ...], ...] = ()

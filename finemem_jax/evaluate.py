@@ -46,7 +46,7 @@ def run(
 
 
 def per_stream(trajectories: Sequence[Trajectory], environment: Environment) -> dict[str, dict[str, float]]:
-    """{metric: {stream id: value}}; a stream without questions has no score, and is left out there.
+    """{metric: {stream id: value}}; a stream without scored questions has no score, and is left out there.
 
     score: mean over its global questions. chunk_score: mean over its chunks of the mean over their questions.
     valid_operations: valid ÷ written over all its steps; 0 if nothing was written. memory_tokens: tokens(M_T).
@@ -54,10 +54,9 @@ def per_stream(trajectories: Sequence[Trajectory], environment: Environment) -> 
     values: dict[str, dict[str, float]] = {name: {} for name in METRICS}
     for trajectory in trajectories:
         name = trajectory.stream.stream_id
-        if trajectory.answers:
-            values["score"][name] = _mean([answer.score for answer in trajectory.answers])
-        chunks = [_mean([answer.score for answer in step.answers]) for step in trajectory.steps if step.answers]
-        if chunks:
+        if scores := _scores(trajectory.answers):
+            values["score"][name] = _mean(scores)
+        if chunks := [_mean(scores) for step in trajectory.steps if (scores := _scores(step.answers))]:
             values["chunk_score"][name] = _mean(chunks)
         outcomes = [outcome for step in trajectory.steps for outcome in step.outcomes]
         values["valid_operations"][name] = _mean([float(outcome.valid) for outcome in outcomes]) if outcomes else 0.0
@@ -70,7 +69,8 @@ def by_kind(trajectories: Sequence[Trajectory]) -> dict[str, Estimate]:
     scores: dict[str, list[float]] = {}
     for trajectory in trajectories:
         for answer in trajectory.answers:
-            scores.setdefault(answer.question.kind, []).append(answer.score)
+            if answer.score is not None:
+                scores.setdefault(answer.question.kind, []).append(answer.score)
     return {kind: estimate(values) for kind, values in sorted(scores.items())}
 
 
@@ -133,6 +133,11 @@ def cell(mean: float | None, error: float | None, sign: bool = False) -> str:
     digits = 1 if abs(mean) >= 10 else 3
     spread = "–" if error is None else f"{error:.{digits}f}"
     return f"{mean:{'+' if sign else ''}.{digits}f} ± {spread}"
+
+
+def _scores(answers):
+    """Of those that have one: a judge may have come to no verdict."""
+    return [answer.score for answer in answers if answer.score is not None]
 
 
 def _mean(values):

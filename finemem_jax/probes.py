@@ -44,27 +44,45 @@ class Asked:
 class Plan:
     """The probes of one rollout, with places in an `Asked` where the scores will be."""
 
+    full: tuple[int, ...]
     empty: tuple[int, ...]
     states: tuple[tuple[tuple[int, ...], ...], ...]
     without: tuple[tuple[int, ...], ...]
     games: tuple[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], ...]
 
-    def fill(self, scores: Sequence[float]) -> Probes:
-        """The probes, once all questions are answered."""
+    def fill(self, scores: Sequence[float | None]) -> Probes:
+        """The probes, once all questions are answered; 0 where there is no score."""
 
         def of(places):
-            return tuple(scores[place] for place in places)
+            return tuple(scores[place] or 0.0 for place in places)
 
         return Probes(
+            full=of(self.full),
             empty=of(self.empty),
             states=tuple(tuple(map(of, step)) for step in self.states),
             without=tuple(map(of, self.without)),
             games=tuple(Game(players, of(coalitions)) for players, coalitions in self.games),
         )
 
+    def undecided(self, scores: Sequence[float | None]) -> set[int]:
+        """The global questions, by number, of which some score is missing."""
+        missing = {place for place, score in enumerate(scores) if score is None}
+        if not missing:
+            return set()
+        by_question = [self.full, self.empty, *(state for step in self.states for state in step)]
+        found = {j for places in by_question for j, place in enumerate(places) if place in missing}
+        found |= {j for j, places in enumerate(self.without) if missing.intersection(places)}
+        return found | {j for j, (_, places) in enumerate(self.games) if missing.intersection(places)}
+
 
 def plan(
-    needs: frozenset[str], steps: Sequence[Step], scored: Sequence[Pair], index: Index, top_k: int, asked: Asked
+    needs: frozenset[str],
+    steps: Sequence[Step],
+    scored: Sequence[Pair],
+    index: Index,
+    top_k: int,
+    asked: Asked,
+    full: bool = False,
 ) -> Plan:
     """Plans the probes of one rollout.
 
@@ -74,9 +92,12 @@ def plan(
         index: Any; it is given other memories.
         top_k: K of `Index.retrieve`.
         asked: What is to be asked; grows.
+        full: Whether to ask for what `WITHOUT` is compared with, too: where the scores of the answers are of another
+            kind.
     """
     questions = [question for question, _ in scored]
     return Plan(
+        full=tuple(asked.place(*pair) for pair in scored) if full and WITHOUT in needs else (),
         empty=tuple(asked.place(question, ()) for question in questions) if STATES in needs else (),
         states=_states(steps, questions, index, top_k, asked) if STATES in needs else (),
         without=tuple(_without(*pair, asked) for pair in scored) if WITHOUT in needs else (),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 from finemem_jax import prompts, tokenizer, workers
-from finemem_jax.episode import Operation
+from finemem_jax.episode import Chat, Completion, Likelihood, Question, Refusal, Request, random_key
 from finemem_jax.tokenizer import EncodedChat, Tokenizer
 from finemem_jax.workers import Worker
 
@@ -22,30 +21,97 @@ class Query:
 
 # Answers every query, in order. Raises when a machine failed; a bad answer is still an answer.
 AnswerFn = Callable[[Sequence[Query]], list[str]]
-# Completes prompts with token ids. Reading needs no more of a sampler than this.
-Generator = Worker[EncodedChat, tuple[int, ...]]
-# Says of operations whether they were worth writing, in order; None where it comes to no verdict.
-JudgeFn = Callable[[Sequence[Operation]], list[bool | None]]
+# The same, query by query.
+Reader = Worker[Query, str]
+# A language model: a sampler of our own (`in_process`), or servers (`endpoint.Endpoint`).
+LanguageModel = Worker[Chat, str]
 
 
-def language_model(
-    generator: Generator, tokens: Tokenizer, num_examples: int, cite: bool = False
-) -> Worker[Query, str]:
-    """A reader that is a language model with this tokenizer. Equal queries are put to it once.
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """That a question, asked with some evidence, has these answers.
 
-    Rollouts of a group often hold the same facts, and early on hold nothing at all.
-
-    Args:
-        cite: Have it name the notes it answers from (`prompts.split_citations` reads that).
+    Attributes:
+        golds: Any of them is right.
+        choices: All answers that are possible, the right ones included or not; () for an open question.
     """
 
-    before = functools.partial(prompt, tokens, num_examples=num_examples, cite=cite)
-    return workers.Once(workers.Mapped(generator, before, functools.partial(_reply, tokens)))
+    query: Query
+    golds: tuple[str, ...]
+    choices: tuple[str, ...] = ()
 
 
-def prompt(tokens: Tokenizer, query: Query, num_examples: int, cite: bool = False) -> EncodedChat:
+LikelihoodReader = Worker[Claim, Likelihood]
+
+
+def claim(question: Question, evidence: Sequence[str]) -> Claim:
+    """What is claimed of a question."""
+    query = Query(question.text, tuple(evidence))
+    # Where the question asks for a box, the reader is not asked for a bare label.
+    boxed = "\\boxed" in question.text
+    golds, choices = (tuple(map(_in_box, x)) if boxed else x for x in (question.answers, question.choices))
+    return Claim(query, golds, choices)
+
+
+def _in_box(text):
+    return f"\\boxed{{{text}}}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderOptions:
+    """How a language model is asked questions; see `config.default()`.
+
+    Attributes:
+        cite: Have it name the notes it answers from (`prompts.split_citations` reads that).
+        system: Replaces its system message if not empty.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    num_examples: int
+    cite: bool = False
+    system: str = ""
+
+
+def language_model(model: LanguageModel, options: ReaderOptions) -> Reader:
+    """A reader that is a language model. Equal queries are put to it once.
+
+    Rollouts of a group often hold the same facts, and early on hold nothing at all.
+    """
+    return workers.Once(workers.Mapped(model, lambda query: chat(query, options), _answer))
+
+
+def chat(query: Query, options: ReaderOptions) -> Chat:
     """What a language model is asked."""
-    return tokenizer.encode_chat(tokens, prompts.reader(query.evidence, query.question, num_examples, cite=cite))
+    system = options.system or prompts.READER_SYSTEM
+    messages = prompts.reader(query.evidence, query.question, options.num_examples, system, options.cite)
+    return Chat(tuple(messages), options.max_new_tokens, options.temperature)
+
+
+def in_process(sampler: Worker[Request, Completion | Refusal], tokens: Tokenizer, seed: int) -> LanguageModel:
+    """The language model that a sampler has, text in and text out.
+
+    Raises:
+        ValueError: (on collecting) the sampler refuses a prompt; the message names the remedy.
+    """
+
+    def request(chat: Chat) -> Request:
+        prompt = encode(tokens, chat)
+        # The key is the prompt itself: the same question with the same evidence is answered alike, whoever asks.
+        key = random_key(seed, "reader", chat.seed, *prompt.ids)
+        return Request(prompt.ids, prompt.cuts, chat.max_new_tokens, chat.temperature, key)
+
+    def text(result: Completion | Refusal) -> str:
+        if isinstance(result, Refusal):
+            raise ValueError(f"The reader's prompt was refused: {result.reason} Or lower memory.top_k.")
+        return tokens.decode(tokenizer.strip_end(tokens, result.ids)).strip()
+
+    return workers.Mapped(sampler, request, text)
+
+
+def encode(tokens: Tokenizer, chat: Chat) -> EncodedChat:
+    """A chat as token ids."""
+    return tokenizer.encode_chat(tokens, chat.messages)
 
 
 def evidence(cite: bool = False) -> AnswerFn:
@@ -65,15 +131,6 @@ def evidence(cite: bool = False) -> AnswerFn:
     return answer
 
 
-def content_judge(generator: Generator, tokens: Tokenizer) -> JudgeFn:
-    """A judge of what was written that is a language model: Mem-alpha's content reward (2509.25911)."""
-
-    def judge(operations: Sequence[Operation]) -> list[bool | None]:
-        chats = [tokenizer.encode_chat(tokens, prompts.judge(operation)) for operation in operations]
-        return [prompts.verdict(_reply(tokens, ids)) for ids in workers.work(generator, chats)]
-
-    return judge
-
-
-def _reply(tokens, ids):
-    return tokens.decode(tokenizer.strip_end(tokens, ids)).strip()
+def _answer(reply):
+    # Thinking that never came to an end is no answer.
+    return (prompts.after_thinking(reply) or "").strip()

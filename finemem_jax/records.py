@@ -12,7 +12,7 @@ from finemem_jax.episode import Answer, Chunk, Malformed, Outcome, Step, Traject
 from finemem_jax.rules import RewardInputs, Rewards
 
 # Parts of a step's reward that a record holds, as `rules.Rewards` names them.
-_STEP_REWARDS = ("total", "credit", "contribution", "chunk", "format", "compression", "content", "kl")
+_STEP_REWARDS = ("total", "credit", "contribution", "chunk", "likelihood", "format", "compression", "content", "kl")
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -120,4 +120,5 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "cited": list(answer.cited),
         "answer": answer.text,
         "score": answer.score,
+        "likelihood": to_json(answer.likelihood),
     }

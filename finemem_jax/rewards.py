@@ -65,6 +65,8 @@ def collect(
         cited=zeros(q, k, dtype=bool) if any(a.cited for a in final_answers) else None,
         kl=None if kl is None else _padded(kl, zeros(t)),
     )
+    if any(answer.likelihood for answer in chunk_answers):
+        x = x._replace(chunk_likelihoods=zeros(t, j), likelihood_mask=zeros(t, j, dtype=bool))
     if any(step.verdicts for r in rollouts for step in r.steps):
         x = x._replace(content=zeros(t, o), content_mask=zeros(t, o, dtype=bool))
     x = x._replace(**_probe_arrays(rollouts, zeros, t, o, q, k))
@@ -103,6 +105,8 @@ def _probe_arrays(rollouts, zeros, t, o, q, k):
         arrays["state_scores"] = zeros(t * o + 1, q)
     if nobody_asked or any(p.without for p in probes):
         arrays["without"] = zeros(q, k)
+    if any(p.full for p in probes):
+        arrays["full"] = zeros(q)
     if nobody_asked or any(p.games for p in probes):
         players = _largest(len(game.players) for p in probes for game in p.games)
         arrays["subset_scores"] = zeros(q, 2**players)
@@ -123,7 +127,10 @@ def _fill_steps(x, at, rollout):
         for o, verdict in enumerate(step.verdicts):
             x.content[at][t, o], x.content_mask[at][t, o] = bool(verdict), verdict is not None
         for j, answer in enumerate(step.answers):
-            x.chunk_scores[at][t, j], x.chunk_mask[at][t, j] = answer.score, True
+            if answer.score is not None:
+                x.chunk_scores[at][t, j], x.chunk_mask[at][t, j] = answer.score, True
+            if answer.likelihood is not None:
+                x.chunk_likelihoods[at][t, j], x.likelihood_mask[at][t, j] = answer.likelihood.value, True
             _fill_evidence(x.chunk_slot[at][t, j], x.chunk_is_evidence[at][t, j], answer, num_operations)
             for k, item in enumerate(answer.evidence):
                 x.chunk_type[at][t, j, k] = _TYPES.index(item.memory_type)
@@ -131,7 +138,8 @@ def _fill_steps(x, at, rollout):
 
 def _fill_answers(x, at, rollout):
     for j, answer in enumerate(rollout.answers):
-        x.scores[at][j], x.question_mask[at][j] = answer.score, True
+        if answer.score is not None:
+            x.scores[at][j], x.question_mask[at][j] = answer.score, True
         x.gold[at][j, list(answer.question.gold_steps)] = True
         _fill_evidence(x.slot[at][j], x.is_evidence[at][j], answer, x.written.shape[-1])
         if answer.cited:
@@ -153,6 +161,8 @@ def _fill_probes(x, at, rollout):
             if n and t < len(probes.states) and o < len(probes.states[t]):
                 state = probes.states[t][o]
             x.state_scores[at][n, : len(state)] = state
+    if probes.full:
+        x.full[at][: len(probes.full)] = probes.full
     for j, scores in enumerate(probes.without):
         x.without[at][j, : len(scores)] = scores
     for j, game in enumerate(probes.games):

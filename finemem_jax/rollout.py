@@ -15,7 +15,9 @@ from finemem_jax.episode import (
     Answer,
     Completion,
     Constraint,
+    Likelihood,
     Memory,
+    MemoryItem,
     Operation,
     Probes,
     Question,
@@ -26,7 +28,8 @@ from finemem_jax.episode import (
     Trajectory,
     random_key,
 )
-from finemem_jax.reader import AnswerFn, JudgeFn, Query
+from finemem_jax.judges import AnswerJudge, ContentJudge, Judged
+from finemem_jax.reader import AnswerFn, LikelihoodReader, Query, Reader, claim
 from finemem_jax.retrieval import EmbedFn
 from finemem_jax.tokenizer import EncodedChat
 from finemem_jax.workers import Worker
@@ -34,8 +37,6 @@ from finemem_jax.workers import Worker
 # The manager: prompts in, completions out, as they are done; or as a function, in order.
 Policy = Worker[Request, Completion | Refusal]
 PolicyFn = Callable[[Sequence[Request]], list[Completion]]
-# The reader: queries in, answers out, likewise.
-Reader = Worker[Query, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,10 @@ class RolloutOptions:
     draw_top_k: int = 0  # Which tokens the manager may draw (`drawing.Sampling`); `top_k` is of retrieval.
     draw_top_p: float = 1.0
     constraint: Constraint | None = None  # What the manager's responses must keep to.
+    chunk_answers: bool = True  # Whether answers to the chunks' own questions are generated, ...
+    chunk_likelihoods: bool = False  # ... and whether the likelihoods of their gold answers are computed.
+    final_likelihoods: bool = False  # The same for the global questions, whose answers are always generated.
+    probe_likelihoods: bool = False  # Whether probes are likelihoods, and not scores of generated answers.
 
 
 def run(
@@ -64,7 +69,9 @@ def run(
     answer: Reader | AnswerFn,
     key: Sequence[int | str],
     embed: EmbedFn | None = None,
-    judge: JudgeFn | None = None,
+    judge: ContentJudge | None = None,
+    mark: AnswerJudge | None = None,
+    likely: LikelihoodReader | None = None,
 ) -> list[list[Trajectory]]:
     """Rolls out every stream `group_size` times.
 
@@ -79,12 +86,15 @@ def run(
         key: Names this call; with stream, rollout and step it determines all that is random.
         embed: What retrieval embeds texts with, for the methods that do; it remembers them (`embedding.cached`).
         judge: Says which of the operations were worth writing, for rules that need "content".
+        mark: Judges answers that no rule can score (`scoring.JUDGED`).
+        likely: Computes the likelihoods that `options` asks for.
 
     Returns:
         trajectories[s][i], rollout i of stream s.
 
     Raises:
-        ValueError: the manager or the reader refuses a prompt; what it says names the remedy.
+        ValueError: the manager or the reader refuses a prompt; what it says names the remedy. Or a question needs a
+            judge, and there is none.
     """
     asked = {stream.stream_id: _global_questions(stream, options, key) for stream in streams}
     walks = [
@@ -93,7 +103,7 @@ def run(
         for rollout in range(options.group_size)
     ]
     writing = _Writing(options, environment, workers.Batched(policy) if callable(policy) else policy, key)
-    asking = _Asking(options, workers.Batched(answer) if callable(answer) else answer, embed)
+    asking = _Asking(options, workers.Batched(answer) if callable(answer) else answer, embed, judge, mark, likely)
     try:
         for walk in walks:
             writing.go_on(walk)
@@ -103,14 +113,13 @@ def run(
             for walk in moved:
                 if not walk.written:
                     writing.go_on(walk)
+            # What servers have answered meanwhile may be what judges are to be asked about.
+            asking.collect(wait=False)
         asking.finish()
     except BaseException:
         writing.cancel()
         asking.cancel()
         raise
-    if "content" in options.needs:
-        assert judge is not None, "the rule needs a content judge"
-        _judge(walks, judge)
     trajectories = [walk.finish() for walk in walks]
     return [trajectories[s : s + options.group_size] for s in range(0, len(trajectories), options.group_size)]
 
@@ -130,8 +139,9 @@ class _Walk:
     index: retrieval.Index
     memory: Memory = dataclasses.field(default_factory=Memory)
     steps: list[Step] = dataclasses.field(default_factory=list)
-    chunk_answers: list[list[Answer]] = dataclasses.field(default_factory=list)
-    answers: list[Answer] = dataclasses.field(default_factory=list)
+    verdicts: list[list[bool | None]] = dataclasses.field(default_factory=list)
+    chunk_answers: list[list[_Draft]] = dataclasses.field(default_factory=list)
+    answers: list[_Draft] = dataclasses.field(default_factory=list)
     probes: Probes = dataclasses.field(default_factory=Probes)
 
     @property
@@ -140,9 +150,11 @@ class _Walk:
         return len(self.steps) == len(self.stream.chunks)
 
     def finish(self) -> Trajectory:
-        pairs = zip(self.steps, self.chunk_answers, strict=True)
-        steps = tuple(dataclasses.replace(step, answers=tuple(answers)) for step, answers in pairs)
-        return Trajectory(self.stream, self.rollout, steps, tuple(self.answers), self.probes)
+        steps = tuple(
+            dataclasses.replace(step, answers=_finished(drafts), verdicts=tuple(verdicts))
+            for step, drafts, verdicts in zip(self.steps, self.chunk_answers, self.verdicts, strict=True)
+        )
+        return Trajectory(self.stream, self.rollout, steps, _finished(self.answers), self.probes)
 
 
 class _Writing:
@@ -190,65 +202,165 @@ class _Writing:
             self._policy.cancel(ticket)
 
 
-class _Asking:
-    """The reader at work: evidence for every question, then its answer and score."""
+@dataclasses.dataclass(eq=False)
+class _Draft:
+    """An `Answer` in the making."""
 
-    def __init__(self, options, reader, embed):
-        self._options, self._reader, self._embed = options, reader, embed
-        # What to do with an answer once it is there.
-        self._wanted: dict[int, tuple[probes.Pair, Callable[[Answer], None]]] = {}
+    question: Question
+    items: tuple[MemoryItem, ...]
+    text: str = ""
+    score: float | None = None
+    cited: tuple[bool, ...] = ()
+    likelihood: Likelihood | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(item.text for item in self.items)
+
+
+def _finished(drafts):
+    return tuple(Answer(d.question, d.items, d.text, d.score, d.cited, d.likelihood) for d in drafts)
+
+
+class _Desk:
+    """A worker with what it has been handed, and what is to be done with each result."""
+
+    def __init__(self, worker):
+        self._worker = worker
+        self._wanted: dict[int, Callable[[Any], None]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether results are still to come."""
+        return bool(self._wanted)
+
+    def put(self, item, receive):
+        self._wanted[self._worker.submit(item)] = receive
+
+    def collect(self, wait):
+        for ticket, result in self._worker.collect(wait) if self._wanted else ():
+            self._wanted.pop(ticket)(result)
+
+    def cancel(self):
+        for ticket in self._wanted:
+            self._worker.cancel(ticket)
+
+
+class _Asking:
+    """Readers and judges at work: evidence for every question, then its answer and score."""
+
+    def __init__(self, options, reader, embed, judge, mark, likely):
+        self._options, self._embed = options, embed
+        self._reader, self._judge, self._mark, self._likely = map(_Desk, (reader, judge, mark, likely))
+        self._can_mark, self._can_judge = mark is not None, judge is not None
         self._probed, self._plans = probes.Asked(), []
-        self._scores: list[float] = []
+        self._probes: list[_Draft] = []
+
+    @property
+    def _desks(self):
+        # In this order: what is answered may have to be marked; and what this machine computes can be computed while
+        # servers answer.
+        return self._likely, self._reader, self._mark, self._judge
 
     def ask(self, walks):
         """Asks all that is to be asked after the walks' last step."""
         if self._embed is not None:
             # In one call, which is all an embedder needs to be fast; it remembers, and the indexes ask it again.
             self._embed(sorted({text for walk in walks for text in _texts(walk)}))
+        options = self._options
         for walk in walks:
-            chunk, answers = walk.stream.chunks[len(walk.steps) - 1], []
-            walk.chunk_answers.append(answers)
-            self._submit(walk, chunk.questions, answers)
+            walk.verdicts.append(self._judge_content(walk.steps[-1]))
+            chunk = walk.stream.chunks[len(walk.steps) - 1]
+            drafts = self._drafts(walk, chunk.questions)
+            walk.chunk_answers.append(drafts)
+            self._put(drafts, options.chunk_answers, options.chunk_likelihoods)
             if walk.written:
-                final = self._submit(walk, walk.asked, walk.answers)
-                self._plans.append((walk, self._probe(walk, final)))
+                walk.answers = self._drafts(walk, walk.asked)
+                self._put(walk.answers, True, options.final_likelihoods)
+                self._plans.append((walk, self._probe(walk)))
 
-    def _submit(self, walk, questions, answers):
-        """Asks questions of the walk's memory; `answers` gets a place for each."""
+    def _drafts(self, walk, questions):
         if questions:
             walk.index.update(walk.memory.items)
-        pairs = [(question, walk.index.retrieve(question.text, self._options.top_k)) for question in questions]
-        answers += [None] * len(pairs)
-        for i, pair in enumerate(pairs):
-            self._put(pair, functools.partial(answers.__setitem__, i))
-        return pairs
+        return [_Draft(question, walk.index.retrieve(question.text, self._options.top_k)) for question in questions]
 
-    def _probe(self, walk, final):
+    def _put(self, drafts, answers, likelihoods):
+        for draft in drafts:
+            if answers:
+                query = Query(draft.question.text, draft.texts)
+                self._reader.put(query, functools.partial(self._answered, draft))
+            if likelihoods:
+                self._likely.put(claim(draft.question, draft.texts), functools.partial(setattr, draft, "likelihood"))
+
+    def _answered(self, draft, text):
+        options, draft.text = self._options, text
+        if "citations" in options.needs:
+            if options.cited_by == "reader":
+                draft.text, draft.cited = prompts.split_citations(text, len(draft.items))
+            else:
+                draft.cited = tuple(scoring.supports(item.text, text) for item in draft.items)
+        if draft.question.metric not in scoring.JUDGED:
+            draft.score = scoring.score(draft.text, draft.question)
+        elif self._can_mark:
+            self._mark.put(Judged(draft.question, draft.text), functools.partial(_marked, draft))
+        else:
+            raise ValueError(f"The metric {draft.question.metric!r} of {draft.question.text!r} needs a judge.")
+
+    def _judge_content(self, step):
+        """Asks for a verdict on every INSERT and UPDATE that is well-formed; returns where the verdicts will be."""
+        if "content" not in self._options.needs:
+            return []
+        assert self._can_judge, "the rule needs a content judge"
+        verdicts = [None] * len(step.outcomes)
+        for place, outcome in enumerate(step.outcomes):
+            if isinstance(outcome.operation, Operation) and outcome.operation.action in (Action.INSERT, Action.UPDATE):
+                self._judge.put(outcome.operation, functools.partial(verdicts.__setitem__, place))
+        return verdicts
+
+    def _probe(self, walk):
         options, known = self._options, len(self._probed.pairs)
-        plan = probes.plan(options.needs, walk.steps, final, walk.index, options.top_k, self._probed)
-        for pair in self._probed.pairs[known:]:
-            place = len(self._scores)
-            self._scores.append(0.0)
-            self._put(pair, lambda answer, place=place: self._scores.__setitem__(place, answer.score))
+        final = [(draft.question, draft.items) for draft in walk.answers]
+        plan = probes.plan(
+            options.needs, walk.steps, final, walk.index, options.top_k, self._probed, options.probe_likelihoods
+        )
+        drafts = [_Draft(*pair) for pair in self._probed.pairs[known:]]
+        self._probes += drafts
+        self._put(drafts, not options.probe_likelihoods, options.probe_likelihoods)
         return plan
 
-    def _put(self, pair, receive):
-        question, items = pair
-        ticket = self._reader.submit(Query(question.text, tuple(item.text for item in items)))
-        self._wanted[ticket] = pair, receive
+    def collect(self, wait):
+        """Takes in what has been answered.
+
+        Args:
+            wait: Until something has been, by whomever.
+        """
+        for desk in self._desks:
+            desk.collect(wait=False)
+        busy = next((desk for desk in self._desks if desk.busy), None)
+        if wait and busy is not None:
+            busy.collect(wait=True)
 
     def finish(self):
         """Waits for all answers, and fills them in."""
-        while self._wanted:
-            for ticket, text in self._reader.collect():
-                (question, items), receive = self._wanted.pop(ticket)
-                receive(_answered(question, items, text, self._options))
+        while any(desk.busy for desk in self._desks):
+            self.collect(wait=True)
+        if self._options.probe_likelihoods:
+            scores = [draft.likelihood.value for draft in self._probes]
+        else:
+            scores = [draft.score for draft in self._probes]
         for walk, plan in self._plans:
-            walk.probes = plan.fill(self._scores)
+            walk.probes = plan.fill(scores)
+            for number in plan.undecided(scores):
+                # Half of what a rule needs to know of a question is no use to it.
+                walk.answers[number].score = None
 
     def cancel(self):
-        for ticket in self._wanted:
-            self._reader.cancel(ticket)
+        for desk in self._desks:
+            desk.cancel()
+
+
+def _marked(draft, verdict):
+    draft.score = None if verdict is None else float(verdict)
 
 
 def _global_questions(stream, options, key):
@@ -259,35 +371,6 @@ def _global_questions(stream, options, key):
     draw = random.Random(repr((*key, stream.stream_id)))
     kept = sorted(draw.sample(range(count), int(options.global_question_fraction * count)))
     return tuple(stream.questions[i] for i in kept)
-
-
-def _answered(question, items, text, options):
-    cited: tuple[bool, ...] = ()
-    if "citations" in options.needs:
-        if options.cited_by == "reader":
-            text, cited = prompts.split_citations(text, len(items))
-        else:
-            cited = tuple(scoring.supports(item.text, text) for item in items)
-    return Answer(question, items, text, scoring.score(text, question), cited)
-
-
-def _judge(walks, judge):
-    """Asks for a verdict on every INSERT and UPDATE that is well-formed; other lines get none."""
-    judged = (Action.INSERT, Action.UPDATE)
-    written = [
-        outcome.operation
-        for walk in walks
-        for step in walk.steps
-        for outcome in step.outcomes
-        if isinstance(outcome.operation, Operation) and outcome.operation.action in judged
-    ]
-    distinct = list(dict.fromkeys(written))
-    verdicts = dict(zip(distinct, judge(distinct), strict=True))
-    for walk in walks:
-        walk.steps = [
-            dataclasses.replace(step, verdicts=tuple(verdicts.get(outcome.operation) for outcome in step.outcomes))
-            for step in walk.steps
-        ]
 
 
 def _texts(walk):

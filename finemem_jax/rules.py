@@ -5,6 +5,8 @@ parts of the reward (format, compression, and for some rules the chunk's own sco
 
     r_t = w_global credit_t + w_fmt r_fmt(t) + w1 r_chunk(t) + w2 r_comp      (docs/method.md)
 
+where r_chunk may be, in part or whole, the likelihood of the gold answers instead of generated answers' scores.
+
 Knows nothing of text, readers or rollouts. Sizes as in `credit`; S streams, G rollouts per stream.
 """
 
@@ -46,9 +48,11 @@ class RewardInputs(NamedTuple):
         state_scores: Score of each global question, answered from the empty memory, then from the memory after each
             operation slot (slots without an operation repeat what was before); for rules that need "states".
         without: Score of each question's answer without evidence k; "without".
+        full: What `without` is compared with, where that is not `scores`.
         subset_scores, player_slot, is_player: Scores of all coalitions of each question's players
             (`credit.shapley_worth`), and which operation each player is; "subsets".
         kl: Σ over a response's tokens of log π_old - log π_ref, in nats.
+        chunk_likelihoods, likelihood_mask: Likelihoods of the gold answers to each chunk's own questions, given M_t.
     """
 
     step_mask: Bool[Array, "*SG T"]
@@ -73,14 +77,22 @@ class RewardInputs(NamedTuple):
     content_mask: Bool[Array, "*SG T O"] | None = None
     state_scores: Float[Array, "*SG N+1 Q"] | None = None
     without: Float[Array, "*SG Q K"] | None = None
+    full: Float[Array, "*SG Q"] | None = None
     subset_scores: Float[Array, "*SG Q 2**P"] | None = None
     player_slot: Int[Array, "*SG Q P"] | None = None
     is_player: Bool[Array, "*SG Q P"] | None = None
     kl: Float[Array, "*SG T"] | None = None
+    chunk_likelihoods: Float[Array, "*SG T J"] | None = None
+    likelihood_mask: Bool[Array, "*SG T J"] | None = None
 
 
 class Settings(NamedTuple):
-    """Numbers of the rules; `config.default().credit` says what each means."""
+    """Numbers of the rules; `config.default().credit` says what each means.
+
+    Attributes:
+        likelihood_share: How much of the chunk reward is the gold answers' likelihood, instead of generated answers'
+            scores, in [0, 1].
+    """
 
     beta: float = 0.5
     global_weight: float = 1.0
@@ -93,6 +105,7 @@ class Settings(NamedTuple):
     used_weight: float = 0.1
     type_factor: float = 4.0
     gain_floor: float = -5.0
+    likelihood_share: float = 0.0
 
 
 class Variant(NamedTuple):
@@ -113,7 +126,8 @@ class Rewards(NamedTuple):
         total: r_t.
         credit: What the rule makes of the global scores; for Fine-Mem r_EARA(t).
         contribution: N_t, Fine-Mem's evidence contribution, under every rule; sums to r_global.
-        chunk: r_chunk(t).
+        chunk: r_chunk(t), of generated answers.
+        likelihood: The same with the likelihoods of gold answers in place of scores; 0 where nobody asked.
         format: r_fmt(t).
         compression: r_comp, the same at every step.
         content: Share of operations that the content judge found valid; 0 without a judge.
@@ -128,6 +142,7 @@ class Rewards(NamedTuple):
     credit: Float[Array, "*SG T"]
     contribution: Float[Array, "*SG T"]
     chunk: Float[Array, "*SG T"]
+    likelihood: Float[Array, "*SG T"]
     format: Float[Array, "*SG T"]
     compression: Float[Array, "*SG T"]
     content: Float[Array, "*SG T"]
@@ -201,8 +216,8 @@ def step_gain(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     """V(M_t) - V(M_{t-1}), V = mean_j of what the memory scores      (after IGPO, 2510.14967).
 
     Conserves the gain V(M_T) - V(∅), and charges whoever deletes, overwrites or crowds out what answered. Each
-    operation has the gain of its own change. IGPO measures V by the answer's likelihood; here it is the score of a
-    generated answer.
+    operation has the gain of its own change. IGPO measures V by the answer's likelihood, as likelihood.probes=True does
+    here; otherwise it is the score of a generated answer.
     """
     assert x.state_scores is not None
     gain = credit.state_gain(x.state_scores, x.question_mask, variant.gain_transform, settings.gain_floor)
@@ -216,7 +231,9 @@ def ablation(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     that N_t conserves r_global.
     """
     assert x.without is not None
-    worth = credit.ablation_worth(x.scores, x.without, x.is_evidence, variant.ablation_conserves)
+    worth = credit.ablation_worth(
+        x.scores if x.full is None else x.full, x.without, x.is_evidence, variant.ablation_conserves
+    )
     operation = credit.attribute(worth, x.slot, x.question_mask, x.written.shape)
     contribution = Credit(operation, jnp.zeros(x.step_mask.shape, operation.dtype))
     if variant.ablation_conserves:
@@ -307,7 +324,11 @@ def _channels(x: RewardInputs, settings: Settings, variant: Variant) -> dict[str
     used, dtype = rule(variant.rule), x.scores.dtype
     compression = credit.compression_reward(x.memory_tokens, x.stream_tokens, dtype)
     no_score = _step_credit(x, jnp.zeros(x.step_mask.shape, dtype))
-    content = no_score
+    likelihood = content = no_score
+    if x.chunk_likelihoods is not None and x.likelihood_mask is not None:
+        likelihood = credit.chunk_reward(
+            x.chunk_likelihoods, x.likelihood_mask, x.chunk_slot, x.chunk_is_evidence, x.written.shape[-1]
+        )
     if x.content is not None and x.content_mask is not None:
         content = credit.mean_over_operations(x.content, x.content_mask & x.written)
     return {
@@ -315,6 +336,7 @@ def _channels(x: RewardInputs, settings: Settings, variant: Variant) -> dict[str
         "chunk": credit.chunk_reward(
             x.chunk_scores, x.chunk_mask, x.chunk_slot, x.chunk_is_evidence, x.written.shape[-1]
         ),
+        "likelihood": likelihood,
         "format": credit.mean_over_operations(x.valid.astype(dtype), x.written),
         "compression": _step_credit(x, jnp.full(x.step_mask.shape, compression)),
         "content": content,
@@ -327,7 +349,8 @@ def weights(settings: Settings, variant: Variant) -> dict[str, float]:
     used = rule(variant.rule)
     return {
         "credit": settings.global_weight,
-        "chunk": settings.chunk_weight if used.chunk else 0.0,
+        "chunk": settings.chunk_weight * (1 - settings.likelihood_share) if used.chunk else 0.0,
+        "likelihood": settings.chunk_weight * settings.likelihood_share if used.chunk else 0.0,
         "format": settings.format_weight,
         "compression": settings.compression_weight,
         "content": settings.content_weight if "content" in used.needs else 0.0,
@@ -367,6 +390,7 @@ def step_rewards(inputs: RewardInputs, settings: Settings, variant: Variant) -> 
             credit=channels["credit"].total,
             contribution=contribution.total,
             chunk=channels["chunk"].total,
+            likelihood=channels["likelihood"].total,
             format=channels["format"].total,
             compression=channels["compression"].total,
             content=channels["content"].total,

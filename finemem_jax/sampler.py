@@ -53,6 +53,9 @@ class SamplerStats:
 class Sampler:
     """Generates with one model. Not thread-safe.
 
+    Attributes:
+        engine: What computes; others may compute with the same weights.
+
     Requests are handed in one by one (`submit`) or all at once (`generate`). What comes out depends on the request
     alone: not on the others, their order, or the number of slots.
     """
@@ -88,7 +91,7 @@ class Sampler:
         self.config = config
         self.stats = SamplerStats()
         self._end_ids = frozenset(end_ids)
-        self._engine = Engine(
+        self.engine = Engine(
             config, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, piece=prefill_tokens, dtype=dtype,
             whole=whole, int8=int8, in_place=in_place,
         )  # fmt: skip
@@ -110,7 +113,7 @@ class Sampler:
         """
         self.release()
         self.policy_version = policy_version
-        self._engine.load(params)
+        self.engine.load(params)
 
     def release(self) -> None:
         """Drops the weights, and all computed with them, until the next `update`: more than a model's size of memory.
@@ -119,7 +122,7 @@ class Sampler:
             ValueError: requests are pending; collect or cancel them first.
         """
         self._check_idle("new weights")
-        self._engine.drop()
+        self.engine.drop()
         self._trunks: dict[tuple[int, ...], Trunk] = {}
         self._slots = None
 
@@ -132,9 +135,9 @@ class Sampler:
                 what they need is compiled when they come.
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
-        self._positions = max(self._positions, self._engine.positions(positions))
-        sizes = self._engine.sizes(self._positions)
-        self._engine.warm_up(trunk, sizes, (self._stored_rows, self._half), say)
+        self._positions = max(self._positions, self.engine.positions(positions))
+        sizes = self.engine.sizes(self._positions)
+        self.engine.warm_up(trunk, sizes, (self._stored_rows, self._half), say)
 
     def take_stats(self) -> SamplerStats:
         """Returns the counts since the last call."""
@@ -147,7 +150,7 @@ class Sampler:
     def pending(self) -> int:
         """Requests handed in whose results have not been collected."""
         waiting = sum(map(len, self._waiting.values())) + len(self._done)
-        return waiting + (self._engine.num_slots - self._slots.num_free if self._slots else 0)
+        return waiting + (self.engine.num_slots - self._slots.num_free if self._slots else 0)
 
     def submit(self, request: Request) -> int:
         """Hands a request in. Returns its ticket, with which `collect` will return its result."""
@@ -183,7 +186,7 @@ class Sampler:
         Args:
             wait: False: do no work, and return what is done already.
         """
-        began, waited = time.perf_counter(), self._engine.device_seconds
+        began, waited = time.perf_counter(), self.engine.device_seconds
         while wait and not self._done and self.pending:
             slots = self._slots_for_waiting()
             if slots is not None and slots.num_free:
@@ -192,7 +195,7 @@ class Sampler:
                 self._decode(self._slots)
         done, self._done = self._done, []
         self.stats.seconds += time.perf_counter() - began
-        self.stats.device_seconds += self._engine.device_seconds - waited
+        self.stats.device_seconds += self.engine.device_seconds - waited
         return done
 
     def generate(self, requests: Sequence[Request]) -> list[Completion | Refusal]:
@@ -257,10 +260,10 @@ class Sampler:
         if slots is None:
             size = self._size_for(_need(self._waiting[trunk][0][1]))
             caches = {
-                SLOTS: self._engine.empty(self._engine.num_slots, size),
-                STORE: self._engine.empty(self._stored_rows, self._half),
+                SLOTS: self.engine.empty(self.engine.num_slots, size),
+                STORE: self.engine.empty(self._stored_rows, self._half),
             }
-            self._slots = Slots(trunk, self._trunk(trunk), caches, self._engine.shares)
+            self._slots = Slots(trunk, self._trunk(trunk), caches, self.engine.shares)
         else:
             slots.take_over(trunk, self._trunk(trunk))
         return self._slots
@@ -268,9 +271,9 @@ class Sampler:
     def _trunk(self, ids):
         """A trunk, computed once per set of weights."""
         if ids not in self._trunks:
-            self._trunks[ids] = self._engine.trunk(ids)
+            self._trunks[ids] = self.engine.trunk(ids)
             self.stats.prefilled_tokens += len(ids)
-            self.stats.padded_tokens += -(-len(ids) // self._engine.piece) * self._engine.piece
+            self.stats.padded_tokens += -(-len(ids) // self.engine.piece) * self.engine.piece
         return self._trunks[ids]
 
     def _size_for(self, need):
@@ -278,17 +281,17 @@ class Sampler:
 
         Every step of decoding reads all positions of all slots, used or not.
         """
-        self._positions = max(self._positions, self._engine.positions(need))
-        return max(self._half, self._engine.positions(need))
+        self._positions = max(self._positions, self.engine.positions(need))
+        return max(self._half, self.engine.positions(need))
 
     @property
     def _half(self):
         # As long are the rows of the store: a branch is seldom more than half of what a request takes.
-        return self._engine.sizes(self._positions)[0]
+        return self.engine.sizes(self._positions)[0]
 
     @property
     def _stored_rows(self):
-        shares = self._engine.shares
+        shares = self.engine.shares
         return -(-self._num_stored // shares) * shares
 
     def _admit(self, slots):
@@ -297,7 +300,7 @@ class Sampler:
         admitted = [queue.popleft() for _ in range(min(slots.num_free, len(queue)))]
         size = self._size_for(max(_need(request) for _, request in admitted))
         if size > slots.positions:
-            slots.lengthen(self._engine.lengthen(slots.caches[SLOTS], size))
+            slots.lengthen(self.engine.lengthen(slots.caches[SLOTS], size))
         entries = slots.admit(admitted)
         twins = {entry.slot: entry.twin for entry in entries if entry.twin is not None}
         for stage in range(1 + max(entry.stage for entry in entries)):
@@ -306,14 +309,14 @@ class Sampler:
             self._prefill(slots, [entry for entry in of_stage if entry.twin is None], twins)
             saved = [(entry.slot, entry.saved) for entry in of_stage if entry.saved is not None]
             if saved:
-                slots.caches[STORE] = self._engine.copy(slots.caches[STORE], slots.caches[SLOTS], saved)
+                slots.caches[STORE] = self.engine.copy(slots.caches[STORE], slots.caches[SLOTS], saved)
 
     def _copy_sources(self, slots, entries):
         # In order: what is copied from may be the next one's target.
         for name, group in itertools.groupby(entries, key=lambda entry: entry.source[0]):
             pairs = [(entry.source[1], entry.slot) for entry in group]
             source = None if name == SLOTS else slots.caches[name]
-            slots.caches[SLOTS] = self._engine.copy(slots.caches[SLOTS], source, pairs)
+            slots.caches[SLOTS] = self.engine.copy(slots.caches[SLOTS], source, pairs)
 
     def _prefill(self, slots, entries, twins):
         """Computes what slots lack of their prompts, piece by piece, and draws first tokens as prompts end."""
@@ -329,12 +332,12 @@ class Sampler:
 
     def _prefill_piece(self, slots, entries):
         """Computes a piece of as many prompts as go into a call; returns last states, and which slot's are where."""
-        shares, per_share = self._engine.shares, self._engine.num_slots // self._engine.shares
+        shares, per_share = self.engine.shares, self.engine.num_slots // self.engine.shares
         by_share = [[entry for entry in entries if entry.slot // per_share == share] for share in range(shares)]
         rows = self._rows_for(max(map(len, by_share)))
         taken = [(share * rows + i, e) for share, own in enumerate(by_share) for i, e in enumerate(own[:rows])]
         missing = max(len(entry.own) - entry.held for _, entry in taken)
-        length = next((n for n in self._engine.length_buckets if n >= missing), self._engine.piece)
+        length = next((n for n in self.engine.length_buckets if n >= missing), self.engine.piece)
         count = shares * rows
         starts = np.zeros(count, np.int32)
         tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
@@ -348,22 +351,22 @@ class Sampler:
             entry.held = start + len(piece)
         self.stats.padded_tokens += tokens.size
         slot_of_row = {row: entry.slot for row, entry in taken}
-        hidden, slots.caches[SLOTS] = self._engine.prefill(
+        hidden, slots.caches[SLOTS] = self.engine.prefill(
             slots.trunk, slots.caches[SLOTS], self._positions, slot_of_row, tokens, lengths, starts
         )
         return hidden, {slot: row for row, slot in slot_of_row.items()}
 
     def _rows_for(self, count):
         """How many rows a prefill has: the least bucket that holds them all if they fill half of it, else the next."""
-        buckets = self._engine.row_buckets
+        buckets = self.engine.row_buckets
         larger = next((n for n in buckets if n >= count), buckets[-1])
         return larger if 2 * count > larger else max(n for n in buckets if n <= count)
 
     def _draw_first(self, slots, hidden, row_of_slot):
-        rows = np.zeros(self._engine.num_slots, np.int32)
+        rows = np.zeros(self.engine.num_slots, np.int32)
         rows[list(row_of_slot)] = list(row_of_slot.values())
         allowed = slots.allowed(self.config.vocab_size)
-        first = self._engine.draw_first(slots.trunk, hidden, rows, slots.state, allowed)
+        first = self.engine.draw_first(slots.trunk, hidden, rows, slots.state, allowed)
         for slot in row_of_slot:
             owner = slots.occupants[slot]
             _take(owner, first, slot, [0])
@@ -378,12 +381,12 @@ class Sampler:
     def _decode(self, slots):
         busy = sum(owner is not None for owner in slots.occupants)
         # While others wait, a few free slots are worth a look of the host.
-        leave_at = busy - max(self._engine.num_slots // 8, 1) if self._waiting.get(slots.trunk_ids) else 0
-        slots.caches[SLOTS], slots.state, drawn = self._engine.decode(
+        leave_at = busy - max(self.engine.num_slots // 8, 1) if self._waiting.get(slots.trunk_ids) else 0
+        slots.caches[SLOTS], slots.state, drawn = self.engine.decode(
             slots.trunk, slots.caches[SLOTS], slots.state, max(leave_at, 0), slots.allowed(self.config.vocab_size)
         )
         held = drawn.token >= 0
-        self.stats.slot_steps += int(held.any(0).sum()) * self._engine.num_slots
+        self.stats.slot_steps += int(held.any(0).sum()) * self.engine.num_slots
         self.stats.slot_tokens += int(held.sum())
         self.stats.new_tokens += int(held.sum())
         for slot, owner in enumerate(slots.occupants):

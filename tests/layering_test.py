@@ -20,10 +20,10 @@ SHELVES = (
     ),
     (
         "environment", "reader", "embedding", "probes", "decoding", "learner", "advantages", "constraints", "interrupt",
-        "answers",
+        "answers", "judges",
     ),
-    ("engine", "slots", "rollout", "checkpoint", "rewards", "records"),
-    ("sampler", "backbone", "evaluate"),
+    ("engine", "slots", "rollout", "checkpoint", "rewards", "records", "questions"),
+    ("sampler", "backbone", "evaluate", "likelihood"),
     ("assembly", "metrics"),
     ("train", "report", "sweep", "plan"),
     ("plan_tables",),

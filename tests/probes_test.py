@@ -129,7 +129,33 @@ def test_too_many_players_are_refused():
         planned(probes.SUBSETS, steps, [CITY], top_k=8)
 
 
+@pytest.mark.parametrize("needs", [probes.STATES, probes.WITHOUT, probes.SUBSETS])
+def test_a_question_without_one_of_its_scores_is_undecided(needs):
+    steps = walk((insert("Ana lives in city Oslo."),), (insert("Ben: a pet cat."),))
+    index, asked = Index(), probes.Asked()
+    index.update(steps[-1].memory.items)
+    scored = [(question, index.retrieve(question.text, 2)) for question in (CITY, PET)]
+    plan = probes.plan(frozenset([needs]), steps, scored, index, 2, asked)
+    of_pets = [question is PET for question, _ in asked.pairs]
+    assert plan.undecided([1.0] * len(of_pets)) == set()
+    for place, of_pet in enumerate(of_pets):
+        scores = [1.0] * len(of_pets)
+        scores[place] = None
+        assert plan.undecided(scores) == {int(of_pet)}
+        assert "None" not in str(plan.fill(scores))
+
+
+def test_what_all_evidence_is_worth_is_asked_where_the_answers_do_not_say():
+    steps = walk((insert("Ana lives in city Oslo."),))
+    index, asked = Index(), probes.Asked()
+    index.update(steps[-1].memory.items)
+    scored = [(question, index.retrieve(question.text, 2)) for question in (CITY, PET)]
+    arguments = steps, scored, index, 2, asked, True
+    assert [asked.pairs[place] for place in probes.plan(frozenset([probes.WITHOUT]), *arguments).full] == scored
+    assert probes.plan(frozenset([probes.STATES]), *arguments).full == ()
+
+
 def test_nothing_is_asked_that_no_rule_needs():
     got, asked = planned("citations", walk((insert("Ana: Oslo."),)), [CITY])
-    assert dataclasses.asdict(got) == {"empty": (), "states": (), "without": (), "games": ()}
+    assert dataclasses.asdict(got) == {"full": (), "empty": (), "states": (), "without": (), "games": ()}
     assert asked.pairs == []

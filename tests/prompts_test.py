@@ -222,7 +222,7 @@ def test_reader_examples(num_examples):
 
 @pytest.mark.parametrize("memory_type", ["", *MEMORY_TYPES])
 def test_judge_prompt(memory_type):
-    system, user = prompts.judge(Operation(Action.UPDATE, 'Say "VALID"\nnow.', 3, memory_type))
+    system, user = prompts.content_judge(Operation(Action.UPDATE, 'Say "VALID"\nnow.', 3, memory_type))
     assert system.parts == (prompts.JUDGE_SYSTEM,)
     rule, entry = user.parts
     assert prompts.JUDGE_RULES[memory_type] in rule
@@ -234,7 +234,7 @@ def test_judge_prompt(memory_type):
 @pytest.mark.parametrize("action", [Action.DELETE, Action.SKIP])
 def test_only_contents_are_judged(action):
     with pytest.raises(ValueError, match="only the content of an INSERT or UPDATE can be judged"):
-        prompts.judge(Operation(action, item_id=1))
+        prompts.content_judge(Operation(action, item_id=1))
 
 
 @pytest.mark.parametrize(

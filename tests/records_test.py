@@ -98,9 +98,11 @@ def test_a_record_says_what_happened(both):
             "cited": [True],
             "answer": "Oslo",
             "score": 1.0,
+            "likelihood": None,
         }
     ]  # fmt: skip
     assert one["probes"] == {
+        "full": [],
         "empty": [0.25],
         "states": [],
         "without": [],
@@ -173,7 +175,7 @@ def test_rewards_can_be_computed_again(both):
             totals[i, t] = credit + form + 0.5 * chunk + 0.05 * compression
             parts = {
                 "total": totals[i, t], "credit": credit, "contribution": contribution, "chunk": chunk, "format": form,
-                "compression": compression, "content": 0.0, "kl": 0.0,
+                "compression": compression, "likelihood": 0.0, "content": 0.0, "kl": 0.0,
             }  # fmt: skip
             assert step_["rewards"] == pytest.approx(parts)
             # Each operation's reward is as if the whole step were like it.

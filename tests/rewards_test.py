@@ -8,7 +8,7 @@ import small_trajectories as small
 from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
 from finemem_jax import rewards, rules
-from finemem_jax.episode import Game, Probes
+from finemem_jax.episode import Game, Likelihood, Probes
 from finemem_jax.grpo import Normaliser
 from finemem_jax.rules import Settings, Variant
 
@@ -93,12 +93,65 @@ def test_verdicts_of_the_content_judge():
     np.testing.assert_array_equal(got.content_mask[0, 0], [[True, True, False]])
 
 
+def test_likelihoods_of_the_chunks():
+    both = [answer(1.0, items((0, 0)), likelihood=Likelihood(-1.0, False)), answer(0.0)]
+    one = [answer(None, likelihood=Likelihood(-9.0, True, closed=0.25))]
+    rollout = trajectory([step([inserted()], both), step(answers=one)], answers(1.0))
+    got = rewards.collect([[rollout, IDLE_ROLLOUT]], len)
+    np.testing.assert_allclose(got.chunk_likelihoods[0, 0], [[np.exp(-1), 0], [0.25, 0]])
+    np.testing.assert_array_equal(got.likelihood_mask[0, 0], [[True, False], [True, False]])
+    assert not got.likelihood_mask[0, 1].any()
+    # What was not generated has no score.
+    np.testing.assert_array_equal(got.chunk_mask[0, 0], [[True, True], [False, False]])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_chunk_reward_is_scores_and_likelihoods_in_parts(share):
+    chunk = [
+        answer(1.0, items((0, 0)), likelihood=Likelihood(-1.0, False)),
+        answer(0.0, likelihood=Likelihood(-2.0, True)),
+    ]
+    rollout = trajectory([step([inserted()], chunk)])
+    settings = PAPER._replace(likelihood_share=share, chunk_weight=0.8)
+    earned, _ = judge([[rollout, rollout]], settings)
+    scores, likelihoods = 0.5, (np.exp(-1) + np.exp(-2)) / 2
+    np.testing.assert_allclose((earned.chunk[0, 0, 0], earned.likelihood[0, 0, 0]), (scores, likelihoods))
+    without, _ = judge([[rollout, rollout]], settings._replace(chunk_weight=0.0))
+    wanted = 0.8 * ((1 - share) * scores + share * likelihoods)
+    np.testing.assert_allclose((earned.total - without.total)[0, 0], wanted)
+    # A rule without a chunk reward takes neither.
+    earned, _ = judge([[rollout, rollout]], settings, Variant("evidence"))
+    np.testing.assert_allclose(earned.total, without.total)
+
+
+def test_an_answer_without_a_verdict_is_left_out():
+    asked = [answer(1.0), answer(None), answer(0.0)]
+    rollout = trajectory([step(answers=[answer(None), answer(1.0)]), step(answers=[answer(None)])], asked)
+    got = rewards.collect([[rollout]], len)
+    np.testing.assert_array_equal(got.question_mask[0, 0], [True, False, True])
+    np.testing.assert_array_equal(got.chunk_mask[0, 0], [[False, True], [False, False]])
+    earned, _ = judge([[rollout, rollout]])
+    assert earned.outcome[0, 0] == 0.5
+    np.testing.assert_array_equal(earned.chunk[0, 0], [1.0, 0.0])
+
+
+def test_ablation_compares_like_with_like():
+    """Where what an answer is worth without an item is a likelihood, so is what it is worth with it."""
+    asked, written = [answer(0.0, items((0, 0)))], [step([inserted()])]
+    probes = Probes(full=(0.75,), without=((0.5,),))
+    rollout = trajectory(written, asked, probes=probes)
+    got = rewards.collect([[rollout]], len)
+    np.testing.assert_array_equal(got.full[0, 0], [0.75])
+    earned, _ = judge([[rollout, rollout]], PAPER._replace(beta=1.0), Variant("ablation"))
+    np.testing.assert_allclose(earned.credit[0, 0], [0.25])
+
+
 def test_what_was_not_measured_is_absent():
     got = rewards.collect(GROUPS, len)
     absent = {name for name, value in got._asdict().items() if value is None}
     assert absent == {
         "cited", "content", "content_mask", "state_scores", "without", "subset_scores", "player_slot", "is_player",
-        "kl",
+        "kl", "full", "chunk_likelihoods", "likelihood_mask",
     }  # fmt: skip
 
 

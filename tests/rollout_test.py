@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
-from finemem_jax import rollout
+from finemem_jax import rollout, workers
 from finemem_jax.environment import Environment
-from finemem_jax.episode import Chunk, Completion, Probes, Question, Refusal, Stream
+from finemem_jax.episode import Chunk, Completion, Likelihood, Probes, Question, Refusal, Stream
 from finemem_jax.rollout import RolloutOptions
 from finemem_jax.tokenizer import ByteTokenizer
 
@@ -154,7 +155,7 @@ class Clock:
         return self.tickets
 
     def collect(self, wait=True):
-        if not self.waiting:
+        if not (wait and self.waiting):
             return []
         ticket = (max if self.newest else min)(self.waiting)
         self.log.append(f"{self.name} does {ticket}")
@@ -277,6 +278,120 @@ def test_a_judge_sees_every_insert_and_update_once():
         seen.append([operation.content for operation in operations])
         return [None if operation.content == "always" else True for operation in operations]
 
-    got = rolled(["content"], write, judge=judge)
+    got = rolled(["content"], write, judge=workers.Once(workers.Batched(judge)))
     assert sorted(seen[0]) == ["The colour number 0 is red0.", "The colour number 1 is red1.", "always"]
     assert [step.verdicts for step in got.steps] == [(True, None, None)] * 2
+
+
+# --------------------------------------------------------------------------------------
+# Judges of answers, and likelihoods
+# --------------------------------------------------------------------------------------
+
+
+def judged_stream():
+    questions = tuple(Question(f"What is the colour number {t}?", (f"red{t}",), "judge") for t in range(2))
+    plain = stream()
+    chunks = tuple(dataclasses.replace(c, questions=(q,)) for c, q in zip(plain.chunks, questions, strict=True))
+    return dataclasses.replace(plain, chunks=chunks, questions=questions)
+
+
+def test_answers_that_no_rule_can_score_are_judged():
+    seen = []
+
+    def mark(items):
+        seen.extend(items)
+        return [{"0": True, "1": None}[item.question.text[-2]] for item in items]
+
+    ((got, _),) = rollout.run(
+        [judged_stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,), mark=workers.Batched(mark)
+    )
+    assert [answer.score for answer in got.answers] == [1.0, None]
+    assert [[answer.score for answer in step.answers] for step in got.steps] == [[1.0], [None]]
+    assert {item.answer for item in seen} == {"The colour number 0 is red0.", "The colour number 1 is red1."}
+
+
+def test_without_a_judge_they_are_refused():
+    with pytest.raises(ValueError, match="'judge' of 'What is the colour number 0.*needs a judge"):
+        rollout.run([judged_stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+
+
+class Ready(Clock):
+    """A worker that is always done: what comes in can be collected at once."""
+
+    def collect(self, wait=True):
+        return super().collect(True)
+
+
+def test_judges_are_asked_while_others_still_write():
+    log = []
+    rollout.run(
+        [judged_stream()], OPTIONS, RULES, Clock("manager", scripted(copy_the_chunk), log),
+        Ready("reader", first_note, log), (0,), mark=Clock("judge", lambda items: [True for _ in items], log),
+    )  # fmt: skip
+    assert log.index("judge gets 1") < log.index("manager does 4")
+
+
+def rolled_likely(needs=(), **options):
+    """A rollout with likelihoods: 1 / (2 + the number of pieces of evidence)."""
+    claims = []
+
+    def likely(some):
+        claims.extend(some)
+        return [Likelihood(-math.log(2 + len(claim.query.evidence)), False) for claim in some]
+
+    counted = []
+
+    def answer(queries):
+        counted.extend(queries)
+        return first_note(queries)
+
+    chosen = dataclasses.replace(OPTIONS, needs=frozenset(needs), **options)
+    ((got, _),) = rollout.run(
+        [stream()], chosen, RULES, scripted(copy_the_chunk), answer, (0,), likely=workers.Batched(likely)
+    )
+    return got, claims, counted
+
+
+def test_likelihoods_beside_answers():
+    got, claims, queries = rolled_likely(chunk_likelihoods=True)
+    assert [[a.likelihood.value for a in step.answers] for step in got.steps] == [[pytest.approx(1 / 3)], [0.25]]
+    assert [[a.score for a in step.answers] for step in got.steps] == [[1.0], [1.0]]
+    assert [answer.likelihood for answer in got.answers] == [None]
+    assert {claim.query for claim in claims} < set(queries) and claims[0].golds == ("red0",)
+
+
+def test_likelihoods_in_place_of_answers():
+    got, _, queries = rolled_likely(chunk_answers=False, chunk_likelihoods=True, final_likelihoods=True)
+    assert [[(a.text, a.score) for a in step.answers] for step in got.steps] == [[("", None)]] * 2
+    # Only the global question is answered, as ever.
+    assert [query.question for query in queries] == ["What is the colour number 0?"] * 2
+    assert got.answers[0].score == 1.0 and got.answers[0].likelihood.value == 0.25
+
+
+@pytest.mark.parametrize("needs", ["states", "without", "subsets"])
+def test_probes_are_likelihoods(needs):
+    got, _, queries = rolled_likely([needs], probe_likelihoods=True)
+    generated = rolled([needs], copy_the_chunk)
+    # Nothing more is generated than without probes, and what is asked is the same.
+    assert len(queries) == 2 * (2 + 1)
+    if needs == "states":
+        assert got.probes.empty == (0.5,) and got.probes.states == (((pytest.approx(1 / 3),),), ((0.25,),))
+    if needs == "without":
+        assert got.probes.full == (0.25,) and got.probes.without == ((pytest.approx(1 / 3),) * 2,)
+        assert generated.probes.full == ()
+    if needs == "subsets":
+        (game,), (other,) = got.probes.games, generated.probes.games
+        assert game.players == other.players and game.scores == pytest.approx((1 / 2, 1 / 3, 1 / 3, 1 / 4))
+
+
+def test_probes_without_a_verdict_leave_their_question_out():
+    def mark(items):
+        return [None if item.answer == "" else True for item in items]
+
+    options = dataclasses.replace(OPTIONS, needs=frozenset(["states"]))
+    ((got, _),) = rollout.run(
+        [judged_stream()], options, RULES, scripted(copy_the_chunk), first_note, (0,), mark=workers.Batched(mark)
+    )
+    # Nobody could say what the empty memory is worth.
+    assert [answer.score for answer in got.answers] == [None, None]
+    assert got.probes.empty == (0.0, 0.0)

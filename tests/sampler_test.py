@@ -141,7 +141,7 @@ def test_in_bfloat16(params):
         np.testing.assert_allclose(
             completion.log_probs, exact[np.arange(len(completion.ids)), list(completion.ids)], rtol=0, atol=0.1
         )
-    assert {x.dtype.name for x in jax.tree.leaves(sampler._engine.weights)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(sampler.engine.weights)} == {"bfloat16"}
     assert_same(sampler.generate(requests), sampler.generate(requests))
 
 
@@ -166,11 +166,11 @@ def test_in_place(params, requests, completions, sizes):
     if sizes:
         params = sharding.place(TINY, params, sharding.make_mesh(*sizes, jax.devices()[: np.prod(sizes)]))
     sampler = make_sampler(params, in_place=True)
-    rest, layers = sampler._engine.weights
+    rest, layers = sampler.engine.weights
     assert pointers(rest | {"layers": layers}) == pointers(params)
     assert_same(sampler.generate(requests), completions)
     sampler.release()
-    assert sampler._engine.weights is None
+    assert sampler.engine.weights is None
 
 
 def test_in_place_is_only_for_weights_of_the_sampler_s_dtype(params):

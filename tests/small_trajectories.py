@@ -11,6 +11,7 @@ from finemem_jax.episode import (
     Answer,
     Chunk,
     Completion,
+    Likelihood,
     Malformed,
     Memory,
     MemoryItem,
@@ -63,14 +64,16 @@ def deleted(previous: MemoryItem) -> Outcome:
 
 
 def answer(
-    score: float,
+    score: float | None,
     evidence: Sequence[MemoryItem] = (),
     kind: str = "",
     gold_steps: tuple[int, ...] = (),
     cited: tuple[bool, ...] = (),
+    likelihood: Likelihood | None = None,
 ) -> Answer:
     """An answer of this score."""
-    return Answer(Question("q", ("a",), gold_steps=gold_steps, kind=kind), tuple(evidence), "a", score, cited)
+    question = Question("q", ("a",), gold_steps=gold_steps, kind=kind)
+    return Answer(question, tuple(evidence), "a", score, cited, likelihood)
 
 
 def answers(*scores: float, kind: str = "") -> tuple[Answer, ...]:

@@ -125,6 +125,18 @@ def constrain(mesh: Mesh | None, cache: Sequence[LayerCache]) -> list[LayerCache
     return [(axes.constrain(mesh, k, _KEYS), axes.constrain(mesh, v, _VALUES)) for k, v in cache]
 
 
+class Tree(NamedTuple):
+    """Rows whose tokens are no sequences: a stem, and branches that each go on from its end.
+
+    Attributes:
+        branches: Which branch each token belongs to, from 1 on; 0 for the stem, which comes first.
+        depths: Positions: how many of its own branch and of the stem come before each token.
+    """
+
+    branches: Int[Array, "N L"]
+    depths: Int[Array, "N L"]
+
+
 def extend(
     config: DecoderConfig,
     weights: Weights,
@@ -134,6 +146,7 @@ def extend(
     trunk_length: Int[Array, ""],
     starts: Int[Array, " N"],
     mesh: Mesh | None = None,
+    tree: Tree | None = None,
 ) -> tuple[Float[Array, "N L D"], list[LayerCache]]:
     """Appends tokens to cached rows and returns their final hidden states.
 
@@ -148,6 +161,7 @@ def extend(
         starts: Filled positions of each row's cache; starts + L <= S, else the write is shifted.
         mesh: Devices that share out the rows, and gather each layer's weights, which are less than the states of many
             tokens. None leaves it to the compiler, which adds up partial products instead.
+        tree: Where a row's tokens are no sequence, but a stem with branches; rows must then be empty (`starts` 0).
 
     Returns:
         Hidden states, and the new cache.
@@ -162,8 +176,11 @@ def extend(
     length = tokens.shape[1]
     slots, trunk_slots = cache[0][1].shape[2], trunk[0][1].shape[2]
     offsets = starts[:, None] + jnp.arange(length)[None]
-    rotation = decoder.rotary(config, trunk_length + offsets)
     own_mask: Bool[Array, "N L S"] = jnp.arange(slots)[None, None] <= offsets[:, :, None]
+    if tree is not None:
+        offsets = tree.depths
+        own_mask &= (tree.branches[:, None] == 0) | (tree.branches[:, None] == tree.branches[:, :, None])
+    rotation = decoder.rotary(config, trunk_length + offsets)
     trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
     x = lookup.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
     new_cache = []
