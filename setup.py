@@ -31,6 +31,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.11",
         "rich",
         "safetensors>=0.5",
+        "scipy",
         "sniffio",  # httpcore looks for it at every request, and if it is missing, six times through sys.path.
         "tenacity>=9",
         "tensorboardX",

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from finemem_jax import (
+    answering,
     backbone,
     constraints,
     embedding,
     input_pipeline,
     operations,
     probes,
-    reader,
     retrieval,
     rules,
     tokenizer,
-    workers,
 )
 from finemem_jax import config as config_lib
+from finemem_jax.answering import Answering
 from finemem_jax.config import ConfigDict
 from finemem_jax.environment import Environment
 from finemem_jax.episode import (
@@ -31,25 +32,22 @@ from finemem_jax.episode import (
     SEMANTIC,
     Action,
     Chunk,
-    Completion,
     Constraint,
     Memory,
     Operation,
-    Refusal,
-    Request,
     Stream,
     StreamSource,
     StreamSpec,
-    random_key,
 )
 from finemem_jax.grpo import Normaliser, ObjectiveOptions
 from finemem_jax.input_pipeline import Stage
+from finemem_jax.judges import AnswerJudge, ContentJudge
 from finemem_jax.models import attention, axes, sharding
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.reader import Query
+from finemem_jax.reader import LikelihoodReader, Query, Reader
 from finemem_jax.retrieval import EmbedFn
-from finemem_jax.rollout import Policy, Reader, RolloutOptions
+from finemem_jax.rollout import Policy, RolloutOptions
 from finemem_jax.rules import Rule, Settings, Variant
 from finemem_jax.sampler import Sampler
 from finemem_jax.tokenizer import Tokenizer
@@ -65,7 +63,7 @@ class Parts:
     Attributes:
         params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies.
         policy, answer: What rollouts call to sample from the manager, and to ask the reader.
-        judge: What says whether an operation was worth writing; None if the credit rule does not ask.
+        judge, mark, likely: Who else they ask; see `Answering`, which these are of.
         embed: What retrieval embeds texts with; None if it needs no embeddings.
         constraint: What the manager must keep to in evaluation; None for nothing.
     """
@@ -77,9 +75,11 @@ class Parts:
     environment: Environment
     manager: Sampler
     policy: Policy
-    reader_sampler: Sampler
+    answering: Answering
     answer: Reader
-    judge: reader.JudgeFn | None
+    judge: ContentJudge | None
+    mark: AnswerJudge | None
+    likely: LikelihoodReader | None
     embed: EmbedFn | None
     constraint: Constraint | None = None
 
@@ -130,7 +130,8 @@ def method(config: ConfigDict) -> Method:
         )
     return Method(
         rule=rule,
-        settings=Settings(**{name: config.credit[name] for name in Settings._fields}),
+        # The share of likelihoods is a matter of the training step.
+        settings=Settings(**{name: config.credit[name] for name in Settings._fields if name in config.credit}),
         variant=Variant(**{name: config.credit[name] for name in Variant._fields}),
         normaliser=Normaliser(
             scale=config.objective.advantage_scale,
@@ -144,8 +145,11 @@ def method(config: ConfigDict) -> Method:
     )
 
 
-def build(config: ConfigDict) -> Parts:
+def build(config: ConfigDict, workdir: pathlib.Path | None = None) -> Parts:
     """Loads tokenizer and weights, and builds environment, manager and reader.
+
+    Args:
+        workdir: Where answers are kept on file (`answers.file`).
 
     Raises:
         ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
@@ -167,6 +171,7 @@ def build(config: ConfigDict) -> Parts:
         dialect=operations.Dialect(config.memory.layout, config.manager.wire),
         view_items=config.memory.view_items,
         core_tokens=config.memory.core_tokens,
+        task=config.prompts.manager,
     )
     sampler = functools.partial(
         Sampler, model, params, tokens.end_ids,
@@ -177,23 +182,11 @@ def build(config: ConfigDict) -> Parts:
         num_slots=config.sampler.num_slots, num_stored=config.rollout.streams_per_step, in_place=config.sampler.in_place
     )
     # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
-    reader_sampler = sampler(
-        num_slots=config.reader.num_slots, in_place=config.sampler.in_place and config.lora.rank > 0
+    frozen = functools.partial(
+        sampler, num_slots=config.reader.num_slots, in_place=config.sampler.in_place and config.lora.rank > 0
     )
-
-    def asked(chat: tokenizer.EncodedChat) -> Request:
-        # The key is the prompt itself: the same question with the same evidence is answered alike, whoever asks.
-        return Request(
-            chat.ids, chat.cuts, config.reader.max_new_tokens, config.reader.temperature,
-            random_key(config.seed, "reader", *chat.ids),
-        )  # fmt: skip
-
-    generator = workers.Mapped(reader_sampler, asked, _ids)
-    cite = "citations" in needs and config.credit.cited_by == "reader"
-    if config.reader.kind == "evidence":
-        answer: Reader = workers.Batched(reader.evidence(cite))
-    else:
-        answer = reader.language_model(generator, tokens, config.reader.num_examples, cite)
+    local = answering.Local(frozen, tokens, model.max_length, functools.partial(answering.local_name, config, params))
+    asked = Answering(config, local, needs, workdir)
     return Parts(
         model=adapted,
         mesh=mesh,
@@ -202,9 +195,11 @@ def build(config: ConfigDict) -> Parts:
         environment=environment,
         manager=manager,
         policy=manager,
-        reader_sampler=reader_sampler,
-        answer=answer,
-        judge=reader.content_judge(generator, tokens) if "content" in needs else None,
+        answering=asked,
+        answer=asked.answer,
+        judge=asked.judge,
+        mark=asked.mark,
+        likely=asked.likely,
         embed=_embedder(config, model, params, tokens),
         constraint=_constraint(config, model, tokens, environment),
     )
@@ -219,27 +214,17 @@ def warm_up(config: ConfigDict, parts: Parts, say: Callable[[str], None]) -> Non
     prompt = parts.environment.observe(Chunk(""), Memory())
     texts = config.manager.chunk_tokens + config.memory.view_tokens
     trunk, positions = _lengths(prompt, texts + config.rollout.max_new_tokens)
-    samplers = {"manager": parts.manager}
-    if config.reader.kind == "model":
-        samplers["reader"] = parts.reader_sampler
-        question = reader.prompt(parts.tokenizer, Query("", ()), config.reader.num_examples)
-        # Both get the same lengths, so that with equal slots they share their programs. Evidence can be longer; the
-        # reader's caches then grow.
-        trunk = max(trunk, _lengths(question, 0)[0])
-    for name, sampler in samplers.items():
-        line = f"compiling what the {name} generates with"
-        sampler.warm_up(trunk, positions, lambda done, total, line=line: say(f"{line}: {done} of {total} programs"))
+    # Readers get the same lengths, so that with equal slots they share the manager's programs. Evidence can be longer;
+    # their caches then grow.
+    trunk = max(trunk, parts.answering.prompt(Query("", ())).cuts[0])
+    line = "compiling what the manager generates with"
+    parts.manager.warm_up(trunk, positions, lambda done, total: say(f"{line}: {done} of {total} programs"))
+    parts.answering.warm_up(trunk, positions, say)
 
 
 def _lengths(prompt, tokens):
     """Lengths of a prompt's trunk, and of what follows it with so many tokens more."""
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
-
-
-def _ids(result: Completion | Refusal) -> tuple[int, ...]:
-    if isinstance(result, Refusal):
-        raise ValueError(f"The reader's prompt was refused: {result.reason} Or lower memory.top_k.")
-    return result.ids
 
 
 def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -425,7 +410,10 @@ def _read_all(source):
 
 
 def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
-    """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation."""
+    """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation.
+
+    Evaluation's answers are generated; `with_likelihoods` says when training asks for something else.
+    """
     return RolloutOptions(
         group_size=1 if evaluation else config.rollout.group_size,
         max_new_tokens=config.rollout.max_new_tokens,
@@ -440,4 +428,18 @@ def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint
         draw_top_k=config.rollout.top_k,
         draw_top_p=config.rollout.top_p,
         constraint=constraint,
+    )
+
+
+def with_likelihoods(config: ConfigDict, options: RolloutOptions, step: int) -> RolloutOptions:
+    """How streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
+    share, every = answering.chunk_share(config, step), config.likelihood.check_every
+    used = share > 0 or config.likelihood.probes
+    compared = used and every > 0 and step % every == 0
+    return dataclasses.replace(
+        options,
+        chunk_answers=share < 1 or compared,
+        chunk_likelihoods=share > 0 or compared,
+        final_likelihoods=compared,
+        probe_likelihoods=config.likelihood.probes,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +98,40 @@ def default() -> ConfigDict:
     config.sampler.whole_weights = True  # Devices along mesh.fsdp hold the sampler's weights whole, not in parts.
 
     config.reader = ConfigDict()
-    config.reader.kind = "model"  # Who answers: the frozen "model", or the "evidence" itself, word for word (tests).
+    config.reader.kind = "model"  # Who answers: the frozen "model" in this process, an "endpoint" (servers that speak
+    # OpenAI's API), or the "evidence" itself, word for word (quick work, tests).
     config.reader.max_new_tokens = 64  # Longest answer, in tokens.
     config.reader.temperature = 0.1  # (paper: 0.1, non-thinking).
     config.reader.num_slots = 32  # Answers decoded together.
     config.reader.num_examples = 2  # Worked examples in the reader's prompt, 0 to 2.
+    config.reader.endpoint = _endpoint()  # For reader.kind="endpoint".
+
+    config.judge = ConfigDict()  # Decides what no rule can: was it worth writing, is this answer right.
+    config.judge.kind = "reader"  # Who judges: the same as the "reader", the frozen "model", or an "endpoint".
+    config.judge.max_new_tokens = 64  # Longest reply, in tokens.
+    config.judge.temperature = 0.0  # Of the first try; later ones are drawn at 0.7 or more.
+    config.judge.tries = 3  # How often it is asked until there is a verdict.
+    config.judge.endpoint = _endpoint()  # For judge.kind="endpoint".
+
+    config.likelihood = ConfigDict()  # The frozen model's probability of the gold answers, in place of generated ones.
+    config.likelihood.chunk_share = 0.0  # How much of the chunk reward it is: 0 none, 1 all, 0.5 half and half.
+    config.likelihood.final_chunk_share = 0.0  # The same after anneal_steps; in between it changes evenly.
+    config.likelihood.anneal_steps = 0  # Training steps from chunk_share to final_chunk_share; 0 = it stays.
+    config.likelihood.probes = False  # Credit rules that ask more questions ("step_gain", "shapley", "ablation") ask
+    # for likelihoods, not for generated answers.
+    config.likelihood.check_every = 10  # Where likelihoods are used: training steps between those in which answers are
+    # generated as well, and all ranks compared; 0 = never.
+    config.likelihood.batch_tokens = 1_024  # Tokens computed together.
+
+    config.answers = ConfigDict()  # What readers and judges have said, kept on file; nothing is asked twice.
+    config.answers.file = "auto"  # A file, which runs may share; "auto" is answers.sqlite in the workdir, "" none.
+    config.answers.max_megabytes = 2_000  # Of the file; the least recently used go first.
+
+    config.prompts = ConfigDict()  # Instead of our own system messages (finemem_jax/prompts.py): a text, or "@FILE".
+    config.prompts.manager = ""
+    config.prompts.reader = ""
+    config.prompts.content_judge = ""
+    config.prompts.answer_judge = ""
 
     config.credit = ConfigDict()
     config.credit.rule = "full"  # A key of rules.RULES: how scores become the steps' rewards ("full" = Fine-Mem).
@@ -165,6 +195,22 @@ def default() -> ConfigDict:
     return config
 
 
+def _endpoint() -> ConfigDict:
+    """Settings of servers that speak OpenAI's chat API (vLLM, SGLang, llama.cpp, hosted ones)."""
+    config = ConfigDict()
+    config.urls = ""  # Base URLs, comma-separated, e.g. "http://localhost:8000/v1"; one that fails is left alone.
+    config.model = ""  # The name they know the model by.
+    config.key_variable = "OPENAI_API_KEY"  # Environment variable that holds the key, if they ask for one.
+    config.concurrency = 32  # Chats asked at the same time.
+    config.requests_per_minute = 0.0  # Limit of all of them together; 0 = none.
+    config.tokens_per_minute = 0.0  # The same in tokens (a third of the characters, and the longest reply); 0 = none.
+    config.call_seconds = 60.0  # How long one try may take.
+    config.total_seconds = 600.0  # How long all tries of a chat, with their pauses, may take until the run stops.
+    config.extra = ""  # More fields of a request, as JSON: '{"chat_template_kwargs": {"enable_thinking": false}}'.
+    config.keep_alive = False  # Use connections again: faster, but a reply sent twice then answers the next question.
+    return config
+
+
 def shrink(config: ConfigDict) -> ConfigDict:
     """Makes any experiment small enough for a test: two layers, random weights, few and short responses.
 
@@ -218,6 +264,13 @@ def validate(config: ConfigDict) -> None:
         "sampler.prefill_tokens": (1, ""),
         "reader.max_new_tokens": (1, ""),
         "reader.num_slots": (1, ""),
+        "judge.max_new_tokens": (1, ""),
+        "judge.temperature": (0, ""),
+        "judge.tries": (1, ""),
+        "likelihood.anneal_steps": (0, ""),
+        "likelihood.check_every": (0, ""),
+        "likelihood.batch_tokens": (1, ""),
+        "answers.max_megabytes": (1, ""),
         "train.num_steps": (0, ""),
         "train.minibatches": (1, ""),
         "train.epochs": (1, ""),
@@ -266,7 +319,8 @@ def validate(config: ConfigDict) -> None:
     for name in ("optimizer.b1", "optimizer.b2"):
         if not 0 <= value_of(config, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {value_of(config, name)}.")
-    for name in ("credit.beta", "rollout.global_question_fraction", "objective.clip_low"):
+    unit = "credit.beta", "rollout.global_question_fraction", "objective.clip_low"
+    for name in (*unit, "likelihood.chunk_share", "likelihood.final_chunk_share"):
         if not 0 <= value_of(config, name) <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value_of(config, name)}.")
     choices = {
@@ -283,7 +337,8 @@ def validate(config: ConfigDict) -> None:
         "reader.num_examples": (0, 1, 2),
         "memory.retrieval": ("lucene", "okapi", "bm25s", "dense", "hybrid"),
         "memory.embedder": ("wordllama", "model"),
-        "reader.kind": ("model", "evidence"),
+        "reader.kind": ("model", "endpoint", "evidence"),
+        "judge.kind": ("reader", "model", "endpoint"),
         "credit.rule": RULE_NAMES,
         "credit.type_factor_on": ("advantage", "unclipped"),
         "credit.gain_transform": ("prob", "log"),
@@ -296,7 +351,56 @@ def validate(config: ConfigDict) -> None:
     for name, allowed in choices.items():
         if value_of(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value_of(config, name)!r}.")
+    for name in ("reader", "judge"):
+        if config[name].kind == "endpoint":
+            _validate_endpoint(config[name].endpoint, name)
     curriculum(config)
+
+
+def _validate_endpoint(endpoint, name):
+    for field in ("urls", "model"):
+        if not endpoint[field].strip():
+            raise ValueError(
+                f"{name}.endpoint.{field} must not be empty where {name}.kind is 'endpoint'; got {endpoint[field]!r}. "
+                f"E.g. --config.{name}.endpoint.urls=http://localhost:8000/v1 --config.{name}.endpoint.model=NAME."
+            )
+    for field in ("concurrency", "call_seconds", "total_seconds"):
+        if not endpoint[field] > 0:
+            raise ValueError(f"{name}.endpoint.{field} must be above 0, got {endpoint[field]}.")
+    for field in ("requests_per_minute", "tokens_per_minute"):
+        if not endpoint[field] >= 0:
+            raise ValueError(f"{name}.endpoint.{field} must be at least 0, got {endpoint[field]}.")
+    extra_fields(endpoint, name)
+
+
+def extra_fields(endpoint: ConfigDict, name: str) -> dict[str, Any]:
+    """The fields that `extra` of an endpoint called `name` adds to a request.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        extra = json.loads(endpoint.extra or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}.endpoint.extra must be a JSON object ({error}); got {endpoint.extra!r}.") from error
+    if not isinstance(extra, dict):
+        raise ValueError(f"{name}.endpoint.extra must be a JSON object; got {endpoint.extra!r}.")
+    return extra
+
+
+def read_prompts(config: ConfigDict) -> None:
+    """Puts the contents of files in place of their names, so that a run's config says what it told its models.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    for name, value in config.prompts.items():
+        if value.startswith("@"):
+            path = pathlib.Path(value[1:]).expanduser()
+            try:
+                config.prompts[name] = path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"prompts.{name}={value!r} cannot be read as UTF-8 text: {error}.") from error
 
 
 def curriculum(config: ConfigDict) -> list[tuple[int, int]]:
@@ -373,9 +477,21 @@ _FREE = (
     "train.evaluate_every",
     "train.evaluate_first",
     "train.continue_workdir",
+    "answers.file",
+    "answers.max_megabytes",
 )
+# The same of every endpoint: where and how servers are asked, not what.
+_FREE_ENDPOINT = (
+    "urls", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute", "call_seconds", "total_seconds",
+    "keep_alive",
+)  # fmt: skip
 
 
 def conflicts(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
     """The `differences` that make another run of it: all but its length and what it reports on the way."""
-    return [line for line in differences(config, saved) if line.split(":")[0] not in _FREE]
+
+    def is_free(name):
+        rest, _, last = name.rpartition(".")
+        return name in _FREE or (rest.endswith(".endpoint") and last in _FREE_ENDPOINT)
+
+    return [line for line in differences(config, saved) if not is_free(line.split(":")[0])]

@@ -29,6 +29,8 @@ class Environment:
         dialect: Layout of the memory, and wire format of the calls.
         view_items: At most so many items of each type are shown; 0 means no such limit.
         core_tokens: Longest core memory, in tokens; a longer update is shortened, and says so.
+        task: What the manager is told to do, in place of our own words, if not empty; how calls are written is not part
+            of it, except in the flat layout's JSON lines.
 
     Raises:
         ValueError: the core memory would have no room but for the mark of shortening.
@@ -43,6 +45,7 @@ class Environment:
     dialect: Dialect = operations.DEFAULT
     view_items: int = 0
     core_tokens: int = 512
+    task: str = ""
 
     def __post_init__(self):
         if self.dialect.layout == "typed" and not self._core_fits(f"…{self._mark}"):
@@ -176,7 +179,9 @@ class Environment:
 
     @functools.cached_property
     def _manager_system(self):
-        return prompts.manager_system(self.dialect.layout, self.dialect.wire, operations.tools(self.dialect.layout))
+        return prompts.manager_system(
+            self.dialect.layout, self.dialect.wire, operations.tools(self.dialect.layout), self.task
+        )
 
     def _render(self, operation):
         return operations.render(operation, self.dialect)

@@ -10,9 +10,10 @@ from typing import Any
 from finemem_jax import rollout
 from finemem_jax.environment import Environment
 from finemem_jax.episode import Stream, Trajectory
-from finemem_jax.reader import AnswerFn
+from finemem_jax.judges import AnswerJudge
+from finemem_jax.reader import AnswerFn, Reader
 from finemem_jax.retrieval import EmbedFn
-from finemem_jax.rollout import Policy, PolicyFn, Reader, RolloutOptions
+from finemem_jax.rollout import Policy, PolicyFn, RolloutOptions
 
 # What is reported of each stream, and how a table calls it.
 METRICS = {
@@ -40,9 +41,11 @@ def run(
     answer: Reader | AnswerFn,
     key: Sequence[int | str],
     embed: EmbedFn | None = None,
+    mark: AnswerJudge | None = None,
 ) -> list[Trajectory]:
-    """Rolls out each stream once."""
-    return [group[0] for group in rollout.run(streams, options, environment, policy, answer, key, embed)]
+    """Rolls out each stream once; arguments as of `rollout.run`."""
+    groups = rollout.run(streams, options, environment, policy, answer, key, embed, mark=mark)
+    return [group[0] for group in groups]
 
 
 def per_stream(trajectories: Sequence[Trajectory], environment: Environment) -> dict[str, dict[str, float]]:

@@ -27,6 +27,9 @@ _SWEEP = flags.DEFINE_string(
 )
 _SWEEP_JOBS = flags.DEFINE_integer("sweep_jobs", 1, "How many members of a sweep train at once.", lower_bound=1)
 
+# What a program ends with that would go on if it were started again (EX_TEMPFAIL of sysexits.h).
+_TRY_AGAIN = 75
+
 
 def main(_) -> None:
     config = _CONFIG.value
@@ -54,16 +57,18 @@ def main(_) -> None:
 
     from finemem_jax import assembly, checkpoint, evaluate, train, writer
     from finemem_jax import config as config_lib
+    from finemem_jax.endpoint import EndpointError
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/finemem_jax/compiled"))
     logging.set_verbosity(logging.WARNING)
 
     def prepare():
+        config_lib.read_prompts(config)
         config_lib.validate(config)
         # The workdir is claimed before the minutes of loading, and written to only if it is ours.
         checkpoint.check(workdir, config)
-        parts = assembly.build(config)
+        parts = assembly.build(config, workdir)
         train_streams = assembly.streams(config, "train", parts.environment)
         test_streams = assembly.streams(config, "test", parts.environment)
         assembly.check(config, parts, train_streams, test_streams)
@@ -84,6 +89,11 @@ def main(_) -> None:
             train.evaluate_only(config, workdir, parts, test_streams)
     except KeyboardInterrupt:
         sys.exit(130)
+    except EndpointError as error:
+        print(f"finemem_jax: {error}", file=sys.stderr)
+        sys.exit(_TRY_AGAIN)
+    finally:
+        parts.answering.close()
     summaries = train.read_evaluations(workdir)
     names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
     writer.print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.stats
 
 from finemem_jax import compilation
 from finemem_jax.advantages import Advantages
@@ -30,6 +31,7 @@ def of_rewards(inputs: RewardInputs, earned: Rewards, compared: Advantages) -> d
         "reward/kl": float(earned.kl.sum() / count),
         # Means over what was asked: chunks without questions, and streams without them, say nothing here.
         "reward/chunk": float(earned.chunk[with_questions].mean()) if with_questions.any() else 0.0,
+        "reward/likelihood": float(earned.likelihood.sum() / count),
         "reward/outcome": float(earned.outcome[asked].mean()) if asked.any() else 0.0,
         "reward/alive_groups": float(compared.alive.sum() / groups),
         "data/chunks_per_stream": float(count / mask[:, :, 0].size),
@@ -59,6 +61,34 @@ def of_operations(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, flo
     metrics["rollout/truncated_fraction"] = float(np.mean([s.completion.finish_reason == "length" for s in steps]))
     metrics["rollout/response_tokens"] = float(np.mean([len(s.completion.ids) for s in steps]))
     return metrics
+
+
+def of_answers(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+    """How likelihoods of gold answers go with scores of generated ones, where both are there, and what has no score.
+
+    The rank correlation, Spearman's, is over the questions of a data source; there is none where all are alike. Below
+    about 0.5, likelihoods measure something else than the task.
+    """
+    by_source: dict[str, list[tuple[float, float]]] = {}
+    unscored = total = 0
+    likelihoods = []
+    for one in (one for rollouts in trajectories for one in rollouts):
+        for answer in (*one.answers, *(answer for step in one.steps for answer in step.answers)):
+            total += 1
+            unscored += answer.score is None and answer.likelihood is None
+            if answer.likelihood is not None:
+                likelihoods.append(answer.likelihood)
+                if answer.score is not None:
+                    by_source.setdefault(one.stream.source, []).append((answer.likelihood.value, answer.score))
+    found = {"reader/unscored_fraction": unscored / max(total, 1)}
+    if likelihoods:
+        found["likelihood/mean"] = float(np.mean([one.value for one in likelihoods]))
+        found["likelihood/greedy_fraction"] = float(np.mean([one.greedy for one in likelihoods]))
+    for source, pairs in by_source.items():
+        first, second = np.transpose(pairs)
+        if np.ptp(first) and np.ptp(second):
+            found[f"likelihood/rank_correlation/{source}"] = float(scipy.stats.spearmanr(first, second)[0])
+    return found
 
 
 def of_sampler_difference(groups: Sequence[Group], measured: Mapping[str, float]) -> dict[str, float]:

@@ -159,17 +159,18 @@ def typed_manager(
     return [*messages, Message("user", (_chunk_part(chunk), _typed_memory_part(items, num_hidden)))]
 
 
-def manager_system(layout: str, wire: str, tools: Sequence[Mapping[str, Any]]) -> str:
+def manager_system(layout: str, wire: str, tools: Sequence[Mapping[str, Any]], task: str = "") -> str:
     """The manager's system message: its task, and how its calls are written.
 
     Args:
         layout: "flat" or "typed".
         wire: "json_lines", "hermes" or "qwen_agent"; the last two list the tools in their own form.
         tools: The layout's calls, in the OpenAI form.
+        task: In place of our own words; for JSON lines of a flat memory it must say how calls are written, too.
     """
     if wire == "json_lines":
-        return MANAGER_SYSTEM if layout == "flat" else f"{TYPED_TASK}\n\n{_TYPED_JSON_LINES}"
-    task = FLAT_TASK if layout == "flat" else TYPED_TASK
+        return task or MANAGER_SYSTEM if layout == "flat" else f"{task or TYPED_TASK}\n\n{_TYPED_JSON_LINES}"
+    task = task or (FLAT_TASK if layout == "flat" else TYPED_TASK)
     section = {"hermes": _hermes_section, "qwen_agent": _qwen_agent_section}[wire]
     return f"{task}\n\n{section(tools)}"
 

@@ -345,7 +345,7 @@ class _Asking:
         while any(desk.busy for desk in self._desks):
             self.collect(wait=True)
         if self._options.probe_likelihoods:
-            scores = [draft.likelihood.value for draft in self._probes]
+            scores = [draft.likelihood.value if draft.likelihood else None for draft in self._probes]
         else:
             scores = [draft.score for draft in self._probes]
         for walk, plan in self._plans:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from finemem_jax import (
+    answering,
     assembly,
     batching,
     checkpoint,
@@ -34,6 +35,7 @@ from finemem_jax import (
 from finemem_jax.assembly import FittedSource, Parts
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
+from finemem_jax.endpoint import EndpointError
 from finemem_jax.interrupt import Interrupt
 from finemem_jax.learner import LearnerOptions
 from finemem_jax.models import axes, lora, sharding
@@ -48,6 +50,7 @@ def train(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
+        EndpointError: servers that answer questions do not; likewise.
     """
     began = time.monotonic()
     method = assembly.method(config)
@@ -71,8 +74,8 @@ def train(
         writer.Display(config.train.num_steps) as display,
         Interrupt() as interrupt,
     ):
-        # Both are called several times a step, which is how often Ctrl-C is looked for.
-        parts = dataclasses.replace(parts, policy=interrupt.before(parts.policy), answer=interrupt.before(parts.answer))
+        # All are called several times a step, which is how often Ctrl-C is looked for.
+        parts = _interruptible(parts, interrupt)
         if remark:
             display.say(remark)
         step, saved_position = 0, batches.get_state()
@@ -95,13 +98,14 @@ def train(
 
                 display.phase(f"step {step + 1}: rollouts and reader")
                 trajectories = rollout.run(
-                    streams, rollout_options, parts.environment, parts.policy, parts.answer,
-                    (config.seed, "train", step), parts.embed, parts.judge,
+                    streams, assembly.with_likelihoods(config, rollout_options, step), parts.environment, parts.policy,
+                    parts.answer, (config.seed, "train", step), parts.embed, parts.judge, parts.mark, parts.likely,
                 )  # fmt: skip
                 starting = _score_all(config, parts, options, reference, trajectories)
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
                 inputs = rewards.collect(trajectories, parts.environment.count_tokens, kl)
-                earned, compared = rewards.judge(inputs, method.settings, method.variant, method.normaliser)
+                settings = method.settings._replace(likelihood_share=answering.chunk_share(config, step))
+                earned, compared = rewards.judge(inputs, settings, method.variant, method.normaliser)
                 advantages, factors = rewards.spread(trajectories, compared)
                 groups = batching.groups(
                     trajectories, advantages, compared.alive,
@@ -127,8 +131,9 @@ def train(
 
                 now = time.monotonic()
                 measures = metrics.of_rewards(inputs, earned, compared) | metrics.of_operations(trajectories)
-                measures |= loss_metrics
-                measures |= metrics.of_samplers(parts.manager.take_stats(), parts.reader_sampler.take_stats())
+                measures |= loss_metrics | metrics.of_answers(trajectories)
+                measures |= metrics.of_samplers(parts.manager.take_stats(), parts.answering.take_stats())
+                measures |= parts.answering.take_metrics()
                 measures |= metrics.of_compilation(compiled)
                 compiled = compilation.counts()
                 measures["time/update_seconds"] = now - update_began
@@ -152,10 +157,19 @@ def train(
             if not _evaluated(workdir, "after", step):
                 display.phase("evaluating after training")
                 _evaluate(config, workdir, parts, test_streams, "after", display, step)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EndpointError) as reason:
             checkpoints.save(step, state, saved_position)
-            display.say(f"interrupted: step {step} is saved; the same command continues from there")
+            stopped = "interrupted" if isinstance(reason, KeyboardInterrupt) else "no answer"
+            display.say(f"{stopped}: step {step} is saved; the same command continues from there")
             raise
+
+
+def _interruptible(parts: Parts, interrupt: Interrupt) -> Parts:
+    """The same parts, which look for Ctrl-C whenever they are to work."""
+    asked = {name: getattr(parts, name) for name in ("policy", "answer", "judge", "mark", "likely")}
+    return dataclasses.replace(
+        parts, **{name: interrupt.before(worker) for name, worker in asked.items() if worker is not None}
+    )
 
 
 def evaluate_only(config: ConfigDict, workdir: pathlib.Path, parts: Parts, test_streams: FittedSource) -> None:
@@ -277,11 +291,13 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
     streams = [test_streams[i] for i in range(len(test_streams))]
     trajectories = evaluate.run(
-        streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate"), parts.embed
-    )
+        streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate"), parts.embed,
+        parts.mark,
+    )  # fmt: skip
     # What evaluation sampled must not count among the next step's tokens.
     parts.manager.take_stats()
-    parts.reader_sampler.take_stats()
+    parts.answering.take_stats()
+    parts.answering.take_metrics()
     lines = (records.evaluated(trajectory, parts.tokenizer.decode) for trajectory in trajectories)
     writer.write_records(workdir / "evaluations" / f"{name.replace(' ', '_')}.jsonl.gz", lines)
     found = read_evaluations(workdir) | {name: {"step": step, **evaluate.summary(trajectories, parts.environment)}}

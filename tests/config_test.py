@@ -52,6 +52,16 @@ BAD = {
     "reader.num_examples": -1,
     "reader.temperature": -0.1,
     "reader.kind": "oracle",
+    "judge.kind": "jury",
+    "judge.max_new_tokens": 0,
+    "judge.temperature": -0.1,
+    "judge.tries": 0,
+    "likelihood.chunk_share": 1.5,
+    "likelihood.final_chunk_share": -0.5,
+    "likelihood.anneal_steps": -1,
+    "likelihood.check_every": -1,
+    "likelihood.batch_tokens": 0,
+    "answers.max_megabytes": 0,
     "credit.beta": 1.5,
     "credit.rule": "Full",
     "credit.bloat_weight": -0.1,
@@ -135,11 +145,63 @@ def test_in_place_is_as_the_trainer_has_it(change):
         config_lib.validate(config)
 
 
+SERVERS = {"reader.kind": "endpoint", "reader.endpoint.urls": "http://localhost/v1", "reader.endpoint.model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reader.endpoint.urls": ""}, r"reader.endpoint.urls must not be empty.*urls=http://localhost:8000/v1"),
+        ({"reader.endpoint.model": " "}, "reader.endpoint.model must not be empty"),
+        ({"reader.endpoint.concurrency": 0}, "reader.endpoint.concurrency must be above 0, got 0"),
+        ({"reader.endpoint.call_seconds": 0.0}, "reader.endpoint.call_seconds must be above 0"),
+        ({"reader.endpoint.total_seconds": -1.0}, "reader.endpoint.total_seconds must be above 0"),
+        ({"reader.endpoint.requests_per_minute": -1.0}, "reader.endpoint.requests_per_minute must be at least 0"),
+        ({"reader.endpoint.tokens_per_minute": float("nan")}, "reader.endpoint.tokens_per_minute must be at least 0"),
+        ({"reader.endpoint.extra": "{"}, r"reader.endpoint.extra must be a JSON object \(.*got '{'"),
+        ({"reader.endpoint.extra": "[1]"}, r"reader.endpoint.extra must be a JSON object; got '\[1\]'"),
+        ({"judge.kind": "endpoint"}, "judge.endpoint.urls must not be empty where judge.kind is 'endpoint'"),
+    ],
+)
+def test_endpoints_that_cannot_be(changes, message):
+    config = config_lib.default()
+    config.update_from_flattened_dict(SERVERS)
+    config_lib.validate(config)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        config_lib.validate(config)
+
+
+def test_servers_may_move():
+    config = config_lib.default()
+    config.update_from_flattened_dict(SERVERS)
+    saved = config_lib.flatten(config)
+    config.reader.endpoint.urls, config.reader.endpoint.concurrency = "http://other/v1", 5
+    config.judge.endpoint.key_variable = "MY_KEY"
+    config.answers.file = "/tmp/shared.sqlite"
+    assert config_lib.conflicts(config, saved) == []
+    config.reader.endpoint.model = "another"
+    assert config_lib.conflicts(config, saved) == ["reader.endpoint.model: 'm' → 'another'"]
+
+
+def test_prompts_from_files(tmp_path):
+    (tmp_path / "reader.txt").write_text("Be brief – now.\n", encoding="utf-8")
+    (tmp_path / "other").write_bytes(b"\xff\xfe")
+    config = with_value("prompts.reader", f"@{tmp_path}/reader.txt")
+    config.prompts.manager = "Keep all."
+    config_lib.read_prompts(config)
+    assert (config.prompts.reader, config.prompts.manager) == ("Be brief – now.", "Keep all.")
+    for name in ("missing", "other"):
+        config.prompts.answer_judge = f"@{tmp_path}/{name}"
+        with pytest.raises(ValueError, match=rf"prompts.answer_judge='@.*/{name}' cannot be read"):
+            config_lib.read_prompts(config)
+
+
 def test_all_that_validate_checks_is_tried():
     # Names of fields in validate's source, quoted or as attributes.
     source = inspect.getsource(config_lib.validate)
     checked = {name for name in FIELDS if f'"{name}"' in source or f"config.{name}" in source}
-    # Tests of their own try the last ones, which are wrong only beside another.
+    # Tests of their own try the last ones, which are wrong only beside another, and endpoints.
     assert checked == set(BAD) | {"credit.kl_weight", "sampler.in_place", "sampler.int8"}
 
 
@@ -148,7 +210,9 @@ def test_all_that_validate_checks_is_tried():
     FIELDS,
 )
 def test_every_field_has_a_comment(name):
-    lines = inspect.getsource(config_lib.default).splitlines()
+    of_endpoints = ".endpoint." in name
+    source = inspect.getsource(config_lib._endpoint if of_endpoints else config_lib.default)
+    lines, name = source.splitlines(), name.rpartition(".")[2] if of_endpoints else name
 
     def comment(of):
         (line,) = [line for line in lines if line.strip().startswith(f"config.{of} = ")]

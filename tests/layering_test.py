@@ -24,6 +24,7 @@ SHELVES = (
     ),
     ("engine", "slots", "rollout", "checkpoint", "rewards", "records", "questions"),
     ("sampler", "backbone", "evaluate", "likelihood"),
+    ("answering",),
     ("assembly", "metrics"),
     ("train", "report", "sweep", "plan"),
     ("plan_tables",),

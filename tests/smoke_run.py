@@ -1,5 +1,6 @@
 """Runs the smoke experiment in this process; shared by tests of programs."""
 
+import contextlib
 import pathlib
 
 from finemem_jax import assembly, checkpoint, train
@@ -16,10 +17,10 @@ def config(**changes):
     return settings
 
 
-def prepare(settings):
+def prepare(settings, workdir=None):
     """What `main` prepares before it calls `train`."""
     config_lib.validate(settings)
-    parts = assembly.build(settings)
+    parts = assembly.build(settings, workdir)
     splits = [assembly.streams(settings, split, parts.environment) for split in ("train", "test")]
     return parts, *splits
 
@@ -27,6 +28,7 @@ def prepare(settings):
 def run(workdir: pathlib.Path, settings) -> None:
     """Trains in `workdir`."""
     checkpoint.check(workdir, settings)
-    prepared = prepare(settings)
-    checkpoint.claim(workdir, settings)
-    train.train(settings, workdir, *prepared)
+    prepared = prepare(settings, workdir)
+    with contextlib.closing(prepared[0].answering):
+        checkpoint.claim(workdir, settings)
+        train.train(settings, workdir, *prepared)
