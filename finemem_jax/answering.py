@@ -156,6 +156,9 @@ class Answering:
             found["answers/on_file_fraction"] = hits / max(hits + misses, 1)
         for name, endpoint in self._endpoints.items():
             stats = endpoint.take_stats()
+            if name == "reader":
+                # In place of those that this process answered, which are none.
+                found["reader/questions_asked"] = float(stats.answered)
             found |= {
                 f"{name}/servers_answered": float(stats.answered),
                 f"{name}/servers_failed": float(sum(stats.faults.values())),
