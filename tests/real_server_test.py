@@ -38,11 +38,13 @@ def test_it_replies():
         assert stats.answered == 27 and stats.new_tokens > 0 and stats.prompt_tokens > 27
 
 
-def test_it_refuses_what_no_other_try_would_change():
-    settings = config(**{"reader.endpoint.extra": '{"top_p": "nucleus"}'})
+def test_what_it_cannot_answer():
+    more = {"extra": '{"top_p": "nucleus"}', "total_seconds": 2.0}
+    settings = config(**{f"reader.endpoint.{name}": value for name, value in more.items()})
     with Endpoint(answering.endpoint_options(settings.reader.endpoint, "reader")) as client:
         client.submit(chat("x"))
-        with pytest.raises(EndpointError, match="answered 4.*Asking again would not change that"):
+        # Some servers call this their own error (500), and are asked again.
+        with pytest.raises(EndpointError, match="answered [45].*(Asking again|the same command)"):
             client.collect()
 
 
