@@ -5,7 +5,8 @@
 The frozen reader (SmolLM2-135M) is asked N of the chunks' own questions of each data source. Their evidence are the
 best two sentences by BM25 out of a memory that holds what was read so far, and for every third question out of one
 that lacks the chunk at hand, so that some answers are there to be found and some are not. Synthetic streams always,
-SQuAD and LoCoMo where FOLDER has them. Both sides get the same questions in the same process, by turns; several minutes.
+SQuAD and LoCoMo where FOLDER has them. Both sides get the same questions in the same process, by turns; several
+minutes.
 """
 
 from __future__ import annotations

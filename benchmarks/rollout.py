@@ -48,7 +48,7 @@ class Setting:
     def run(self, repeat: int, policy=None) -> dict[str, float]:
         """One rollout; what it cost."""
         parts, count = self.parts, self.config.rollout.streams_per_step
-        samplers = parts.manager, parts.answering.sampler
+        samplers = parts.manager, parts.answering.models.sampler()
         # Nothing is left of the last rollout; in training, the reader's part would be.
         for sampler in samplers:
             sampler.update(parts.params, repeat)

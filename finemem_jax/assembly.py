@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from finemem_jax import (
-    answering,
     backbone,
     constraints,
     embedding,
     input_pipeline,
+    language_models,
     operations,
     probes,
     retrieval,
@@ -23,7 +23,7 @@ from finemem_jax import (
     tokenizer,
 )
 from finemem_jax import config as config_lib
-from finemem_jax.answering import Answering
+from finemem_jax.answering import Answering, chunk_share
 from finemem_jax.config import ConfigDict
 from finemem_jax.environment import Environment
 from finemem_jax.episode import (
@@ -42,6 +42,7 @@ from finemem_jax.episode import (
 from finemem_jax.grpo import Normaliser, ObjectiveOptions
 from finemem_jax.input_pipeline import Stage
 from finemem_jax.judges import AnswerJudge, ContentJudge
+from finemem_jax.language_models import Local
 from finemem_jax.models import attention, axes, sharding
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
@@ -185,7 +186,7 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None) -> Parts:
     frozen = functools.partial(
         sampler, num_slots=config.reader.num_slots, in_place=config.sampler.in_place and config.lora.rank > 0
     )
-    local = answering.Local(frozen, tokens, model.max_length, functools.partial(answering.local_name, config, params))
+    local = Local(frozen, tokens, model.max_length, functools.partial(language_models.local_name, config, params))
     asked = Answering(config, local, needs, workdir)
     return Parts(
         model=adapted,
@@ -433,7 +434,7 @@ def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint
 
 def with_likelihoods(config: ConfigDict, options: RolloutOptions, step: int) -> RolloutOptions:
     """How streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
-    share, every = answering.chunk_share(config, step), config.likelihood.check_every
+    share, every = chunk_share(config, step), config.likelihood.check_every
     used = share > 0 or config.likelihood.probes
     compared = used and every > 0 and step % every == 0
     return dataclasses.replace(

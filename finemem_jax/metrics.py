@@ -85,9 +85,9 @@ def of_answers(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]
         found["likelihood/mean"] = float(np.mean([one.value for one in likelihoods]))
         found["likelihood/greedy_fraction"] = float(np.mean([one.greedy for one in likelihoods]))
     for source, pairs in by_source.items():
-        first, second = np.transpose(pairs)
-        if np.ptp(first) and np.ptp(second):
-            found[f"likelihood/rank_correlation/{source}"] = float(scipy.stats.spearmanr(first, second)[0])
+        ranks = [scipy.stats.rankdata(values) for values in np.transpose(pairs)]
+        if all(np.ptp(rank) for rank in ranks):
+            found[f"likelihood/rank_correlation/{source}"] = float(np.corrcoef(*ranks)[0, 1])
     return found
 
 

@@ -13,7 +13,7 @@ import jax
 import pytest
 import smoke_run
 
-from finemem_jax import answering, assembly, workers, writer
+from finemem_jax import answering, assembly, language_models, workers, writer
 from finemem_jax.episode import Chat, Message
 from finemem_jax.reader import Query
 from tests.fault_server import FaultServer, reply_to
@@ -45,7 +45,7 @@ def built(workdir=None, **changes):
 
 def test_the_frozen_model():
     with built() as parts:
-        assert parts.answering.sampler is not None and parts.likely is None and parts.judge is None
+        assert parts.answering.models.has_sampler and parts.likely is None and parts.judge is None
         assert parts.mark is not None
         assert len(workers.work(parts.answer, [Query("Where?", ("Here.",))])) == 1
         assert parts.answering.take_stats().requests == 1 and parts.answering.take_stats().requests == 0
@@ -53,19 +53,19 @@ def test_the_frozen_model():
 
 def test_the_evidence_alone():
     with built(**{"reader.kind": "evidence"}) as parts:
-        assert parts.answering.sampler is None and parts.mark is None and parts.answering.take_metrics() == {}
+        assert not parts.answering.models.has_sampler and parts.mark is None and parts.answering.take_metrics() == {}
         assert workers.work(parts.answer, [Query("Where?", ("Here.",))]) == ["Here."]
         # It needs no weights, so nothing of it is compiled.
         parts.answering.warm_up(8, 64, lambda line: pytest.fail(line))
     with pytest.raises(ValueError, match="'mem_alpha' needs a judge of contents.*judge.kind"):
         assembly.build(config(**{"reader.kind": "evidence", "credit.rule": "mem_alpha"}))
     with built(**{"reader.kind": "evidence", "credit.rule": "mem_alpha", "judge.kind": "model"}) as parts:
-        assert parts.judge is not None and parts.mark is not None and parts.answering.sampler is not None
+        assert parts.judge is not None and parts.mark is not None and parts.answering.models.has_sampler
 
 
 def test_servers_for_all(monkeypatch):
     with FaultServer() as server, built(**servers(server.url) | {"credit.rule": "mem_alpha"}) as parts:
-        assert parts.answering.sampler is None
+        assert not parts.answering.models.has_sampler
         (answer,) = workers.work(parts.answer, [Query("Where?", ("Here.",))])
         assert answer == reply_to("Notes:\n- Here.\nQuestion: Where?").strip()
         workers.work(parts.judge, [assembly.Operation(assembly.Action.INSERT, "x")])
@@ -195,18 +195,18 @@ def test_a_file_that_is_none(tmp_path):
 
 def test_models_have_names_of_their_own():
     parts = assembly.build(config())
-    name = answering.local_name(config(), parts.params)
-    assert name == answering.local_name(config(), assembly.build(config()).params)
-    assert name != answering.local_name(config(**{"sampler.int8": True}), parts.params)
+    name = language_models.local_name(config(), parts.params)
+    assert name == language_models.local_name(config(), assembly.build(config()).params)
+    assert name != language_models.local_name(config(**{"sampler.int8": True}), parts.params)
     # Every bit counts, and where it stands.
     changed = jax.tree.map(lambda x: x, parts.params)
     changed["embedding"] = changed["embedding"].at[3, 5].multiply(1 + 2**-23)
     swapped = parts.params | {"embedding": parts.params["embedding"][::-1]}
     turned = parts.params | {"embedding": parts.params["embedding"][:, ::-1]}
-    names = {answering.local_name(config(), params) for params in (parts.params, changed, swapped, turned)}
+    names = {language_models.local_name(config(), params) for params in (parts.params, changed, swapped, turned)}
     assert len(names) == 4
     half = jax.tree.map(lambda x: x.astype("bfloat16"), parts.params)
-    assert answering.local_name(config(), half) not in names
+    assert language_models.local_name(config(), half) not in names
 
 
 # --------------------------------------------------------------------------------------
@@ -290,6 +290,6 @@ def test_training_on_likelihoods(tmp_path, changes):
 
 def test_chats_are_shared_out_to_their_askers():
     with FaultServer() as server, built(**servers(server.url)) as parts:
-        one, other = (parts.answering.model("reader", "endpoint") for _ in range(2))
+        one, other = (parts.answering.models.model("reader", "endpoint") for _ in range(2))
         first, second = (port.submit(Chat((Message("user", (text,)),), 5)) for port, text in ((one, "a"), (other, "b")))
         assert other.collect() == [(second, reply_to("b"))] and one.collect() == [(first, reply_to("a"))]

@@ -24,6 +24,7 @@ SHELVES = (
     ),
     ("engine", "slots", "rollout", "checkpoint", "rewards", "records", "questions"),
     ("sampler", "backbone", "evaluate", "likelihood"),
+    ("language_models",),
     ("answering",),
     ("assembly", "metrics"),
     ("train", "report", "sweep", "plan"),

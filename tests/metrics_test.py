@@ -1,10 +1,14 @@
 """Tests of finemem_jax/metrics.py: figures worked by hand, and padding that counts for nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import ragged
+import small_trajectories as small
+from small_trajectories import answer, answers, trajectory
 
 from finemem_jax import compilation, metrics, rewards
 from finemem_jax.advantages import Normaliser
@@ -13,6 +17,7 @@ from finemem_jax.episode import (
     Action,
     Chunk,
     Completion,
+    Likelihood,
     Malformed,
     Memory,
     Operation,
@@ -109,3 +114,24 @@ def test_a_program_is_counted_when_it_is_compiled():
     jax.block_until_ready(jax.jit(lambda x: 3 * x + 17)(jnp.ones(23)))
     assert metrics.of_compilation(before)["compile/programs"] >= 1
     assert metrics.of_compilation(before)["compile/seconds"] > 0
+
+
+def test_likelihoods_and_scores_are_compared_by_rank():
+    def rollout(source, *pairs, unscored=0):
+        asked = [answer(score, likelihood=Likelihood(value, value > -1)) for value, score in pairs]
+        one = trajectory([small.step(answers=asked[:1])], [*asked[1:], *[answer(None)] * unscored])
+        return dataclasses.replace(one, stream=dataclasses.replace(one.stream, source=source))
+
+    right = rollout("a", (-3.0, 0.0), (-2.0, 0.5), (-0.5, 1.0))
+    wrong = rollout("b", (-3.0, 1.0), (-2.0, 0.5), (-1.0, 0.0), unscored=1)
+    alike = rollout("c", (-3.0, 1.0), (-2.0, 1.0))
+    found = metrics.of_answers([[right, wrong], [alike, rollout("d", (-1.0, None))]])
+    assert found["likelihood/rank_correlation/a"] == pytest.approx(1)
+    assert found["likelihood/rank_correlation/b"] == pytest.approx(-1)
+    # Where all scores are the same, or there are none, there is nothing to compare.
+    assert not {"likelihood/rank_correlation/c", "likelihood/rank_correlation/d"} & found.keys()
+    assert found["likelihood/greedy_fraction"] == 1 / 9 and found["reader/unscored_fraction"] == 1 / 10
+    assert metrics.of_answers([[trajectory([small.step()], answers(1.0))]]) == {"reader/unscored_fraction": 0}
+    # Ties share a rank, as in Spearman's.
+    ties = rollout("t", (-3.0, 0.0), (-2.0, 0.0), (-1.0, 1.0), (-0.5, 1.0))
+    assert metrics.of_answers([[ties]])["likelihood/rank_correlation/t"] == pytest.approx(2 / 5**0.5)

@@ -10,7 +10,7 @@ import os
 import pytest
 import smoke_run
 
-from finemem_jax import answering, train, workers, writer
+from finemem_jax import language_models, train, workers, writer
 from finemem_jax.endpoint import Endpoint, EndpointError
 from finemem_jax.episode import Chat, Message
 
@@ -29,7 +29,7 @@ def chat(text, **more):
 
 
 def test_it_replies():
-    with Endpoint(answering.endpoint_options(config().reader.endpoint, "reader")) as client:
+    with Endpoint(language_models.endpoint_options(config().reader.endpoint, "reader")) as client:
         chats = [chat(f"What colour has grass in garden {i}?") for i in range(12)]
         first, second = (workers.work(client, chats) for _ in range(2))
         assert all(first) and first == second, "greedy replies are the same each time"
@@ -41,7 +41,7 @@ def test_it_replies():
 def test_what_it_cannot_answer():
     more = {"extra": '{"top_p": "nucleus"}', "total_seconds": 2.0}
     settings = config(**{f"reader.endpoint.{name}": value for name, value in more.items()})
-    with Endpoint(answering.endpoint_options(settings.reader.endpoint, "reader")) as client:
+    with Endpoint(language_models.endpoint_options(settings.reader.endpoint, "reader")) as client:
         client.submit(chat("x"))
         # Some servers call this their own error (500), and are asked again.
         with pytest.raises(EndpointError, match="answered [45].*(Asking again|the same command)"):
