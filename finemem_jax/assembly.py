@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from finemem_jax import (
 )
 from finemem_jax import config as config_lib
 from finemem_jax.answering import Answering, chunk_share
+from finemem_jax.backbone import Backbone
 from finemem_jax.config import ConfigDict
 from finemem_jax.environment import Environment
 from finemem_jax.episode import (
@@ -156,44 +158,21 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None) -> Parts:
         ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
     """
     needs = method(config).rule.needs
-    loaded = backbone.find(config)
-    model = loaded.model
-    tokens = _tokenizer(config, loaded)
+    loaded = load(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    params = loaded.params(mesh)
-    adapted = backbone.adapted(config, model)
-    environment = Environment(
-        tokenizer=tokens,
-        num_examples=config.manager.num_examples,
-        view_tokens=config.memory.view_tokens,
-        chunk_tokens=config.manager.chunk_tokens,
-        long_chunk=config.manager.long_chunk,
-        repair_json=config.manager.repair_json,
-        dialect=operations.Dialect(config.memory.layout, config.manager.wire),
-        view_items=config.memory.view_items,
-        core_tokens=config.memory.core_tokens,
-        task=config.prompts.manager,
-    )
-    sampler = functools.partial(
-        Sampler, model, params, tokens.end_ids,
-        steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
-        dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
-    )  # fmt: skip
+    params = loaded.backbone.params(mesh)
+    model, adapted = loaded.backbone.model, backbone.adapted(config, loaded.backbone.model)
+    sampler = _sampler(config, loaded, params)
     manager = sampler(
         num_slots=config.sampler.num_slots, num_stored=config.rollout.streams_per_step, in_place=config.sampler.in_place
     )
-    # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
-    frozen = functools.partial(
-        sampler, num_slots=config.reader.num_slots, in_place=config.sampler.in_place and config.lora.rank > 0
-    )
-    local = Local(frozen, tokens, model.max_length, functools.partial(language_models.local_name, config, params))
-    asked = Answering(config, local, needs, workdir)
+    asked = Answering(config, _local(config, loaded, params), needs, workdir)
     return Parts(
         model=adapted,
         mesh=mesh,
         params=backbone.with_adapters(adapted, params, mesh, config.seed),
-        tokenizer=tokens,
-        environment=environment,
+        tokenizer=loaded.tokens,
+        environment=environment(config, loaded.tokens),
         manager=manager,
         policy=manager,
         answering=asked,
@@ -201,9 +180,76 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None) -> Parts:
         judge=asked.judge,
         mark=asked.mark,
         likely=asked.likely,
-        embed=_embedder(config, model, params, tokens),
-        constraint=_constraint(config, model, tokens, environment),
+        embed=_embedder(config, model, params, loaded.tokens),
+        constraint=_constraint(config, loaded),
     )
+
+
+class Loaded(NamedTuple):
+    """A model whose weights have been found but not read, and its tokenizer."""
+
+    backbone: Backbone
+    tokens: Tokenizer
+
+
+def load(config: ConfigDict) -> Loaded:
+    """Finds weights and tokenizer.
+
+    Raises:
+        ValueError: there are none, or they do not belong together.
+    """
+    found = backbone.find(config)
+    return Loaded(found, _tokenizer(config, found))
+
+
+def environment(config: ConfigDict, tokens: Tokenizer) -> Environment:
+    """The rules of the game that a config chooses."""
+    return Environment(
+        tokenizer=tokens,
+        num_examples=config.manager.num_examples,
+        view_tokens=config.memory.view_tokens,
+        chunk_tokens=config.manager.chunk_tokens,
+        long_chunk=config.manager.long_chunk,
+        repair_json=config.manager.repair_json,
+        dialect=_dialect(config),
+        view_items=config.memory.view_items,
+        core_tokens=config.memory.core_tokens,
+        task=config.prompts.manager,
+    )
+
+
+def frozen(config: ConfigDict, loaded: Loaded) -> Local:
+    """The model in this process, for who needs no manager: its weights are read when they are first wanted."""
+
+    @functools.cache
+    def local() -> Local:
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return _local(config, loaded, loaded.backbone.params(mesh))
+
+    return Local(lambda: local().sampler(), loaded.tokens, loaded.backbone.model.max_length, lambda: local().name())
+
+
+def _local(config, loaded, params):
+    # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
+    in_place = config.sampler.in_place and config.lora.rank > 0
+    return Local(
+        functools.partial(_sampler(config, loaded, params), num_slots=config.reader.num_slots, in_place=in_place),
+        loaded.tokens,
+        loaded.backbone.model.max_length,
+        functools.partial(language_models.local_name, config, params),
+    )
+
+
+def _sampler(config, loaded, params):
+    return functools.partial(
+        Sampler, loaded.backbone.model, params, loaded.tokens.end_ids,
+        steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
+        dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
+    )  # fmt: skip
+
+
+def _dialect(config):
+    return operations.Dialect(config.memory.layout, config.manager.wire)
 
 
 def warm_up(config: ConfigDict, parts: Parts, say: Callable[[str], None]) -> None:
@@ -257,11 +303,12 @@ def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
     return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
 
 
-def _constraint(config, model, tokens, environment):
+def _constraint(config, loaded):
     """What the manager must keep to in evaluation, or None."""
     if not config.manager.constrained:
         return None
-    return constraints.Grammar(tokens, constraints.of_operations(environment.dialect), model.vocab_size)
+    grammar = constraints.of_operations(_dialect(config))
+    return constraints.Grammar(loaded.tokens, grammar, loaded.backbone.model.vocab_size)
 
 
 def _embedder(config, model, params, tokens):
@@ -287,7 +334,7 @@ def _test_phrases(config):
     """
     splits = [_facts(config, split) for split in ("train", "test")]
     facts = [fact for pair in zip(*splits, strict=False) for fact in pair] or ["nothing is known"]
-    dialect = operations.Dialect(config.memory.layout, config.manager.wire)
+    dialect = _dialect(config)
     typed = dialect.layout == "typed"
 
     def kind(i):

@@ -132,6 +132,39 @@ def default() -> ConfigDict:
     config.prompts.reader = ""
     config.prompts.content_judge = ""
     config.prompts.answer_judge = ""
+    config.prompts.generator = ""
+    config.prompts.verifier = ""
+    config.prompts.closed_book = ""
+
+    config.questions = ConfigDict()  # --mode=questions: chunk questions for the streams of config.data.
+    config.questions.splits = "train,test"  # Which splits, comma-separated.
+    config.questions.generator = ConfigDict()  # Proposes questions.
+    config.questions.generator.kind = "model"  # The frozen "model" in this process, or an "endpoint".
+    config.questions.generator.endpoint = _endpoint()  # For questions.generator.kind="endpoint".
+    config.questions.verifier = ConfigDict()  # Must answer them from the chunk alone.
+    config.questions.verifier.kind = "model"  # Likewise.
+    config.questions.verifier.endpoint = _endpoint()  # For questions.verifier.kind="endpoint".
+    config.questions.keep = 5  # K_c, questions kept for each chunk (paper: 5).
+    config.questions.proposals = 10  # Questions that the generator is asked for at a time.
+    config.questions.rounds = 2  # How often it is asked about one chunk at most.
+    config.questions.temperature = 0.7  # Of the generator; the verifier is greedy.
+    config.questions.max_answer_words = 5  # Longest answer.
+    config.questions.duplicate = 0.8  # F1 of their words from which two questions are near-duplicates.
+    config.questions.metric = "substring"  # Scores the verifier's answers, and later the reader's.
+    config.questions.min_score = 0.5  # From this score on an answer of the verifier counts as right.
+    config.questions.closed_book = False  # Drop questions that the verifier can answer without the chunk.
+    config.questions.keep_existing = False  # Keep the questions that chunks have already, and only fill up.
+    config.questions.num_examples = 1  # Worked examples in every prompt, 0 or 1; small models need one.
+    config.questions.proposal_tokens = 1_024  # Longest reply of the generator.
+    config.questions.answer_tokens = 32  # Longest reply of the verifier.
+    config.questions.prices = ConfigDict()  # Of a million tokens into and out of either, in any one currency.
+    config.questions.prices.generator_prompt = 0.0
+    config.questions.prices.generator_new = 0.0
+    config.questions.prices.verifier_prompt = 0.0
+    config.questions.prices.verifier_new = 0.0
+    config.questions.max_tokens = 0  # Budget for all that goes in and out of both; 0 = none.
+    config.questions.max_money = 0.0  # Budget in the currency of the prices; 0 = none.
+    config.questions.samples = 5  # Examples in the report, of what was kept and of each reason to reject.
 
     config.credit = ConfigDict()
     config.credit.rule = "full"  # A key of rules.RULES: how scores become the steps' rewards ("full" = Fine-Mem).
@@ -339,6 +372,8 @@ def validate(config: ConfigDict) -> None:
         "memory.embedder": ("wordllama", "model"),
         "reader.kind": ("model", "endpoint", "evidence"),
         "judge.kind": ("reader", "model", "endpoint"),
+        "questions.generator.kind": ("model", "endpoint"),
+        "questions.verifier.kind": ("model", "endpoint"),
         "credit.rule": RULE_NAMES,
         "credit.type_factor_on": ("advantage", "unclipped"),
         "credit.gain_transform": ("prob", "log"),
@@ -351,9 +386,9 @@ def validate(config: ConfigDict) -> None:
     for name, allowed in choices.items():
         if value_of(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value_of(config, name)!r}.")
-    for name in ("reader", "judge"):
-        if config[name].kind == "endpoint":
-            _validate_endpoint(config[name].endpoint, name)
+    for name in ("reader", "judge", "questions.generator", "questions.verifier"):
+        if value_of(config, name).kind == "endpoint":
+            _validate_endpoint(value_of(config, name).endpoint, name)
     curriculum(config)
 
 

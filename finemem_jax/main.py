@@ -17,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes; --mode=plan can do without.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report", "sweep", "plan"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report", "sweep", "plan", "questions"], "What to do.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", 'What --mode=plan compiles for, e.g. "v5e:8x8", "cpu:8" or "gpu".')
 _SWEEP = flags.DEFINE_string(
     "sweep",
@@ -62,6 +62,9 @@ def main(_) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/finemem_jax/compiled"))
     logging.set_verbosity(logging.WARNING)
+    if _MODE.value == "questions":
+        _questions(config, workdir)
+        return
 
     def prepare():
         config_lib.read_prompts(config)
@@ -108,6 +111,28 @@ def _sweep(workdir):
     flag = flags.FLAGS["config"]
     experiment, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     return sweep.run(sweep.members(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
+
+
+def _questions(config, workdir):
+    from finemem_jax import config as config_lib
+    from finemem_jax import question_run
+    from finemem_jax.endpoint import EndpointError
+    from finemem_jax.question_costs import BudgetError
+
+    def action():
+        config_lib.read_prompts(config)
+        config_lib.validate(config)
+        return question_run.run(config, workdir)
+
+    try:
+        lines = _stop_on_bad_input(action)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (BudgetError, EndpointError) as error:
+        print(f"finemem_jax: {error}", file=sys.stderr)
+        sys.exit(_TRY_AGAIN)
+    for line in lines:
+        print(line)
 
 
 def _stop_on_bad_input(action):

@@ -53,6 +53,8 @@ BAD = {
     "reader.temperature": -0.1,
     "reader.kind": "oracle",
     "judge.kind": "jury",
+    "questions.generator.kind": "reader",
+    "questions.verifier.kind": "evidence",
     "judge.max_new_tokens": 0,
     "judge.temperature": -0.1,
     "judge.tries": 0,

@@ -24,15 +24,18 @@ def reply_to(question: str) -> str:
 class FaultServer:
     """See the module. A question is the last message of a chat."""
 
-    def __init__(self, share=0.0, seed=0, faults=FAULTS, latency=0.0, down=False, hang=3.0, retry_after=None):
+    def __init__(
+        self, share=0.0, seed=0, faults=FAULTS, latency=0.0, down=False, hang=3.0, retry_after=None, reply=reply_to
+    ):
         """Args:
         share: How many of the requests are answered wrongly.
         latency: Before every answer (s).
         down: Answer everything with 503.
+        reply: What is answered to a question.
         hang: How long a "timeout" lasts, when nobody gives up before (s).
         """
         self.share, self._random, self._faults, self._latency = share, random.Random(seed), faults, latency
-        self.down, self._hang, self._retry_after = down, hang, retry_after
+        self.down, self._hang, self._retry_after, self._reply = down, hang, retry_after, reply
         self.refuses = ""  # A question that is answered with 400.
         self.asked: collections.Counter[str] = collections.Counter()
         self.answered: collections.Counter[str] = collections.Counter()
@@ -98,7 +101,7 @@ class FaultServer:
         self.met[fault] += 1
         good = json.dumps(
             {
-                "choices": [{"message": {"role": "assistant", "content": reply_to(question)}}],
+                "choices": [{"message": {"role": "assistant", "content": self._reply(question)}}],
                 "usage": {"prompt_tokens": 5, "completion_tokens": 2},
             }
         ).encode()
