@@ -8,6 +8,7 @@ reply is never made up. Knows nothing of readers, judges or memories.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -34,6 +35,10 @@ _CHARACTERS_PER_TOKEN = 3
 # Requests begin so long apart (s), about what sending one takes. Begun all at once they would wait for each other's
 # handshakes, be answered all at once, and so on: a third of the throughput, at 50 ms a reply.
 _APART = 0.0015
+# How long replies are gathered before they are returned (s), where more than one is awaited.
+_GATHER = 0.002
+# For so many chats at a time, one more connection is made ahead.
+_AHEAD = 4
 # Answers below 500 that another try can change: the server's own time-out, and its limits.
 _PASSING = (408, 429)
 
@@ -163,6 +168,37 @@ class _Pace:
             await asyncio.sleep(start - now)
 
 
+class _Slot:
+    """One of so many places among the chats that servers are working on: from when it is sent until it is answered.
+
+    Connections are made before, and closed after: over TLS a handshake can take a tenth of a second.
+    """
+
+    def __init__(self, slots: asyncio.Semaphore, call_seconds: float):
+        self._slots, self._call_seconds = slots, call_seconds
+        self._began, self._left, self._is_held = time.monotonic(), 0.0, False
+        self.limit: asyncio.Timeout
+
+    async def follow(self, event: str, _) -> None:
+        """What httpcore calls on its way (its "trace" extension)."""
+        if event.endswith("send_request_headers.started") and not self._is_held:
+            # Waiting for a place is not part of the call.
+            self.limit.reschedule(None)
+            await self._slots.acquire()
+            self._is_held, self._began = True, time.monotonic()
+            self.limit.reschedule(asyncio.get_running_loop().time() + self._call_seconds)
+        elif event.endswith("receive_response_body.complete"):
+            self.leave()
+
+    def leave(self) -> float:
+        """Gives the place back, if it was taken; returns the seconds from then on, or of connecting if it never was."""
+        now = time.monotonic()
+        if self._is_held:
+            self._is_held, self._left = False, now
+            self._slots.release()
+        return (self._left or now) - self._began
+
+
 class Endpoint:
     """See the module. Use it from one thread; `close` it, or use it in a `with`."""
 
@@ -184,6 +220,7 @@ class Endpoint:
             )
         self._tickets = 0
         self._pending: set[int] = set()
+        self._new: collections.deque[tuple[int, Chat]] = collections.deque()
         self._done: queue.Queue[tuple[int, str | Exception]] = queue.Queue()
         self._stats, self._stats_lock = EndpointStats(), threading.Lock()
         self._thread: threading.Thread | None = None
@@ -197,7 +234,10 @@ class Endpoint:
         """Hands a chat in; it is asked as soon as fewer than `concurrency` are. Returns its ticket."""
         self._tickets += 1
         self._pending.add(self._tickets)
-        self._running_loop().call_soon_threadsafe(self._begin, self._tickets, chat)
+        # The thread is woken once for all that is handed in meanwhile.
+        self._new.append((self._tickets, chat))
+        if len(self._new) == 1:
+            self._running_loop().call_soon_threadsafe(self._begin)
         return self._tickets
 
     def collect(self, wait: bool = True) -> list[tuple[int, str]]:
@@ -220,6 +260,9 @@ class Endpoint:
                 if self._thread is None or not self._thread.is_alive():
                     raise EndpointError("The thread that asks the servers has ended; see the errors above.") from None
                 continue
+            if wait and len(self._pending) > 1:
+                # What comes within moments is taken along: each time this thread wakes, it holds up the other.
+                time.sleep(_GATHER)
             results = [first, *_drained(self._done)]
             for i, (ticket, reply) in enumerate(results):
                 if ticket not in self._pending:  # Cancelled meanwhile.
@@ -290,7 +333,9 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         kept = options.concurrency if options.keep_alive else 0
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=kept)
-        self._free, self._closing = asyncio.Semaphore(options.concurrency), asyncio.Event()
+        self._closing, self._slots = asyncio.Event(), asyncio.Semaphore(options.concurrency)
+        # A few more connections are made ahead: a handshake takes no server's time.
+        self._near = asyncio.Semaphore(options.concurrency + max(options.concurrency // _AHEAD, 2))
         limits = options.requests_per_minute, options.tokens_per_minute
         requests_apart, tokens_apart = (60 / limit if limit else 0.0 for limit in limits)
         self._requests, self._tokens = _Pace(max(requests_apart, _APART)), _Pace(tokens_apart)
@@ -301,8 +346,13 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, ticket, chat):
-        self._tasks[ticket] = asyncio.get_running_loop().create_task(self._answer(ticket, chat))
+    def _begin(self):
+        # Emptied to the last one: whoever finds it empty wakes the thread again.
+        while self._new:
+            ticket, chat = self._new[0]
+            if ticket in self._pending:  # Not cancelled yet.
+                self._tasks[ticket] = asyncio.get_running_loop().create_task(self._answer(ticket, chat))
+            self._new.popleft()
 
     def _stop(self, ticket):
         if ticket in self._tasks:
@@ -333,14 +383,14 @@ class Endpoint:
             async for attempt in retrying:
                 with attempt:
                     # Not held while it pauses: others can be asked meanwhile.
-                    async with self._free:
+                    async with self._near:
                         await self._requests.wait(1)
                         await self._tokens.wait(_estimated_tokens(chat))
-                        tries, began = tries + 1, time.monotonic()
+                        tries, slot = tries + 1, _Slot(self._slots, options.call_seconds)
                         try:
-                            return await self._try(chat)
+                            return await self._try(chat, slot)
                         finally:
-                            seconds += time.monotonic() - began
+                            seconds += slot.leave()
         except _PassingFault as fault:
             raise EndpointError(
                 f"No answer after {tries} {'try' if tries == 1 else 'tries'}; the last one: {fault} Check that the "
@@ -355,15 +405,16 @@ class Endpoint:
         # With jitter, so that not all come back at once.
         return asked + tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE)(state)
 
-    async def _try(self, chat):
+    async def _try(self, chat, slot):
         server = min(self._servers, key=lambda server: (server.rest, server.in_flight))
         server.in_flight += 1
-        began = time.monotonic()
         self._count(tries=1)
         try:
             # httpx limits the time of each read: a server that sends a byte now and then would never end.
-            async with asyncio.timeout(self.options.call_seconds):
-                response = await self._client.post(f"{server.url}/chat/completions", json=self._body(chat))
+            async with asyncio.timeout(self.options.call_seconds) as slot.limit:
+                response = await self._client.post(
+                    f"{server.url}/chat/completions", json=self._body(chat), extensions={"trace": slot.follow}
+                )
             reply = self._read(server, response)
         except (httpx.RequestError, TimeoutError, _PassingFault) as error:
             fault = error if isinstance(error, _PassingFault) else self._fault(server, error)
@@ -373,7 +424,7 @@ class Endpoint:
         finally:
             server.in_flight -= 1
         server.has_answered()
-        self._count(answered=1, call_seconds=time.monotonic() - began)
+        self._count(answered=1, call_seconds=slot.leave())
         return reply
 
     def _body(self, chat):
