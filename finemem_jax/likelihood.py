@@ -29,7 +29,7 @@ from finemem_jax.tokenizer import EncodedChat, Tokenizer
 
 # ℓ of a gold answer that is blank, which no answer matches (nats).
 LEAST_LOG_PROB = -100.0
-# Rows have 2, 3, 4, 6, 8, 12, … times so many tokens.
+# Rows have 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … times so many tokens: padding takes as long as text.
 _UNIT = 16
 
 
@@ -165,8 +165,8 @@ class Likelihoods:
 
     def _bucket(self, length):
         units = max(-(-length // _UNIT), 2)
-        power = 1 << (units.bit_length() - 1)
-        return _UNIT * next(n for n in (power, power + power // 2, 2 * power) if n >= units)
+        step = max((1 << (units.bit_length() - 1)) // 4, 1)
+        return _UNIT * -(-units // step) * step
 
     def _rows(self, length):
         shares = self._engine.shares
