@@ -8,7 +8,6 @@ reply is never made up. Knows nothing of readers, judges or memories.
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import dataclasses
 import datetime
@@ -35,8 +34,6 @@ _CHARACTERS_PER_TOKEN = 3
 # Requests begin so long apart (s), about what sending one takes. Begun all at once they would wait for each other's
 # handshakes, be answered all at once, and so on: a third of the throughput, at 50 ms a reply.
 _APART = 0.0015
-# How long replies are gathered before they are returned (s), where more than one is awaited.
-_GATHER = 0.002
 # For so many chats at a time, one more connection is made ahead.
 _AHEAD = 4
 # Answers below 500 that another try can change: the server's own time-out, and its limits.
@@ -220,7 +217,6 @@ class Endpoint:
             )
         self._tickets = 0
         self._pending: set[int] = set()
-        self._new: collections.deque[tuple[int, Chat]] = collections.deque()
         self._done: queue.Queue[tuple[int, str | Exception]] = queue.Queue()
         self._stats, self._stats_lock = EndpointStats(), threading.Lock()
         self._thread: threading.Thread | None = None
@@ -232,12 +228,10 @@ class Endpoint:
 
     def submit(self, chat: Chat) -> int:
         """Hands a chat in; it is asked as soon as fewer than `concurrency` are. Returns its ticket."""
+        loop = self._running_loop()
         self._tickets += 1
         self._pending.add(self._tickets)
-        # The thread is woken once for all that is handed in meanwhile.
-        self._new.append((self._tickets, chat))
-        if len(self._new) == 1:
-            self._running_loop().call_soon_threadsafe(self._begin)
+        loop.call_soon_threadsafe(self._begin, self._tickets, chat)
         return self._tickets
 
     def collect(self, wait: bool = True) -> list[tuple[int, str]]:
@@ -260,9 +254,6 @@ class Endpoint:
                 if self._thread is None or not self._thread.is_alive():
                     raise EndpointError("The thread that asks the servers has ended; see the errors above.") from None
                 continue
-            if wait and len(self._pending) > 1:
-                # What comes within moments is taken along: each time this thread wakes, it holds up the other.
-                time.sleep(_GATHER)
             results = [first, *_drained(self._done)]
             for i, (ticket, reply) in enumerate(results):
                 if ticket not in self._pending:  # Cancelled meanwhile.
@@ -346,13 +337,8 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self):
-        # Emptied to the last one: whoever finds it empty wakes the thread again.
-        while self._new:
-            ticket, chat = self._new[0]
-            if ticket in self._pending:  # Not cancelled yet.
-                self._tasks[ticket] = asyncio.get_running_loop().create_task(self._answer(ticket, chat))
-            self._new.popleft()
+    def _begin(self, ticket, chat):
+        self._tasks[ticket] = asyncio.get_running_loop().create_task(self._answer(ticket, chat))
 
     def _stop(self, ticket):
         if ticket in self._tasks:
@@ -430,7 +416,9 @@ class Endpoint:
     def _body(self, chat):
         return {
             "model": self.options.model,
-            "messages": [{"role": message.role, "content": "".join(message.parts)} for message in chat.messages],
+            "messages": [
+                {"role": message.role, "content": _plain("".join(message.parts))} for message in chat.messages
+            ],
             "max_tokens": chat.max_new_tokens,
             "temperature": chat.temperature,
             "seed": chat.seed,
@@ -486,6 +474,11 @@ class Endpoint:
                 self._stats.faults[fault] = self._stats.faults.get(fault, 0) + 1
             for name, value in more.items():
                 setattr(self._stats, name, getattr(self._stats, name) + value)
+
+
+def _plain(text):
+    """A text without halves of surrogate pairs, which data may hold and no request can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _estimated_tokens(chat):

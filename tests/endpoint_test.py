@@ -74,6 +74,13 @@ def test_no_key_no_header(monkeypatch):
     assert "authorization" not in server.headers[0]
 
 
+def test_texts_that_have_no_utf8_form():
+    with FaultServer() as server, Endpoint(options(server)) as client:
+        ask_all(client, 1)
+        client.submit(chat("half \ud83d a pair, and 漢字 🎉"))
+        assert client.collect()[0][1] == reply_to("half ? a pair, and 漢字 🎉")
+
+
 def test_so_many_are_asked_at_a_time():
     with FaultServer(latency=0.02) as server, Endpoint(options(server, concurrency=5)) as client:
         ask_all(client, 40)
