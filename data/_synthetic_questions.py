@@ -20,6 +20,8 @@ _KINDS = {
     "LRU": {"summary": 4, "order": 3, "count": 2, "plain": 1, "multi_chunk": 1, "latest_value": 1},
 }
 
+_YES_NO = ("yes", "no")
+
 
 def chunk_questions(rng: random.Random, split: str, story: Story, step: int, limit: int) -> tuple[Question, ...]:
     """Returns questions that chunk `step` answers verbatim; none for small talk."""
@@ -31,7 +33,7 @@ def _about(rng: random.Random, split: str, story: Story, event: Event) -> Questi
     frames = FRAMES[split]
     if event.kind == "label":
         text = rng.choice(frames.label_ask).format(m=event.message)
-        return Question(text, (event.value,), "number", (event.step,), "label")
+        return Question(text, (event.value,), "number", (event.step,), "label", _numbers(story))
     wording = WORDINGS[split][event.attribute]
     text = _fill(story, rng.choice(wording.dropped if event.kind == "drop" else wording.ask), event, d=str(event.day))
     kind = {"state": "plain", "change": "latest_value", "drop": "withdrawn", "chain": "plain"}[event.kind]
@@ -67,7 +69,7 @@ def _candidates(rng: random.Random, split: str, story: Story) -> Iterable[Questi
     histories = story.histories()
     for (subject, attribute), events in histories.items():
         if attribute == "label":
-            yield from _labels(rng, split, subject, events)
+            yield from _labels(rng, split, story, subject, events)
         elif attribute in CHAINS:
             yield from _chain(rng, split, story, events)
         else:
@@ -76,12 +78,17 @@ def _candidates(rng: random.Random, split: str, story: Story) -> Iterable[Questi
     yield from _head_counts(rng, split, story, histories)
 
 
-def _labels(rng: random.Random, split: str, category: str, events: list[Event]) -> Iterable[Question]:
+def _numbers(story: Story) -> tuple[str, ...]:
+    """What labels there are."""
+    return tuple(sorted(story.labels.values(), key=int))
+
+
+def _labels(rng: random.Random, split: str, story: Story, category: str, events: list[Event]) -> Iterable[Question]:
     shown = {event.message for event in events}
     unseen = [m for m in (f"{category} {end}" for end in CATEGORIES[split][category]) if m not in shown]
     for message in rng.sample(unseen, min(3, len(unseen))):
         text = rng.choice(FRAMES[split].label_ask_new).format(m=message)
-        yield Question(text, (events[0].value,), "number", _steps(events), "label")
+        yield Question(text, (events[0].value,), "number", _steps(events), "label", _numbers(story))
 
 
 def _chain(rng: random.Random, split: str, story: Story, events: list[Event]) -> Iterable[Question]:
@@ -101,7 +108,7 @@ def _chain(rng: random.Random, split: str, story: Story, events: list[Event]) ->
 def _order(rng: random.Random, story: Story, templates: tuple[str, ...], first: Event, second: Event) -> Question:
     a, b = rng.sample((first.value, second.value), 2)
     text = _fill(story, rng.choice(templates), first, a=a, b=b)
-    return Question(text, (first.value,), "substring", _steps((first, second)), "order")
+    return Question(text, (first.value,), "substring", _steps((first, second)), "order", (a, b))
 
 
 def _fact(rng: random.Random, split: str, story: Story, events: list[Event]) -> Iterable[Question]:
@@ -109,7 +116,7 @@ def _fact(rng: random.Random, split: str, story: Story, events: list[Event]) -> 
     changes = [event for event in events if event.kind == "change"]
     if last.kind == "drop":
         steps = _steps((events[-2], last))
-        yield Question(_fill(story, rng.choice(wording.still), last), ("no",), "exact", steps, "withdrawn")
+        yield Question(_fill(story, rng.choice(wording.still), last), ("no",), "exact", steps, "withdrawn", _YES_NO)
         if not changes:  # otherwise the value before the change was given up, too
             text = _fill(story, rng.choice(wording.dropped), last)
             yield Question(text, (last.value,), "substring", (last.step,), "withdrawn")
@@ -117,12 +124,14 @@ def _fact(rng: random.Random, split: str, story: Story, events: list[Event]) -> 
         kind = "latest_value" if changes else "plain"
         yield Question(_fill(story, rng.choice(wording.ask), last), (last.value,), "substring", (last.step,), kind)
         if wording.still:
-            yield Question(_fill(story, rng.choice(wording.still), last), ("yes",), "exact", (last.step,), "still_true")
+            yield Question(
+                _fill(story, rng.choice(wording.still), last), ("yes",), "exact", (last.step,), "still_true", _YES_NO
+            )
     if changes:
         if wording.still:
             change = changes[-1]
             text = _fill(story, rng.choice(wording.still), change, v=change.old)
-            yield Question(text, ("no",), "exact", (change.step,), "withdrawn")
+            yield Question(text, ("no",), "exact", (change.step,), "withdrawn", _YES_NO)
         text = _fill(story, rng.choice(wording.times), last)
         yield Question(text, (str(len(changes)),), "number", _steps(changes), "count")
         first, second = sorted(rng.sample([events[0], *changes], 2), key=lambda event: event.step)

@@ -242,3 +242,16 @@ def test_wrong_specs_are_refused(wrong, field):
 def test_an_index_outside_is_refused():
     with pytest.raises(IndexError):
         synthetic.load(spec())[100]
+
+
+def test_closed_questions_say_what_answers_there_are():
+    closed = {}
+    for split in ("train", "test"):
+        source = synthetic.load(spec(split=split, num_streams=12, questions_per_stream=40))
+        for stream in (source[i] for i in range(len(source))):
+            for question in (*stream.questions, *(q for chunk in stream.chunks for q in chunk.questions)):
+                if question.choices:
+                    assert question.answers[0] in question.choices and len(set(question.choices)) > 1
+                closed.setdefault(question.kind, set()).add(bool(question.choices))
+    assert closed["label"] == closed["order"] == closed["still_true"] == {True}
+    assert closed["plain"] == closed["count"] == {False}
