@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import math
 import pathlib
 import zlib
 from collections.abc import Iterable, Mapping
@@ -249,7 +250,7 @@ class _Scale(NamedTuple):
 
 
 # Parts of the reward that most runs do not have; not mentioned where they are 0 throughout.
-_ONLY_IF_USED = ("content", "kl")
+_ONLY_IF_USED = ("likelihood", "content", "kl")
 
 
 def _scale(records: Iterable[Mapping[str, Any]]) -> _Scale:
@@ -370,5 +371,15 @@ def _answer(answer):
         f"<ul>{evidence}</ul>" if evidence else "<span class=none>none</span>",
         text(answer["answer"]),
         text(" | ".join(answer["gold"])) + said,
-        f"<span class='score{' good' if answer['score'] > 0 else ''}'>{number(answer['score'])}</span>",
+        _score(answer),
     ]
+
+
+def _score(answer):
+    """Of a generated answer, and how likely the gold one was found; – for what nobody asked or a judge left open."""
+    score, likelihood = answer["score"], answer.get("likelihood")
+    shown = f"<span class='score{' good' if score else ''}'>{'–' if score is None else number(score)}</span>"
+    if likelihood:
+        closed, log_prob = likelihood["closed"], likelihood["log_prob"]
+        shown += f" <span class=source>p {number(math.exp(log_prob) if closed is None else closed)}</span>"
+    return shown

@@ -38,6 +38,7 @@ _PLOTS = (
             "credit from the global score": "reward/credit",
             "evidence": "reward/evidence",  # What runs before the choice of rules called their credit.
             "chunk questions": "reward/chunk",
+            "likelihood of their answers": "reward/likelihood",
             "format": "reward/format",
             "compression": "reward/compression",
             "content judge": "reward/content",

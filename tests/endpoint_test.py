@@ -148,7 +148,8 @@ def seconds_for(count, share):
         began = time.monotonic()
         assert ask_all(client, count) == [reply_to(f"question {i}") for i in range(count)]
         seconds, stats = time.monotonic() - began, client.take_stats()
-    assert (stats.answered, stats.tries) == (count, server.asked.total())
+    # One that timed out may never have come to the server.
+    assert stats.answered == count and server.asked.total() <= stats.tries
     if share:
         # Each kind of fault was met.
         assert set(server.met) == {"", *FAULTS} and stats.tries > 1.2 * count

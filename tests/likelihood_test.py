@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import compilation, reader, workers
+from finemem_jax import assembly, compilation, reader, workers
 from finemem_jax.episode import Likelihood, Request
 from finemem_jax.likelihood import LEAST_LOG_PROB, Likelihoods
 from finemem_jax.models import decoder, presets
 from finemem_jax.reader import Claim, Query, ReaderOptions
 from finemem_jax.sampler import Sampler
 from finemem_jax.tokenizer import ByteTokenizer, EncodedChat
+
+from experiments import smollm2_135m  # isort: skip
 
 TINY = presets.preset("tiny")
 TOKENS = ByteTokenizer()
@@ -213,3 +215,36 @@ def test_rows_fall_into_few_lengths(params):
     buckets = {1: 32, 32: 32, 33: 48, 48: 48, 49: 64, 65: 80, 97: 112, 128: 128, 129: 160, 300: 320, 512: 512, 513: 640}
     assert {length: worker._bucket(length) for length in buckets} == buckets
     assert [worker._rows(length) for length in (32, 96, 384)] == [8, 2, 1]
+
+
+@pytest.mark.slow
+def test_the_real_model_and_its_tokenizer():
+    """SmolLM2: greedy match is what greedy decoding writes, and golds keep their own tokens, however they begin."""
+    settings = smollm2_135m.get_config()
+    settings.reader.temperature, settings.likelihood.chunk_share = 0.0, 0.5
+    parts = assembly.build(settings)
+    streams = assembly.streams(settings, "train", parts.environment)
+    asked = [q for i in range(24) for chunk in streams[i].chunks for q in chunk.questions][:40]
+    texts = [tuple(streams[i // 2].chunks[0].text.split("\n")[:2]) for i in range(len(asked))]
+    queries = [Query(question.text, evidence) for question, evidence in zip(asked, texts, strict=True)]
+    answers = workers.work(parts.answer, queries)
+    claims = [Claim(query, (answer,)) for query, answer in zip(queries, answers, strict=True)]
+    wrong = [Claim(query, (f"{answer}!",)) for query, answer in zip(queries, answers, strict=True)]
+    written = [parts.tokenizer.encode(answer) for answer in answers]
+    # One that was cut off would have gone on; of the others, greedy decoding wrote just this.
+    ended = [len(ids) < settings.reader.max_new_tokens for ids in written]
+    greedy = [found.greedy for found in workers.work(parts.likely, claims)]
+    assert sum(ended) > 15 and [g for g, e in zip(greedy, ended, strict=True) if e] == [True] * sum(ended)
+    assert not any(found.greedy for found in workers.work(parts.likely, wrong))
+    model, tokens = parts.model, parts.tokenizer
+    for gold in GOLDS:
+        prompt_ids, ids = parts.answering.prompt(queries[0]).ids, tokens.encode(gold)
+        assert tokens.decode(ids) == gold
+        row = np.pad([*prompt_ids, *ids], (0, 320 - len(prompt_ids) - len(ids)))
+        (states,) = decoder.hidden_states(model, parts.params, [row[None]], [np.array([len(prompt_ids) + len(ids)])])
+        logits = np.asarray(states[0, len(prompt_ids) - 1 : len(prompt_ids) + len(ids)] @ parts.params["embedding"].T)
+        log_probs = np.asarray(jax.nn.log_softmax(logits.astype(np.float64)))
+        end = np.log(np.exp(log_probs[-1, list(tokens.end_ids)]).sum())
+        mean = (sum(log_probs[i, token] for i, token in enumerate(ids)) + end) / (len(ids) + 1)
+        (found,) = workers.work(parts.likely, [Claim(queries[0], (gold,))])
+        assert found.log_prob == pytest.approx(mean, abs=2e-3), gold

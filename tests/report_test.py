@@ -8,7 +8,7 @@ import math
 import re
 
 import pytest
-from small_trajectories import ENVIRONMENT, TOKENS, answers, deleted, inserted, item, step, trajectory, updated
+from small_trajectories import ENVIRONMENT, TOKENS, answer, answers, deleted, inserted, item, step, trajectory, updated
 
 from finemem_jax import operations, records, report, report_plots, rewards, writer
 from finemem_jax.episode import (
@@ -429,3 +429,13 @@ def test_moving_average_by_hand():
 
 def test_moving_average_of_a_constant_is_that_constant():
     assert report_plots.moving_average([3.0] * 50) == pytest.approx([3.0] * 50)
+
+
+def test_likelihoods_and_missing_scores_are_shown():
+    likelihoods = Likelihood(-1.0, False), None, Likelihood(-9.0, True, 0.75)
+    scores = None, None, 0.5
+    asked = [answer(score, likelihood=one) for score, one in zip(scores, likelihoods, strict=True)]
+    rollout = trajectory([step(answers=asked)], answers(1.0))
+    shown = [report._score(record) for record in recorded([rollout, rollout])[0]["steps"][0]["answers"]]
+    assert [re.sub("<.*?>", "", one) for one in shown] == ["– p 0.368", "–", "0.500 p 0.750"]
+    assert "good" not in shown[0] and "good" in shown[2]
