@@ -16,6 +16,7 @@ from finemem_jax.episode import (
     Answer,
     Chunk,
     Completion,
+    Likelihood,
     Memory,
     Operation,
     Probes,
@@ -203,8 +204,8 @@ def test_whatever_was_written_is_text(tmp_path):
     trajectories = rollouts(chunks=(HOSTILE,), content=HOSTILE, answer=HOSTILE)
     for one in trajectories:
         one["source"] = one["stream_id"] = HOSTILE
-        for answer in one["answers"]:
-            answer |= {"question": HOSTILE, "kind": HOSTILE, "gold": [HOSTILE]}
+        for asked in one["answers"]:
+            asked |= {"question": HOSTILE, "kind": HOSTILE, "gold": [HOSTILE]}
         for written in one["steps"]:
             written["operations"] += [{"status": HOSTILE, "item_id": HOSTILE, "action": HOSTILE, "content": HOSTILE}]
     fill(workdir, trajectories)
