@@ -162,7 +162,7 @@ def default() -> ConfigDict:
     config.questions.prices.generator_new = 0.0
     config.questions.prices.verifier_prompt = 0.0
     config.questions.prices.verifier_new = 0.0
-    config.questions.max_tokens = 0  # Budget for all that goes in and out of both; 0 = none.
+    config.questions.max_tokens = 0  # Budget of each split, for all that goes in and out of both; 0 = none.
     config.questions.max_money = 0.0  # Budget in the currency of the prices; 0 = none.
     config.questions.samples = 5  # Examples in the report, of what was kept and of each reason to reject.
 
@@ -514,6 +514,10 @@ _FREE = (
     "train.continue_workdir",
     "answers.file",
     "answers.max_megabytes",
+    # A budget that was too small is raised, and the same questions go on.
+    "questions.max_tokens",
+    "questions.max_money",
+    "questions.samples",
 )
 # The same of every endpoint: where and how servers are asked, not what.
 _FREE_ENDPOINT = (

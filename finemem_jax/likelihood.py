@@ -64,7 +64,7 @@ class _Row:
 
 
 class Likelihoods:
-    """A worker that computes likelihoods, rows of like length together. Equal claims are computed once.
+    """A worker that computes likelihoods, rows of like length together.
 
     Attributes:
         stats: See `take_stats`.

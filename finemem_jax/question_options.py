@@ -28,7 +28,7 @@ class QuestionOptions:
         proposal_tokens: Longest reply of the generator.
         answer_tokens: Longest reply of the verifier. Short: one that repeats the chunk holds every answer.
         generator_system, verifier_system, closed_book_system: Replace the system messages in `prompts` if not empty.
-        max_tokens: Budget for all that goes in and out of both workers; 0 for none.
+        max_tokens: Budget of a split, for all that goes in and out of both workers; 0 for none.
         max_money: Budget in the currency of the prices; 0 for none.
         samples: Examples of what was kept, and of what was rejected for each reason, in the report.
         chunks_in_flight: Chunks that are worked on at the same time.

@@ -175,7 +175,7 @@ def test_a_reply_that_comes_twice_answers_nothing_else():
                 replies = ask_all(client, 200)
         wrong[keep_alive] = sum(reply != reply_to(f"question {i}") for i, reply in enumerate(replies))
     assert wrong[False] == 0
-    # Should this ever hold, connections may be kept.
+    # Should this ever fail, connections may be kept.
     assert wrong[True] > 0
 
 

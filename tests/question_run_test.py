@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import smoke_run
 
 from finemem_jax import question_run, train
+from finemem_jax.question_costs import BudgetError
 from tests.fault_server import FaultServer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,6 +72,21 @@ def test_too_small_a_budget_asks_nothing(tmp_path, server):
     with pytest.raises(ValueError, match=r"questions.max_tokens=10 will not do"):
         question_run.run(smoke_run.config(**settings(server.url, **{"questions.max_tokens": 10})), tmp_path)
     assert not server.asked
+
+
+def test_a_budget_that_is_used_up_can_be_raised(tmp_path, server):
+    """By the same command in the same workdir; what was paid for is not asked again."""
+    few = settings(server.url, **{"questions.splits": "train", "questions.rounds": 9, "questions.keep": 9})
+    estimated = {"questions.max_tokens": 1}
+    with pytest.raises(ValueError, match="is estimated to take") as refused:
+        question_run.run(smoke_run.config(**few | estimated), tmp_path)
+    tokens = int(re.search(r"to take ([\d,]+) tokens", str(refused.value))[1].replace(",", ""))
+    with pytest.raises(BudgetError, match="is used up"):
+        question_run.run(smoke_run.config(**few | {"questions.max_tokens": tokens}), tmp_path)
+    asked = server.asked.total()
+    assert asked > 0 and not (tmp_path / "questions" / "train.jsonl").exists()
+    question_run.run(smoke_run.config(**few | {"questions.max_tokens": 100 * tokens}), tmp_path)
+    assert len(read(tmp_path, "train")) == 3 and server.asked.total() > asked
 
 
 def test_the_command(tmp_path, server):
