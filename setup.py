@@ -15,6 +15,7 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py",
+        "filelock",
         "flax>=0.12",
         "gguf>=0.17",
         "grain>=0.2.12",
@@ -29,12 +30,14 @@ setuptools.setup(
         "numpy>=2",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
+        "pyarrow",
         "rich",
         "safetensors>=0.5",
         "scipy",
         "sniffio",  # httpcore looks for it at every request, and if it is missing, six times through sys.path.
         "tenacity>=9",
         "tensorboardX",
+        "tensorflow-datasets>=4.9.10",
         "tokenizers>=0.21",
         "transformers>=5",
     ],

@@ -41,7 +41,7 @@ import _common as common
 import _decode_sides as sides
 import numpy as np
 
-from finemem_jax import assembly, rollout
+from finemem_jax import assembly, rollout, sources
 
 CASES = ("rollout", "plain")
 # How many times a peer's speed ours must be in a rollout; the plain case is only reported.
@@ -54,7 +54,7 @@ def record() -> dict[str, Any]:
     """The cases' prompts: {case: {"temperature", "rounds": lists of prompts}}; a round needs the one before it."""
     config = sides.settings()
     parts = assembly.build(config)
-    streams = assembly.streams(config, "train", parts.environment)
+    streams = sources.streams(config, "train", parts.environment)
     rounds: list[list[sides.Prompt]] = []
 
     def policy(requests):

@@ -36,7 +36,7 @@ import jax
 import numpy as np
 
 from experiments import smollm2_135m
-from finemem_jax import assembly, batching, grpo, learner, operations, optimizer, tokenizer
+from finemem_jax import assembly, batching, grpo, learner, operations, optimizer, sources, tokenizer
 from finemem_jax.config import ConfigDict
 from finemem_jax.episode import Completion, Memory, Operation, Request, Step, random_key
 from finemem_jax.models import hf_weights
@@ -63,7 +63,7 @@ def settings() -> ConfigDict:
 
 def make_prompts(parts: assembly.Parts, config: ConfigDict) -> list[dict[str, Any]]:
     """Each a row of TRL's data; `ids` and `cuts` are for our sampler."""
-    streams, tokens, prompts = assembly.streams(config, "train", parts.environment), parts.tokenizer, []
+    streams, tokens, prompts = sources.streams(config, "train", parts.environment), parts.tokenizer, []
     for chunk in (streams[i].chunks[0] for i in range(config.rollout.streams_per_step)):
         chat = parts.environment.observe(chunk, Memory())
         # We encode a prompt part by part, which gives other ids than its whole text does. Here both take the text's.

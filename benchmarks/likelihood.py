@@ -24,7 +24,7 @@ import _common as common
 import scipy.stats
 
 from experiments import smollm2_135m
-from finemem_jax import assembly, reader, scoring, workers
+from finemem_jax import assembly, reader, scoring, sources, workers
 from finemem_jax.episode import MemoryItem
 from finemem_jax.reader import Query
 from finemem_jax.retrieval import Index
@@ -71,7 +71,7 @@ def main() -> None:
         parts = assembly.build(config(source, folder))
         with contextlib.closing(parts.answering):
             assembly.warm_up(config(source, folder), parts, lambda line: None)
-            streams = assembly.streams(config(source, folder), "train", parts.environment)
+            streams = sources.streams(config(source, folder), "train", parts.environment)
             first, *repeats = [questions(streams, (REPEATS + 1) * count)[n :: REPEATS + 1] for n in range(REPEATS + 1)]
             # The first calls of a program take longer than the others.
             measured(parts, first, ["generated", "likelihood"])

@@ -21,7 +21,7 @@ from unittest import mock
 
 import _common as common
 
-from finemem_jax import assembly, rollout, slots, workers
+from finemem_jax import assembly, rollout, slots, sources, workers
 from finemem_jax.engine import Engine
 from finemem_jax.episode import Request
 from finemem_jax.prefixes import Prefixes
@@ -42,7 +42,7 @@ class Setting:
         config.data.chunks_per_stream, config.data.questions_per_chunk = chunks, 5
         config.sampler.num_slots = config.reader.num_slots = num_slots
         self.config, self.parts = config, assembly.build(config)
-        self.source = assembly.streams(config, "train", self.parts.environment)
+        self.source = sources.streams(config, "train", self.parts.environment)
         assembly.warm_up(config, self.parts, lambda line: print(line, flush=True))
 
     def run(self, repeat: int, policy=None) -> dict[str, float]:

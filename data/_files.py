@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any, BinaryIO
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -82,25 +82,68 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def read(source_dir: str, keys: Sequence[str], name: str) -> Iterator[Record]:
+# The fields that records of a format have: all those of one of several layouts.
+Layouts = Sequence[Collection[str]]
+
+
+def read(source_dir: str, layouts: Layouts, name: str) -> Iterator[Record]:
     """Yields every record of one format below a folder, file by file in the order of their relative paths.
 
-    A file belongs to the format when its first record has all `keys`. The others are left alone: several data sets
-    may share a folder. Hidden files and folders are not looked at; linked ones are.
+    A file belongs to the format when its first record has all fields of a layout. The others are left alone: several
+    data sets may share a folder. Hidden files and folders are not looked at; linked ones are.
 
     A file holds one record a line, or one JSON document: a list of records, an object whose "data" lists them, or a
     single record.
 
     Args:
         source_dir: `StreamSpec.source_dir`.
-        keys: The fields that tell the format from others.
+        layouts: What tells the format from others.
         name: What the format is called, for messages.
 
     Raises:
         ValueError: there is no such folder or no such file in it; or a file is damaged, with file and line. A file
             that does not parse at all raises as well: to pass over it could lose data without a word.
     """
-    formats = f"files of {name} ({', '.join(SUFFIXES)}; records with the fields {', '.join(keys)})"
+    fields = "; or ".join(", ".join(layout) for layout in layouts)
+    formats = f"files of {name} ({', '.join(SUFFIXES)}; records with the fields {fields})"
+    paths = find(source_dir, SUFFIXES, formats)
+    any_found = False
+    for path in paths:
+        for record in records(path, layouts):
+            any_found = True
+            yield record
+    if not any_found:
+        raise none_found(source_dir, formats, len(paths))
+
+
+def records(path: pathlib.Path, layouts: Layouts) -> Iterator[Record]:
+    """Yields the records of a file; none if the first has not all the fields of a layout.
+
+    Raises:
+        ValueError: the file is damaged, or a later record is no object; with file and line.
+    """
+    with contextlib.closing(values(path, frozenset().union(*layouts))) as found:
+        for number, (value, where) in enumerate(found):
+            is_object = isinstance(value, dict)
+            if number == 0 and not (is_object and any(set(layout) <= value.keys() for layout in layouts)):
+                return
+            if not is_object:
+                raise ValueError(f"{where}: expected an object, got {_short(value)}. Correct the line, {_MOVE}.")
+            yield Record(value, where)
+
+
+def find(source_dir: str, suffixes: Sequence[str], formats: str) -> list[pathlib.Path]:
+    """Returns the files below a folder whose names end in one of `suffixes`, in the order of their relative paths.
+
+    Hidden files and folders are not looked at; linked ones are.
+
+    Args:
+        source_dir: `StreamSpec.source_dir`.
+        formats: What is looked for, for messages.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
     if not source_dir:
         raise ValueError(f"data.source_dir must be the folder that holds {formats}, got ''. Set data.source_dir.")
     root = pathlib.Path(source_dir)
@@ -108,28 +151,6 @@ def read(source_dir: str, keys: Sequence[str], name: str) -> Iterator[Record]:
         raise ValueError(f"data.source_dir must exist and hold {formats}; {source_dir!r} does not exist. Correct it.")
     if not root.is_dir():
         raise ValueError(f"data.source_dir must be a folder, got the file {source_dir!r}. Name the folder it is in.")
-
-    paths = _paths(root)
-    any_found = False
-    for path in paths:
-        with contextlib.closing(_values(path, keys)) as values:
-            found = False
-            for value, where in values:
-                is_object = isinstance(value, dict)
-                if not found and not (is_object and all(key in value for key in keys)):
-                    break  # the first record: another format
-                found = any_found = True
-                if not is_object:
-                    raise ValueError(f"{where}: expected an object, got {_short(value)}. Correct the line, {_MOVE}.")
-                yield Record(value, where)
-    if not any_found:
-        raise ValueError(
-            f"data.source_dir {source_dir!r} holds no {formats}; {len(paths)} files with these endings are of other "
-            "formats. Put the original files there, or point data.source_dir to the folder that has them."
-        )
-
-
-def _paths(root: pathlib.Path) -> list[pathlib.Path]:
     found, seen = [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -139,13 +160,38 @@ def _paths(root: pathlib.Path) -> list[pathlib.Path]:
         seen.add(real)
         subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
         for file in files:
-            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
+            if file.lower().endswith(tuple(suffixes)) and not file.startswith("."):
                 found.append(pathlib.Path(folder, file))
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _values(path: pathlib.Path, keys: Sequence[str]) -> Iterator[tuple[Any, str]]:
-    """Yields the records of one file, of whatever format, and where each stands."""
+def none_found(source_dir: str, formats: str, num_files: int) -> ValueError:
+    """Returns the error to raise where `num_files` files were looked at and none was of the format."""
+    return ValueError(
+        f"data.source_dir {source_dir!r} holds no {formats}; {num_files} files with these endings are of other "
+        "formats. Put the original files there, or point data.source_dir to the folder that has them."
+    )
+
+
+def lines(path: pathlib.Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """Yields the number (from 1) and the text of each line that is not blank, without its end; unpacks .gz.
+
+    Raises:
+        ValueError: the file is damaged, or in another encoding; with file and line.
+    """
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+        for line, offset, raw in _lines(stream, path):
+            with _located(path, line, offset):
+                text = raw.decode(encoding)
+            yield line, text.rstrip("\r\n")
+
+
+def values(path: pathlib.Path, keys: Collection[str] = ()) -> Generator[tuple[Any, str], None, None]:
+    """Yields the records of one file, of whatever format, and where each stands.
+
+    Args:
+        keys: A single record may have these; without any of them, an object with a list "data" is a list of records.
+    """
     is_gzip = path.name.lower().endswith(".gz")
     with gzip.open(path) if is_gzip else path.open("rb") as stream:
         lines = _lines(stream, path)
@@ -160,7 +206,7 @@ def _values(path: pathlib.Path, keys: Sequence[str]) -> Iterator[tuple[Any, str]
                         raise
                     value = _parse(_document(path, line, raw, lines))
             is_first = False
-            if isinstance(value, dict) and isinstance(value.get("data"), list) and not all(k in value for k in keys):
+            if isinstance(value, dict) and isinstance(value.get("data"), list) and not value.keys() & set(keys):
                 value = value["data"]
             if isinstance(value, list):
                 for i, item in enumerate(value, start=1):

@@ -12,9 +12,12 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from finemem_jax import source_rules
 from finemem_jax.episode import Chunk, Question, Stream, StreamSpec
+
+from . import _chunking, _styles
 
 _TEST_FRACTION = 0.2
 
@@ -26,20 +29,26 @@ class Text:
     Attributes:
         name: Unique within the source.
         chunks: The texts of the chunks.
-        questions: `gold_steps` holds indices into `chunks`, ascending, at least one.
+        questions: `gold_steps` holds indices into `chunks`, ascending; of `Windows` at least one.
         left_out: How many questions could not be used, by reason.
+        chunk_questions: For each chunk further questions, which are asked of that chunk alone; () for none.
     """
 
     name: str
     chunks: tuple[str, ...]
     questions: tuple[Question, ...]
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    chunk_questions: tuple[tuple[Question, ...], ...] = ()
 
 
 def check(spec: StreamSpec) -> None:
     """Raises ValueError for a spec that no source could serve."""
-    if spec.split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {spec.split!r}; use one of these.")
+    if spec.split not in ("train", "test", "all"):
+        raise ValueError(f"split must be 'train', 'test' or 'all', got {spec.split!r}; use one of these.")
+    choices = {"style": _styles.STYLES, "chunking": _chunking.CHUNKINGS, "rules": source_rules.RULES}
+    for field, known in choices.items():
+        if getattr(spec, field) not in known:
+            raise ValueError(f"data.{field} must be one of {', '.join(known)}, got {getattr(spec, field)!r}.")
     least = {
         "num_streams": 0,
         "chunks_per_stream": 1,
@@ -66,7 +75,7 @@ def names_of_split(names: Collection[str], split: str, source: str) -> list[str]
     """
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     num_test = math.ceil(_TEST_FRACTION * len(by_hash))
-    chosen = by_hash[:num_test] if split == "test" else by_hash[num_test:]
+    chosen = {"test": by_hash[:num_test], "train": by_hash[num_test:], "all": by_hash}[split]
     if not chosen:
         other = "train" if split == "test" else "test"
         raise ValueError(
@@ -119,28 +128,9 @@ class Windows:
 
     def __getitem__(self, index: int) -> Stream:
         text, start, questions = self._windows[index]
-        spec = self._spec
-        chunks = text.chunks[start : start + spec.chunks_per_stream]
-        stream_id = f"{text.name}/{start:04d}"
-        rng = random.Random(f"{spec.seed}/{stream_id}")
-
-        numbers = range(len(questions))
-        of_chunk = [
-            _draw(rng, [[n for n in numbers if questions[n].gold_steps == (step,)]], spec.questions_per_chunk)
-            for step in range(len(chunks))
-        ]
-        asked = set(itertools.chain(*of_chunk))
-        over_chunks = [n for n in numbers if len(questions[n].gold_steps) > 1]
-        fresh = [n for n in numbers if len(questions[n].gold_steps) == 1 and n not in asked]
-        of_stream = _draw(rng, [over_chunks, fresh, sorted(asked)], spec.questions_per_stream)
-        return Stream(
-            stream_id=stream_id,
-            source=self._source,
-            chunks=tuple(
-                Chunk(chunk, tuple(questions[n] for n in drawn)) for chunk, drawn in zip(chunks, of_chunk, strict=True)
-            ),
-            questions=tuple(questions[n] for n in of_stream),
-            competency=self._competency,
+        chunks = text.chunks[start : start + self._spec.chunks_per_stream]
+        return draw_stream(
+            Text(f"{text.name}/{start:04d}", chunks, questions), self._source, self._spec, self._competency
         )
 
     def _windows_of(self, text: Text) -> list[tuple[Text, int, tuple[Question, ...]]]:
@@ -155,6 +145,74 @@ class Windows:
             else:
                 self.left_out["evidence in two streams"] += 1
         return [(text, start, tuple(questions_of[start])) for start in sorted(questions_of)]
+
+
+class Made:
+    """Streams that a builder makes up one by one, each from a seed of its own; a `StreamSource`.
+
+    For sources that are no long texts but pools: of examples, of articles, of facts. A text here is one stream.
+
+    Attributes:
+        left_out: How many questions can never be asked, by reason.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        count: int,
+        make: Callable[[int], Text],
+        spec: StreamSpec,
+        competency: str,
+        left_out: Mapping[str, int] | None = None,
+    ):
+        """Initializes.
+
+        Args:
+            count: How many streams can be made.
+            make: Makes stream number n, the same one for the same n; its seed is the builder's business.
+        """
+        self._source, self._make, self._spec, self._competency = source, make, spec, competency
+        self._count = min(count, spec.num_streams) if spec.num_streams else count
+        self.left_out = collections.Counter(left_out or {})
+        logging.getLogger(__name__).info("Source %s, split %s: %d streams.", source, spec.split, self._count)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Stream:
+        if not 0 <= index < self._count:
+            raise IndexError(f"stream {index} of {self._count}")
+        return draw_stream(self._make(index), self._source, self._spec, self._competency)
+
+
+def draw_stream(text: Text, source: str, spec: StreamSpec, competency: str) -> Stream:
+    """Makes a stream of a whole text, and draws its questions, from a seed that depends on its name alone.
+
+    A chunk is asked the questions that it alone answers, and its own (`Text.chunk_questions`). Of the others, those
+    over several chunks or of no certain one come first, then those that no chunk is asked.
+    """
+    rng = random.Random(f"{spec.seed}/{text.name}")
+    questions, numbers = text.questions, range(len(text.questions))
+    of_chunk = [
+        _draw(rng, [[n for n in numbers if questions[n].gold_steps == (step,)]], spec.questions_per_chunk)
+        for step in range(len(text.chunks))
+    ]
+    asked = set(itertools.chain(*of_chunk))
+    over_chunks = [n for n in numbers if len(questions[n].gold_steps) != 1]
+    fresh = [n for n in numbers if len(questions[n].gold_steps) == 1 and n not in asked]
+    of_stream = _draw(rng, [over_chunks, fresh, sorted(asked)], spec.questions_per_stream)
+    chunks = []
+    for step, (chunk, drawn) in enumerate(zip(text.chunks, of_chunk, strict=True)):
+        own = text.chunk_questions[step] if text.chunk_questions else ()
+        extra = _draw(rng, [range(len(own))], spec.questions_per_chunk - len(drawn))
+        chunks.append(Chunk(chunk, (*(questions[n] for n in drawn), *(own[n] for n in extra))))
+    return Stream(
+        stream_id=text.name,
+        source=source,
+        chunks=tuple(chunks),
+        questions=tuple(questions[n] for n in of_stream),
+        competency=competency,
+    )
 
 
 def _draw(rng: random.Random, preferences: Sequence[Sequence[int]], limit: int) -> list[int]:

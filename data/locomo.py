@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import re
 from collections.abc import Collection
 
 from finemem_jax.episode import Question, StreamSource, StreamSpec
 
-from . import _files, _text, _windows
+from . import _chunking, _files, _text, _windows
 
 NAME = "locomo"
 _KEYS = ("conversation", "qa")
@@ -68,14 +69,14 @@ def load(spec: StreamSpec) -> StreamSource:
     _windows.check(spec)
     conversations = _read(spec.source_dir)
     names = _windows.names_of_split(conversations, spec.split, NAME)
-    texts = [_cut(name, conversations[name], spec.chunk_words) for name in names]
+    texts = [_cut(name, conversations[name], spec) for name in names]
     return _windows.Windows(NAME, texts, spec, competency="AR")
 
 
 def _read(source_dir: str) -> dict[str, _Conversation]:
     """Returns the conversations by their sample_id; one that comes twice is kept once."""
     conversations: dict[str, _Conversation] = {}
-    for record in _files.read(source_dir, _KEYS, "LoCoMo"):
+    for record in _files.read(source_dir, [_KEYS], "LoCoMo"):
         name = record.text("sample_id")
         read = _Conversation(
             where=record.where,
@@ -139,22 +140,17 @@ def _read_qa(qa: _files.Record) -> _Qa:
     )
 
 
-def _cut(name: str, conversation: _Conversation, chunk_words: int) -> _windows.Text:
+def _cut(name: str, conversation: _Conversation, spec: StreamSpec) -> _windows.Text:
     """Packs the turns into chunks and places the questions."""
     chunks, steps_of = [], collections.defaultdict(set)
-    for session in conversation.sessions:
-        date = f"Date: {session.date}"
-        room = chunk_words - _text.num_words(date)
-        used = room  # full: a session starts a new chunk
-        for turn in session.turns:
-            for line in _turn_lines(turn, room, chunk_words, conversation.where):
-                words = _text.num_words(line)
-                if used + words > room:
-                    chunks.append([date])
-                    used = 0
-                chunks[-1].append(line)
-                used += words
-                steps_of[turn.turn_id].add(len(chunks) - 1)
+    for group in _groups(conversation, spec):
+        lines, date = [], ""
+        for turn in group:
+            # The date stands above the first turn of a chunk, and of a session within it.
+            lines += [turn.date] * (turn.date != date) + [turn.line]
+            date = turn.date
+            steps_of[turn.turn_id].add(len(chunks))
+        chunks.append("\n".join(lines))
 
     questions, left_out = [], collections.Counter()
     for qa in conversation.qas:
@@ -164,7 +160,47 @@ def _cut(name: str, conversation: _Conversation, chunk_words: int) -> _windows.T
             continue
         steps = sorted(set().union(*(steps_of[turn_id] for turn_id in qa.evidence)))
         questions.append(Question(qa.question, (qa.answer,), "token_f1", tuple(steps), _KINDS[qa.category]))
-    return _windows.Text(name, tuple("\n".join(chunk) for chunk in chunks), tuple(questions), left_out)
+    return _windows.Text(name, tuple(chunks), tuple(questions), left_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A turn, or a part of a long one, as a chunk shows it."""
+
+    turn_id: TurnId
+    line: str
+    date: str
+
+
+def _groups(conversation: _Conversation, spec: StreamSpec) -> list[list[_Line]]:
+    """Groups the turns into chunks, each of which leaves room for the date above its first turn.
+
+    At sentence ends, a session starts a new chunk. Otherwise chunks may hold several, and the date of the next one
+    counts as words of its first turn.
+    """
+    by_session = spec.chunking == "sentence"
+    sessions = []
+    for session in conversation.sessions:
+        date = f"Date: {session.date}"
+        room = spec.chunk_words - _text.num_words(date)
+        room_for_turn = room if by_session else room - _text.num_words(date)
+        lines = [
+            _Line(turn.turn_id, line, date)
+            for turn in session.turns
+            for line in _turn_lines(turn, room_for_turn, spec.chunk_words, conversation.where)
+        ]
+        sessions.append((room, lines))
+    if by_session:
+        return [
+            lines[first:end]
+            for room, lines in sessions
+            for first, end in _chunking.group([line.line for line in lines], room, spec.chunking)
+        ]
+    starts = set(itertools.accumulate((len(lines) for _, lines in sessions), initial=0))
+    lines = [line for _, session in sessions for line in session]
+    units = [f"{line.date}\n{line.line}" if i in starts else line.line for i, line in enumerate(lines)]
+    groups = _chunking.group(units, min(room for room, _ in sessions), spec.chunking, starts - {0})
+    return [lines[first:end] for first, end in groups]
 
 
 def _turn_lines(turn: _Turn, room: int, chunk_words: int, where: str) -> list[str]:

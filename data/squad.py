@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import random
 import re
 
 from finemem_jax.episode import Question, StreamSource, StreamSpec
 
-from . import _files, _text, _windows
+from . import _files, _styles, _text, _windows
 
 NAME = "squad"
 _KEYS = ("title", "paragraphs")
+_LONGEST_ANSWER = 4  # In words; in style "memalpha".
 
 
 @dataclasses.dataclass
@@ -37,6 +39,9 @@ def load(spec: StreamSpec) -> StreamSource:
     A paragraph longer than `spec.chunk_words` becomes several chunks, cut at sentence ends; short ones are not
     merged, so that a chunk keeps to one topic. Global questions prefer those that no chunk asks.
 
+    In style "memalpha" paragraphs are gathered up to lengths drawn at random, each chunk is framed as a dialogue, and
+    questions with answers of five words or more are left out (Mem-alpha counts tokens).
+
     Raises:
         ValueError: the spec cannot be served, or a file is missing or broken (with file, line and field).
     """
@@ -44,6 +49,8 @@ def load(spec: StreamSpec) -> StreamSource:
     articles = _read(spec.source_dir)
     names = _windows.names_of_split(articles, spec.split, NAME)
     texts = [_cut(name, articles[name], spec.chunk_words) for name in names]
+    if spec.style == "memalpha":
+        texts = [_as_memalpha(text, spec) for text in texts]
     return _windows.Windows(NAME, texts, spec, competency="AR")
 
 
@@ -55,7 +62,7 @@ def _read(source_dir: str) -> dict[str, list[_Paragraph]]:
     """
     articles = collections.defaultdict(list)
     paragraphs: dict[str, _Paragraph] = {}
-    for record in _files.read(source_dir, _KEYS, "SQuAD"):
+    for record in _files.read(source_dir, [_KEYS], "SQuAD"):
         title = record.text("title")
         for fields in record.records("paragraphs"):
             context = fields.text("context")
@@ -100,6 +107,28 @@ def _cut(name: str, paragraphs: list[_Paragraph], chunk_words: int) -> _windows.
             questions.append(Question(qa.question, qa.answers, "substring", steps, kind="paragraph"))
         chunks += [paragraph.context[slice(*span)] for span in spans]
     return _windows.Text(name, tuple(chunks), tuple(questions), left_out)
+
+
+def _as_memalpha(text: _windows.Text, spec: StreamSpec) -> _windows.Text:
+    """Gathers an article's chunks, and frames them."""
+    rng = random.Random(f"{spec.seed}/{NAME}/{text.name}")
+    groups = _styles.gather(text.chunks, lambda: _styles.target(spec.style, spec.chunk_words, rng))
+    group_of = {step: number for number, group in enumerate(groups) for step in group}
+    chunks = ("\n\n".join(text.chunks[step] for step in group) for group in groups)
+    short = [question for question in text.questions if _text.num_words(question.answers[0]) <= _LONGEST_ANSWER]
+    left_out = collections.Counter(text.left_out)
+    if len(short) < len(text.questions):
+        left_out["long answer"] += len(text.questions) - len(short)
+    return _windows.Text(
+        text.name,
+        tuple(
+            # A stream is a window, and its days begin anew.
+            _styles.passage(chunk, number % spec.chunks_per_stream, rng)
+            for number, chunk in enumerate(chunks)
+        ),
+        tuple(dataclasses.replace(question, gold_steps=(group_of[question.gold_steps[0]],)) for question in short),
+        left_out,
+    )
 
 
 def _locate(qa: _Qa, context: str, spans: list[tuple[int, int]]) -> int | None:

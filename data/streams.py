@@ -149,22 +149,30 @@ def _questions(record: _files.Record, num_chunks: int) -> tuple[Question, ...]:
 
 def _question(record: _files.Record, num_chunks: int) -> Question:
     fields = _fields(record, Question)
-    values: dict[str, Any] = {name: _text(record, name) for name in ("text", "metric", "kind") if name in fields}
+    texts = ("text", "metric", "kind", "instruction")
+    values: dict[str, Any] = {name: _text(record, name) for name in texts if name in fields}
     known = (*scoring.METRICS, *scoring.JUDGED)
     if values.get("metric", known[0]) not in known:
         raise record.error("metric", f"one of {', '.join(known)}")
-    answers = record.items("answers")
+    answers = _texts(record, "answers")
     if not answers:
         raise record.error("answers", "at least one answer")
-    for i, answer in enumerate(answers):
-        if not isinstance(answer, str):
-            raise record.error(f"answers[{i}]", "a text", answer)
+    if "choices" in fields:
+        values["choices"] = _texts(record, "choices")
     steps = record.items("gold_steps") if "gold_steps" in fields else []
     for i, step in enumerate(steps):
         # In Python, true is a number.
         if type(step) is not int or not 0 <= step < num_chunks:
             raise record.error(f"gold_steps[{i}]", f"the number of a chunk, 0 to {num_chunks - 1}", step)
-    return Question(**values, answers=tuple(answers), gold_steps=tuple(steps))
+    return Question(**values, answers=answers, gold_steps=tuple(steps))
+
+
+def _texts(record: _files.Record, name: str) -> tuple[str, ...]:
+    values = record.items(name)
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise record.error(f"{name}[{i}]", "a text", value)
+    return tuple(values)
 
 
 def _fields(record: _files.Record, kind: type) -> dict[str, Any]:

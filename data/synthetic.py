@@ -28,7 +28,10 @@ def load(spec: StreamSpec) -> StreamSource:
         ValueError: the split is neither "train" nor "test", no number of streams is given, or a size is too small.
     """
     if spec.split not in ("train", "test"):
-        raise ValueError(f'StreamSpec.split must be "train" or "test", got {spec.split!r}.')
+        raise ValueError(
+            f"the synthetic source's split must be 'train' or 'test', got {spec.split!r}; it has no end, so there "
+            "is no 'all' of it."
+        )
     if spec.num_streams < 1:
         raise ValueError(
             f"data.num_{spec.split} must be at least 1 for the synthetic source, got {spec.num_streams}: "

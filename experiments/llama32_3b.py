@@ -1,8 +1,7 @@
 """Fine-Mem's main run with a manager of another family: Llama-3.2-3B-Instruct.
 
     python -m finemem_jax.main --config=experiments/llama32_3b.py --mode=plan --topology=v5e:4x4
-    python -m finemem_jax.main --config=experiments/llama32_3b.py --workdir=runs/llama32_3b \
-        --config.data.name=... --config.data.source_dir=/path/to/files
+    python -m finemem_jax.main --config=experiments/llama32_3b.py --workdir=runs/llama32_3b
 
 Hardware: 16 chips of TPU v5e (4x4), planned by ahead-of-time compilation (BUILD_NOTES.md has the table); the run itself
 has not been made.

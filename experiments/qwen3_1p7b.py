@@ -1,8 +1,7 @@
 """Fine-Mem's main run with a smaller manager: Qwen3-1.7B.
 
     python -m finemem_jax.main --config=experiments/qwen3_1p7b.py --mode=plan --topology=v5e:4x4
-    python -m finemem_jax.main --config=experiments/qwen3_1p7b.py --workdir=runs/qwen3_1p7b \
-        --config.data.name=... --config.data.source_dir=/path/to/files
+    python -m finemem_jax.main --config=experiments/qwen3_1p7b.py --workdir=runs/qwen3_1p7b
 
 Hardware: 16 chips of TPU v5e (4x4), planned by ahead-of-time compilation (BUILD_NOTES.md has the table); the run itself
 has not been made.

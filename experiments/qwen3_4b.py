@@ -1,8 +1,15 @@
 """Fine-Mem's main run: Qwen3-4B learns to manage memory for a frozen reader, on Memalpha's training streams.
 
     python -m finemem_jax.main --config=experiments/qwen3_4b.py --mode=plan --topology=v5e:4x4
-    python -m finemem_jax.main --config=experiments/qwen3_4b.py --workdir=runs/qwen3_4b \
-        --config.data.name=... --config.data.source_dir=/path/to/files
+    python -m finemem_jax.main --config=experiments/qwen3_4b.py --workdir=runs/questions --mode=questions
+    python -m finemem_jax.main --config=experiments/qwen3_4b.py --workdir=runs/qwen3_4b --config.data.name=streams \
+        --config.data.source_dir=runs/questions/questions --config.data.chunks_per_stream=30
+    python -m finemem_jax.main --config=experiments/qwen3_4b.py --workdir=runs/qwen3_4b --mode=evaluate \
+        --config.train.continue_workdir=True --config.evaluate.sources=memalpha,memalpha_mab
+
+The first makes the chunk questions that Memalpha's streams come without, with the starting weights (README.md says how
+servers make them); without them, leave out "streams", and chunks earn nothing of their own. The last lays the result
+beside the published rows. All fetch Memalpha from the Hub; --config.data.source_dir names a folder instead.
 
 Hardware: 16 chips of TPU v5e (4x4), or 8 of v5p (2x2x2, with --config.mesh.tensor=1 and
 --config.train.groups_per_microbatch=8). Both are planned, by ahead-of-time compilation (BUILD_NOTES.md has the tables);
@@ -26,6 +33,11 @@ def get_config(arg: str = ""):
         raise ValueError(f"qwen3_4b takes no argument, or ':smoke'; got {arg!r}.")
     config = config_lib.default()
     config.experiment = "qwen3_4b"
+
+    # Streams.
+    config.data.name = "memalpha"
+    config.data.num_train = 0
+    config.data.num_test = 64
 
     # The manager.
     config.model.name = "qwen3_4b"
@@ -72,4 +84,7 @@ def get_config(arg: str = ""):
     if arg == "smoke":
         config_lib.shrink(config)
         config.mesh.tensor = 1
+        config.data.name = "synthetic"
+        config.data.num_train = 16
+        config.data.num_test = 8
     return config

@@ -1,8 +1,7 @@
 """Fine-Mem's method with Qwen2.5-7B-Instruct as manager, which the paper does not have.
 
     python -m finemem_jax.main --config=experiments/qwen7b.py --mode=plan --topology=v5e:8x8
-    python -m finemem_jax.main --config=experiments/qwen7b.py --workdir=runs/qwen7b \
-        --config.data.name=... --config.data.source_dir=/path/to/files
+    python -m finemem_jax.main --config=experiments/qwen7b.py --workdir=runs/qwen7b
 
 Hardware: 64 chips of TPU v5e (8x8), planned by ahead-of-time compilation (BUILD_NOTES.md has the table); the run itself
 has not been made.

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 
 from finemem_jax import (
     backbone,
+    checkpoint,
     constraints,
     embedding,
-    input_pipeline,
     language_models,
     operations,
     probes,
     retrieval,
     rules,
+    sources,
     tokenizer,
 )
-from finemem_jax import config as config_lib
 from finemem_jax.answering import Answering, chunk_share
 from finemem_jax.backbone import Backbone
 from finemem_jax.config import ConfigDict
@@ -37,15 +37,12 @@ from finemem_jax.episode import (
     Constraint,
     Memory,
     Operation,
-    Stream,
-    StreamSource,
-    StreamSpec,
 )
 from finemem_jax.grpo import Normaliser, ObjectiveOptions
-from finemem_jax.input_pipeline import Stage
+from finemem_jax.input_pipeline import Mixture
 from finemem_jax.judges import AnswerJudge, ContentJudge
 from finemem_jax.language_models import Local
-from finemem_jax.models import attention, axes, sharding
+from finemem_jax.models import attention, axes, lora, sharding
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.reader import LikelihoodReader, Query, Reader
@@ -96,20 +93,6 @@ class Method:
     variant: Variant
     normaliser: Normaliser
     objective: ObjectiveOptions
-
-
-@dataclasses.dataclass(frozen=True)
-class FittedSource:
-    """A stream source whose chunks fit the manager's prompt."""
-
-    source: StreamSource
-    environment: Environment
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Stream:
-        return self.environment.fit(self.source[index])
 
 
 def method(config: ConfigDict) -> Method:
@@ -215,6 +198,9 @@ def environment(config: ConfigDict, tokens: Tokenizer) -> Environment:
         view_items=config.memory.view_items,
         core_tokens=config.memory.core_tokens,
         task=config.prompts.manager,
+        view=config.memory.view,
+        budget_tokens=config.memory.budget_tokens,
+        eviction=config.memory.eviction,
     )
 
 
@@ -303,6 +289,18 @@ def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
     return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
 
 
+def use_checkpoint(parts: Parts, workdir: pathlib.Path) -> int:
+    """Gives the manager the weights of a workdir's newest checkpoint; returns after how many training steps these are.
+
+    Raises:
+        ValueError: there is none, or it holds other parameters.
+    """
+    frozen, trained = lora.split(parts.params)
+    step, trained = checkpoint.newest(workdir) or 0, checkpoint.load_params(workdir, trained)
+    parts.manager.update(lora.merge(parts.model, lora.combine(frozen, trained)), step)
+    return step
+
+
 def _constraint(config, loaded):
     """What the manager must keep to in evaluation, or None."""
     if not config.manager.constrained:
@@ -352,7 +350,7 @@ def _test_phrases(config):
 
 
 def _facts(config, split):
-    source = input_pipeline.load(config.data.name, _stream_spec(config, split))
+    source = sources.load(config, split)
     facts: list[str] = []
     for index in range(len(source)):
         facts += [f"{q.text} {q.answers[0]}"[:200] for chunk in source[index].chunks for q in chunk.questions]
@@ -379,47 +377,7 @@ def _tokenizer(config, loaded):
     return tokens
 
 
-def streams(
-    config: ConfigDict, split: str, environment: Environment, chunks_per_stream: int | None = None
-) -> FittedSource:
-    """The streams of a split, "train" or "test", fitted to the environment.
-
-    Args:
-        chunks_per_stream: Instead of `data.chunks_per_stream`; for a stage of the curriculum.
-    """
-    spec = _stream_spec(config, split, chunks_per_stream)
-    return FittedSource(input_pipeline.load(config.data.name, spec), environment)
-
-
-def _stream_spec(config, split, chunks_per_stream=None):
-    return StreamSpec(
-        split=split,
-        seed=config.seed,
-        num_streams=config.data.num_train if split == "train" else config.data.num_test,
-        chunks_per_stream=chunks_per_stream or config.data.chunks_per_stream,
-        chunk_words=config.data.chunk_words,
-        questions_per_chunk=config.data.questions_per_chunk,
-        questions_per_stream=config.data.questions_per_stream,
-        source_dir=config.data.source_dir,
-    )
-
-
-def stages(config: ConfigDict, environment: Environment, train_streams: FittedSource) -> list[Stage]:
-    """The curriculum's stages, each with training streams of its own number of chunks.
-
-    Args:
-        train_streams: The training streams of `data.chunks_per_stream` chunks; stages of that length use them.
-    """
-
-    def source(chunks: int) -> FittedSource:
-        if chunks == config.data.chunks_per_stream:
-            return train_streams
-        return streams(config, "train", environment, chunks)
-
-    return [Stage(start, functools.partial(source, chunks)) for start, chunks in config_lib.curriculum(config)]
-
-
-def check(config: ConfigDict, parts: Parts, train_streams: FittedSource, test_streams: FittedSource) -> None:
+def check(config: ConfigDict, parts: Parts, train_streams: Mixture, test_streams: Mixture) -> None:
     """Refuses what would only fail later, in the middle of a run.
 
     Raises:
@@ -440,7 +398,7 @@ def check(config: ConfigDict, parts: Parts, train_streams: FittedSource, test_st
     refuse = config.manager.long_chunk == "refuse"
     if refuse:
         _read_all(test_streams)
-    for stage in stages(config, parts.environment, train_streams):
+    for stage in sources.stages(config, parts.environment, train_streams):
         source = stage.load()
         if len(source) < config.rollout.streams_per_step:
             when = f" from training step {stage.start} on (train.curriculum)" if config.train.curriculum else ""
@@ -473,6 +431,8 @@ def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint
         # Evaluation scores answers; nobody is credited.
         needs=method(config).rule.needs & {"citations"} if evaluation else method(config).rule.needs,
         cited_by=config.credit.cited_by,
+        view_top_k=config.memory.view_top_k,
+        keep_prompts=not evaluation,
         draw_top_k=config.rollout.top_k,
         draw_top_p=config.rollout.top_p,
         constraint=constraint,

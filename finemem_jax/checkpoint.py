@@ -68,6 +68,15 @@ class Checkpoints:
         return restored["state"], step, restored["position"]
 
 
+def newest(workdir: pathlib.Path) -> int | None:
+    """Training steps behind a workdir's newest checkpoint; None if there is none."""
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return None
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        return manager.latest_step()
+
+
 def load_params(workdir: pathlib.Path, like: Params) -> Params:
     """What the newest checkpoint of a run says its trained parameters are: all of them, or with LoRA the adapters.
 
@@ -77,8 +86,7 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
     Raises:
         ValueError: there is no checkpoint, or it holds other parameters.
     """
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
-        step = manager.latest_step()
+    step = newest(workdir)
     if step is None:
         raise ValueError(f"model.weights={str(workdir)!r} holds no finished checkpoint; train it for longer.")
     item = {"params": like}

@@ -49,10 +49,18 @@ def default() -> ConfigDict:
     config.mesh.tensor = 1
 
     config.data = ConfigDict()
-    config.data.name = "synthetic"  # A builder in data/.
+    config.data.name = "synthetic"  # A builder in data/, or several, comma-separated.
+    config.data.weights = ""  # Of several, how often each comes in training: "2,1"; empty = all the same.
     config.data.source_dir = ""  # Folder of the original files, for builders that read some.
-    config.data.num_train = 2_000  # Training streams; 0 = all that the source holds.
-    config.data.num_test = 32  # Held-out streams; 0 = all.
+    config.data.test_name = ""  # Where held-out streams come from, if not from data.name.
+    config.data.test_dir = ""  # Folder of their files, if not data.source_dir.
+    config.data.style = "plain"  # How texts are presented: "plain", or as in Mem-alpha's streams ("memalpha").
+    config.data.chunking = "sentence"  # Where running text is cut: after so many words ("fixed"), at sentence ends, or
+    # where it turns to something else ("adaptive"; chunk_words is then the length on average).
+    config.data.rules = "ours"  # How published data sets are scored: as "published", bugs and all; as in its training
+    # ("published_training"); or by "ours", the same without the bugs.
+    config.data.num_train = 2_000  # Training streams of each source; 0 = all that it holds.
+    config.data.num_test = 32  # Held-out streams of each; 0 = all.
     config.data.chunks_per_stream = 10  # T (about 10 in Memalpha's training set).
     config.data.chunk_words = 700  # Budget of one chunk in words.
     config.data.questions_per_chunk = 5  # K_c (paper: 5).
@@ -63,8 +71,13 @@ def default() -> ConfigDict:
     config.memory.embedder = "wordllama"  # What "dense" and "hybrid" embed with: "wordllama" (word vectors; an extra)
     # or "model" (mean hidden state of the starting weights, of which it keeps a copy).
     config.memory.top_k = 2  # K, items retrieved for a question (paper's note: 2; Mem-alpha: 20).
-    config.memory.view_tokens = 2_048  # Tokens of memory shown to the manager, newest items first.
+    config.memory.view = "recent"  # Items shown to the manager: the newest ones, those most like the chunk
+    # ("retrieved"), or half of each ("both"). It is told how many are not shown.
+    config.memory.view_tokens = 2_048  # Tokens of memory shown to the manager.
+    config.memory.view_top_k = 32  # Most items found for it by retrieval.
     config.memory.view_items = 0  # At most so many items of each type are shown (Mem-alpha: 5); 0 = no such limit.
+    config.memory.budget_tokens = 0  # Longest memory; after a step that exceeds it, items go. 0 = no limit.
+    config.memory.eviction = "oldest"  # Which go first: the "oldest", or those not written for longest ("stale").
     config.memory.layout = "flat"  # "flat" (Fine-Mem), or "typed": core, semantic and episodic (Mem-alpha).
     config.memory.core_tokens = 512  # Longest core memory of the typed layout, in tokens (Mem-alpha: 512).
 
@@ -135,6 +148,7 @@ def default() -> ConfigDict:
     config.prompts.generator = ""
     config.prompts.verifier = ""
     config.prompts.closed_book = ""
+    config.prompts.summary = ""
 
     config.questions = ConfigDict()  # --mode=questions: chunk questions for the streams of config.data.
     config.questions.splits = "train,test"  # Which splits, comma-separated.
@@ -165,6 +179,29 @@ def default() -> ConfigDict:
     config.questions.max_tokens = 0  # Budget of each split, for all that goes in and out of both; 0 = none.
     config.questions.max_money = 0.0  # Budget in the currency of the prices; 0 = none.
     config.questions.samples = 5  # Examples in the report, of what was kept and of each reason to reject.
+
+    config.evaluate = ConfigDict()  # --mode=evaluate: methods on benchmarks.
+    config.evaluate.methods = "checkpoint"  # Some of "none", "long_context", "rag", "verbatim", "recurrent",
+    # "untrained", "mem_alpha" and "checkpoint", comma-separated; evaluation_run.py says what each is.
+    config.evaluate.sources = ""  # Builders in data/, comma-separated; empty = where held-out streams come from.
+    config.evaluate.source_dir = ""  # Folder of their files, if not that of the held-out streams.
+    config.evaluate.split = "test"  # Of each source: "test", "train" or "all".
+    config.evaluate.num_streams = -1  # Of each source; 0 = all, -1 = data.num_test.
+    config.evaluate.chunks_per_stream = 0  # Instead of data.chunks_per_stream; 0 = the same.
+    config.evaluate.chunk_words = 0  # Instead of data.chunk_words; 0 = the same.
+    config.evaluate.questions_per_stream = 0  # Instead of data.questions_per_stream; 0 = the same.
+    config.evaluate.chunk_questions = False  # Ask managers the chunks' own questions as well.
+    config.evaluate.context_tokens = 30_000  # Of "long_context", or as many as the reader takes (Mem-alpha: 30,000).
+    config.evaluate.rag_top_k = 2  # Chunks retrieved for a question by "rag" (Mem-alpha: 2).
+    config.evaluate.summary_tokens = 1_024  # Longest memory of "recurrent", in tokens.
+    config.evaluate.batch = 32  # Streams played together, after which they stand on file.
+    config.evaluate.shard = "0/1"  # Which share of the streams this process plays: I/N for process I of N, from 0.
+    config.evaluate.resamples = 10_000  # Of the bootstrap that compares methods.
+
+    config.follow = ConfigDict()  # --mode=follow: a memory of a text file that is still being written.
+    config.follow.file = ""  # The file, UTF-8.
+    config.follow.idle_seconds = 0.0  # How long to wait for more until the text is at its end; 0 = not at all.
+    config.follow.poll_seconds = 1.0  # How often to look meanwhile.
 
     config.credit = ConfigDict()
     config.credit.rule = "full"  # A key of rules.RULES: how scores become the steps' rewards ("full" = Fine-Mem).
@@ -288,6 +325,8 @@ def validate(config: ConfigDict) -> None:
         "data.num_test": (0, ""),
         "memory.top_k": (1, ""),
         "memory.view_tokens": (1, ""),
+        "memory.view_top_k": (1, ""),
+        "memory.budget_tokens": (0, ""),
         "memory.view_items": (0, ""),
         "memory.core_tokens": (1, ""),
         "manager.chunk_tokens": (1, ""),
@@ -304,6 +343,17 @@ def validate(config: ConfigDict) -> None:
         "likelihood.check_every": (0, ""),
         "likelihood.batch_tokens": (1, ""),
         "answers.max_megabytes": (1, ""),
+        "follow.idle_seconds": (0, ""),
+        "follow.poll_seconds": (0, ""),
+        "evaluate.num_streams": (-1, ""),
+        "evaluate.chunks_per_stream": (0, ""),
+        "evaluate.chunk_words": (0, ""),
+        "evaluate.questions_per_stream": (0, ""),
+        "evaluate.context_tokens": (1, ""),
+        "evaluate.rag_top_k": (1, ""),
+        "evaluate.summary_tokens": (1, ""),
+        "evaluate.batch": (1, ""),
+        "evaluate.resamples": (1, ""),
         "train.num_steps": (0, ""),
         "train.minibatches": (1, ""),
         "train.epochs": (1, ""),
@@ -531,6 +581,9 @@ def conflicts(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
 
     def is_free(name):
         rest, _, last = name.rpartition(".")
-        return name in _FREE or (rest.endswith(".endpoint") and last in _FREE_ENDPOINT)
+        # Of an evaluation, each line on file says what decided it.
+        return (
+            name in _FREE or rest in ("evaluate", "follow") or (rest.endswith(".endpoint") and last in _FREE_ENDPOINT)
+        )
 
     return [line for line in differences(config, saved) if not is_free(line.split(":")[0])]

@@ -6,13 +6,17 @@ import bisect
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from finemem_jax import memory as memory_lib
 from finemem_jax import operations, prompts, tokenizer
 from finemem_jax.episode import CORE, Action, Chunk, Memory, MemoryItem, Operation, Outcome, Stream
 from finemem_jax.operations import Dialect
 from finemem_jax.tokenizer import EncodedChat, Tokenizer
+
+VIEWS = ("recent", "retrieved", "both")
+# Finds the items of a memory that are most like a text, best first.
+SearchFn = Callable[[str], Sequence[MemoryItem]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +26,17 @@ class Environment:
     Attributes:
         tokenizer: The manager's.
         num_examples: Worked examples in its prompt.
-        view_tokens: Tokens of memory it is shown: the core memory, then the newest items.
+        view_tokens: Tokens of memory it is shown: the core memory, then items by the rule of `view`.
         chunk_tokens: Longest chunk, in tokens.
         long_chunk: What happens to a longer one: "split" into several, or "refuse".
         repair_json: Whether json-repair may mend calls that strict parsing refuses.
         dialect: Layout of the memory, and wire format of the calls.
         view_items: At most so many items of each type are shown; 0 means no such limit.
         core_tokens: Longest core memory, in tokens; a longer update is shortened, and says so.
+        view: Which items are shown: the newest ones ("recent"), those most like the chunk ("retrieved"), or half of
+            each ("both"); the prompt says how many are not.
+        budget_tokens: Longest memory, in tokens; 0 means no limit. After a step that exceeds it items go by the rule of
+            `eviction` (`memory.evict`), which the manager is told.
         task: What the manager is told to do, in place of our own words, if not empty; how calls are written is not part
             of it, except in the flat layout's JSON lines.
 
@@ -46,24 +54,39 @@ class Environment:
     view_items: int = 0
     core_tokens: int = 512
     task: str = ""
+    view: str = "recent"
+    budget_tokens: int = 0
+    eviction: str = "oldest"
 
     def __post_init__(self):
+        if self.view not in VIEWS:
+            raise ValueError(f"memory.view must be one of {', '.join(VIEWS)}, got {self.view!r}.")
+        if self.eviction not in memory_lib.EVICTIONS:
+            raise ValueError(
+                f"memory.eviction must be one of {', '.join(memory_lib.EVICTIONS)}, got {self.eviction!r}."
+            )
         if self.dialect.layout == "typed" and not self._core_fits(f"…{self._mark}"):
             raise ValueError(
                 f"memory.core_tokens is {self.core_tokens} and memory.view_tokens is {self.view_tokens}: the mark of a "
                 "shortened core memory alone takes more; raise the smaller one."
             )
 
-    def observe(self, chunk: Chunk, memory: Memory) -> EncodedChat:
-        """The manager's prompt for a chunk, given M_{t-1}."""
-        shown, hidden = self._view(memory)
+    def observe(self, chunk: Chunk, memory: Memory, search: SearchFn | None = None) -> EncodedChat:
+        """The manager's prompt for a chunk, given M_{t-1}.
+
+        Args:
+            search: Searches that memory; views other than "recent" need it. Without it all is hidden that they would
+                have found.
+        """
+        found = search(chunk.text) if search is not None and self.view != "recent" else ()
+        shown, hidden = self._view(memory, found)
         if self.dialect.layout == "typed":
             messages = prompts.typed_manager(
-                chunk.text, shown, hidden, self.num_examples, self._render, self._manager_system
+                chunk.text, shown, hidden, self.num_examples, self._render, self._manager_system, self._hidden
             )
         else:
             messages = prompts.manager(
-                chunk.text, shown, hidden[""], self.num_examples, self._render, self._manager_system
+                chunk.text, shown, hidden[""], self.num_examples, self._render, self._manager_system, self._hidden
             )
         return tokenizer.encode_chat(self.tokenizer, messages)
 
@@ -80,6 +103,8 @@ class Environment:
         text = self.tokenizer.decode(ids)
         written = operations.parse(text, self.repair_json, self.dialect)
         after, outcomes = memory_lib.apply(memory, [self._within_core(operation) for operation in written], step)
+        if self.budget_tokens:
+            after = memory_lib.evict(after, self.budget_tokens, self._length, self.eviction)
         owners = _owners(tokenizer.character_starts(self.tokenizer, ids), operations.spans(text, self.dialect))
         return after, outcomes, (*owners, *[-1] * (len(completion_ids) - len(ids)))
 
@@ -89,7 +114,7 @@ class Environment:
 
     def memory_tokens(self, memory: Memory) -> int:
         """tokens(M): the items' texts, without ids and punctuation around them."""
-        return sum(self.count_tokens(item.text) for item in memory.items)
+        return sum(self._length(item.text) for item in memory.items)
 
     def fit(self, stream: Stream) -> Stream:
         """Makes every chunk fit `chunk_tokens`.
@@ -152,36 +177,65 @@ class Environment:
     def _chunk_fits(self, text):
         return self.count_tokens(text) <= self.chunk_tokens
 
-    def _view(self, memory):
+    def _view(self, memory, found):
         """The items shown, oldest first, and how many of each type are hidden.
 
-        Those of a type are its newest ones: "older items are not shown" would be wrong of a view with holes.
+        Of "recent" ones no newer one is hidden: "older items are not shown" would be wrong of a view with holes.
         """
         cores = [item for item in memory.items if item.memory_type == CORE]
         others = [item for item in memory.items if item.memory_type != CORE]
         left = self.view_tokens - sum(map(self._line_tokens, cores))
-        shown: list[MemoryItem] = []
         count: collections.Counter[str] = collections.Counter()
-        for item in reversed(others):
-            if self.view_items and count[item.memory_type] == self.view_items:
-                continue
-            left -= self._line_tokens(item)
-            if left < 0:
-                break
-            shown.append(item)
-            count[item.memory_type] += 1
+        shown: dict[int, MemoryItem] = {}
+
+        def show(items, room, stops):
+            """Shows what fits; where `stops`, until the first that does not. Returns the room that is left."""
+            for item in items:
+                if item.item_id in shown or (self.view_items and count[item.memory_type] == self.view_items):
+                    continue
+                length = self._line_tokens(item)
+                if length > room:
+                    if stops:
+                        break
+                    continue
+                room -= length
+                shown[item.item_id] = item
+                count[item.memory_type] += 1
+            return room
+
+        found = [item for item in found if item.memory_type != CORE]
+        newest = others[::-1]
+        if self.view == "recent":
+            show(newest, left, stops=True)
+        elif self.view == "retrieved":
+            show(found, left, stops=False)
+        else:
+            half = left // 2
+            left = left - half + show(found, half, stops=False)
+            left = show(newest, left, stops=True)
+            show(found, left, stops=False)
         hidden = collections.Counter(item.memory_type for item in others)
         hidden.subtract(count)
-        return [*cores, *shown[::-1]], hidden
+        return [*cores, *sorted(shown.values(), key=lambda item: item.item_id)], hidden
 
     def _line_tokens(self, item):
-        return self.count_tokens(prompts.memory_line(item)) + 1  # The newline.
+        return self._length(prompts.memory_line(item)) + 1  # The newline.
+
+    @functools.cached_property
+    def _length(self):
+        # Of what a memory holds, which is looked at in every step.
+        return functools.lru_cache(100_000)(self.count_tokens)
 
     @functools.cached_property
     def _manager_system(self):
-        return prompts.manager_system(
-            self.dialect.layout, self.dialect.wire, operations.tools(self.dialect.layout), self.task
-        )
+        limit = prompts.memory_limit(self.budget_tokens, self.eviction) if self.budget_tokens else ""
+        tools = operations.tools(self.dialect.layout)
+        return prompts.manager_system(self.dialect.layout, self.dialect.wire, tools, self.task, limit)
+
+    @property
+    def _hidden(self):
+        """What the items are called that are not shown."""
+        return "older items" if self.view == "recent" else "other items"
 
     def _render(self, operation):
         return operations.render(operation, self.dialect)

@@ -24,13 +24,14 @@ class Question:
     """A question with its accepted answers.
 
     Attributes:
-        text: The question, as the reader sees it.
+        text: The question; what memories are searched for.
         answers: Gold answers; any one of them counts. Never empty.
         metric: Name of the scoring rule, a key of `scoring.METRICS` or one of `scoring.JUDGED`. Some rules read the
             first of the answers only, or all of them together.
         gold_steps: Chunks (0-based) that state what the answer needs; () when unknown.
         kind: What the question tests, e.g. "latest_value"; for reports, and for judges (LongMemEval's types).
         choices: All answers that are possible, e.g. the labels of a classification; () for an open question.
+        instruction: How it is to be answered; the reader sees it before the question, and no memory is searched for it.
     """
 
     text: str
@@ -39,6 +40,12 @@ class Question:
     gold_steps: tuple[int, ...] = ()
     kind: str = ""
     choices: tuple[str, ...] = ()
+    instruction: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The question as the reader sees it."""
+        return f"{self.instruction}\n{self.text}" if self.instruction else self.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +96,7 @@ class StreamSpec:
     """How a builder in `data/` is asked for streams.
 
     Attributes:
-        split: "train" or "test"; the two never share text, and where the source allows, entities.
+        split: "train" or "test", which never share text, and where the source allows, entities; or "all" for both.
         seed: Seed of every random choice of the builder.
         num_streams: How many streams are wanted; 0 means all that the source holds.
         chunks_per_stream: T, the number of chunks (the last stream of a text may have fewer).
@@ -97,6 +104,10 @@ class StreamSpec:
         questions_per_chunk: K_c, at most so many questions are kept for each chunk.
         questions_per_stream: At most so many global questions are kept.
         source_dir: Folder of the original files, for builders that read some.
+        style: "plain" (texts as they are) or "memalpha" (gathered and framed as Mem-alpha's streams are); builders that
+            know one style only take no notice.
+        chunking: How running text is cut into chunks: "fixed", "sentence" or "adaptive" (see data/_chunking.py).
+        rules: How published data sets are scored, "ours", "published" or "published_training" (see `source_rules`).
     """
 
     split: str
@@ -107,6 +118,9 @@ class StreamSpec:
     questions_per_chunk: int
     questions_per_stream: int
     source_dir: str = ""
+    style: str = "plain"
+    chunking: str = "sentence"
+    rules: str = "ours"
 
 
 @dataclasses.dataclass(frozen=True)

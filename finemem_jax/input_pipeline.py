@@ -6,8 +6,13 @@ data source is adding a file there. Knows nothing of prompts, tokens or models.
 
 from __future__ import annotations
 
+import bisect
+import copy
 import dataclasses
 import importlib
+import itertools
+import math
+import operator
 import pathlib
 import sys
 import types
@@ -51,6 +56,72 @@ def builder(name: str, data_dir: pathlib.Path = DATA_DIR) -> types.ModuleType:
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
 
+class Mixture:
+    """Streams of several sources, one after the other; a `StreamSource`.
+
+    Where there are several, their names stand before the streams' ids, so that these stay unique.
+
+    Attributes:
+        parts: The sources.
+        weights: How often a stream of each comes in training, relative to the others.
+    """
+
+    def __init__(self, parts: Sequence[StreamSource], weights: Sequence[float]):
+        """Raises:
+        ValueError: not a positive weight for each source.
+        """
+        if len(parts) != len(weights) or not parts or not all(0 < weight < math.inf for weight in weights):
+            raise ValueError(
+                f"data.weights must be a number above 0 for each of the {len(parts)} sources of data.name, got "
+                f"{', '.join(map(str, weights)) or 'none'}."
+            )
+        self.parts: list[StreamSource] = list(parts) if len(parts) == 1 else [_Named(part) for part in parts]
+        self.weights = tuple(weights)
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def map(self, change: Callable[[Stream], Stream]) -> Mixture:
+        """The same mixture of changed streams; a stream is changed when it is asked for."""
+        changed = copy.copy(self)
+        changed.parts = [_Changed(part, change) for part in self.parts]
+        return changed
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Stream:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"stream {index} of {len(self)}")
+        place = bisect.bisect_right(self._ends, index)
+        return self.parts[place][index - (self._ends[place - 1] if place else 0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """The streams of a source, with its name before their ids."""
+
+    source: StreamSource
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Stream:
+        stream = self.source[index]
+        return dataclasses.replace(stream, stream_id=f"{stream.source}/{stream.stream_id}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Changed:
+    source: StreamSource
+    change: Callable[[Stream], Stream]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Stream:
+        return self.change(self.source[index])
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """A part of the curriculum.
@@ -64,16 +135,27 @@ class Stage:
     load: Callable[[], StreamSource]
 
 
-def training_order(stages: Sequence[Stage], seed: int, batch_size: int) -> TrainingOrder:
+def training_order(
+    stages: Sequence[Stage], seed: int, batch_size: int, process: tuple[int, int] = (0, 1)
+) -> TrainingOrder:
     """Yields batches of streams for ever: shuffled anew each epoch, the same for the same seed.
 
     Batch n is batch n of its stage's own shuffled order: where the stages hold equally many streams, a stream that an
-    earlier stage has shown does not come again before the epoch is over.
+    earlier stage has shown does not come again before the epoch is over. Of a `Mixture`, each source is shuffled by
+    itself, and its streams are spread evenly by weight.
+
+    With several processes, each reads its share of every batch: streams i, i + n, i + 2 n, … of it for process i of n.
+    All of them together read what one alone would.
 
     Args:
         stages: With ascending `start`, the first 0.
+        batch_size: Streams in a batch, those of all processes together.
+        process: Which process this is, from 0, and how many there are.
+
+    Raises:
+        ValueError: the stages' starts do not ascend from 0, or the processes cannot share a batch evenly.
     """
-    return TrainingOrder(stages, seed, batch_size)
+    return TrainingOrder(stages, seed, batch_size, process)
 
 
 class TrainingOrder:
@@ -82,11 +164,16 @@ class TrainingOrder:
     Its `get_state()` / `set_state()` go into checkpoints, so that a resumed run reads the very next batch.
     """
 
-    def __init__(self, stages: Sequence[Stage], seed: int, batch_size: int):
+    def __init__(self, stages: Sequence[Stage], seed: int, batch_size: int, process: tuple[int, int] = (0, 1)):
         starts = [stage.start for stage in stages]
         if starts[:1] != [0] or starts != sorted(set(starts)):
             raise ValueError(f"the stages of a curriculum must start at ascending batches from 0, got {starts}.")
-        self._stages, self._seed, self._batch_size = stages, seed, batch_size
+        if batch_size % process[1]:
+            raise ValueError(
+                f"rollout.streams_per_step={batch_size} must be a multiple of the number of processes, {process[1]}: "
+                "each reads an equal share of a batch."
+            )
+        self._stages, self._seed, self._batch_size, self._process = stages, seed, batch_size, process
         self._next_index = 0
         self._stage: Stage | None = None
         self._batches: Iterator[list[Stream]] = iter(())
@@ -105,9 +192,12 @@ class TrainingOrder:
         return batch
 
     def _from(self, source: StreamSource, first: int) -> Iterator[list[Stream]]:
+        parts, weights = _parts(source)
+        orders = [grain.MapDataset.source(part).seed(self._seed).shuffle().repeat(_EPOCHS) for part in parts]
+        endless = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
+        index, count = self._process
         # A batch is a list of Streams, never stacked into arrays: Streams are text and ragged.
-        endless = grain.MapDataset.source(source).seed(self._seed).shuffle().repeat(_EPOCHS)
-        batches = endless.batch(self._batch_size, batch_fn=list)[first:]
+        batches = endless[index::count].batch(self._batch_size // count, batch_fn=list)[first:]
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
     def get_state(self) -> dict[str, int]:
@@ -126,3 +216,8 @@ class TrainingOrder:
                 "finemem_jax; go on with that version, or start in another --workdir."
             )
         self._next_index, self._stage = state["next_index"], None
+
+
+def _parts(source):
+    """The sources that are shuffled by themselves, and their weights."""
+    return (source.parts, source.weights) if isinstance(source, Mixture) else ([source], (1.0,))

@@ -17,7 +17,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes; --mode=plan can do without.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report", "sweep", "plan", "questions"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate", "report", "sweep", "plan", "questions", "follow"], "What to do."
+)
 _TOPOLOGY = flags.DEFINE_string("topology", "", 'What --mode=plan compiles for, e.g. "v5e:8x8", "cpu:8" or "gpu".')
 _SWEEP = flags.DEFINE_string(
     "sweep",
@@ -55,7 +57,7 @@ def main(_) -> None:
     # Imported late: whoever only misspelt a flag should not wait for JAX.
     import jax
 
-    from finemem_jax import assembly, checkpoint, evaluate, train, writer
+    from finemem_jax import assembly, checkpoint, evaluate, sources, train, writer
     from finemem_jax import config as config_lib
     from finemem_jax.endpoint import EndpointError
 
@@ -72,12 +74,15 @@ def main(_) -> None:
         # The workdir is claimed before the minutes of loading, and written to only if it is ours.
         checkpoint.check(workdir, config)
         parts = assembly.build(config, workdir)
-        train_streams = assembly.streams(config, "train", parts.environment)
-        test_streams = assembly.streams(config, "test", parts.environment)
+        train_streams = sources.streams(config, "train", parts.environment)
+        test_streams = sources.streams(config, "test", parts.environment)
         assembly.check(config, parts, train_streams, test_streams)
         checkpoint.claim(workdir, config)
         return parts, train_streams, test_streams
 
+    if _MODE.value in ("evaluate", "follow"):
+        (_evaluate if _MODE.value == "evaluate" else _follow)(config, workdir)
+        return
     parts, train_streams, test_streams = _stop_on_bad_input(prepare)
     print(
         f"{config.experiment}: {parts.model.num_parameters / 1e6:.0f}M parameters on {jax.device_count()} "
@@ -86,10 +91,7 @@ def main(_) -> None:
         flush=True,
     )
     try:
-        if _MODE.value == "train":
-            train.train(config, workdir, parts, train_streams, test_streams)
-        else:
-            train.evaluate_only(config, workdir, parts, test_streams)
+        train.train(config, workdir, parts, train_streams, test_streams)
     except KeyboardInterrupt:
         sys.exit(130)
     except EndpointError as error:
@@ -111,6 +113,62 @@ def _sweep(workdir):
     flag = flags.FLAGS["config"]
     experiment, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     return sweep.run(sweep.members(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
+
+
+def _evaluate(config, workdir):
+    from finemem_jax import assembly, checkpoint, evaluation_run
+    from finemem_jax import config as config_lib
+    from finemem_jax.endpoint import EndpointError
+
+    def prepare():
+        config_lib.read_prompts(config)
+        config_lib.validate(config)
+        checkpoint.check(workdir, config)
+        evaluation_run.check(config, workdir)
+        benchmarks = evaluation_run.benchmarks(config)
+        parts = assembly.build(config, workdir)
+        checkpoint.claim(workdir, config)
+        return parts, benchmarks
+
+    parts, benchmarks = _stop_on_bad_input(prepare)
+    try:
+        lines = _stop_on_bad_input(lambda: evaluation_run.run(config, workdir, parts, benchmarks))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except EndpointError as error:
+        print(f"finemem_jax: {error}", file=sys.stderr)
+        sys.exit(_TRY_AGAIN)
+    finally:
+        parts.answering.close()
+    for line in lines:
+        print(line)
+
+
+def _follow(config, workdir):
+    from finemem_jax import assembly, checkpoint, follow
+    from finemem_jax import config as config_lib
+
+    def prepare():
+        config_lib.read_prompts(config)
+        config_lib.validate(config)
+        checkpoint.check(workdir, config)
+        if not pathlib.Path(config.follow.file).expanduser().is_file():
+            raise ValueError(
+                f"follow.file={config.follow.file!r} is no file. Name the text file that is to be followed."
+            )
+        parts = assembly.build(config, workdir)
+        step = assembly.use_checkpoint(parts, workdir) if checkpoint.newest(workdir) is not None else 0
+        checkpoint.claim(workdir, config)
+        return parts, step
+
+    parts, step = _stop_on_bad_input(prepare)
+    try:
+        for line in _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step)):
+            print(line)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        parts.answering.close()
 
 
 def _questions(config, workdir):

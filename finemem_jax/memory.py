@@ -5,7 +5,7 @@ Knows nothing of tokens, prompts or rewards. What a manager wrote is data here: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from finemem_jax.episode import (
     CORE,
@@ -91,6 +91,35 @@ def apply(memory: Memory, written: Sequence[Operation | Malformed], step: int) -
             core_id = None if action is Action.DELETE else item_id
         outcomes.append(Outcome(operation, Status.APPLIED, item_id, previous))
     return Memory(tuple(items.values()), next_id), tuple(outcomes)
+
+
+EVICTIONS = ("oldest", "stale")
+
+
+def evict(memory: Memory, budget: int, tokens: Callable[[str], int], rule: str) -> Memory:
+    """Gives the memory without the items that must go, so that its texts have at most `budget` tokens together.
+
+    The core memory stays. If it alone exceeds the budget, it is all that is left.
+
+    Args:
+        tokens: Length of a text.
+        rule: Which go first: the "oldest" (in order of insertion), or the most "stale" (those whose last writing is
+            longest ago, so that an UPDATE keeps an item alive).
+    """
+    lengths = {item.item_id: tokens(item.text) for item in memory.items}
+    over = sum(lengths.values()) - budget
+    if over <= 0:
+        return memory
+    candidates = [item for item in memory.items if item.memory_type != CORE]
+    if rule == "stale":
+        candidates.sort(key=lambda item: (item.source_step, item.source_operation))
+    gone = set()
+    for item in candidates:
+        if over <= 0:
+            break
+        gone.add(item.item_id)
+        over -= lengths[item.item_id]
+    return Memory(tuple(item for item in memory.items if item.item_id not in gone), memory.next_id)
 
 
 def states(memory: Memory, outcomes: Sequence[Outcome], step: int) -> list[Memory]:

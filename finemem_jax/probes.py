@@ -110,7 +110,9 @@ def _states(steps, questions, index, top_k, asked):
     found = []
     for t, step in enumerate(steps):
         in_step = []
-        for state in memory_lib.states(before, step.outcomes, t):
+        after = memory_lib.states(before, step.outcomes, t)
+        # What had to make room was driven out by what the step wrote.
+        for state in (*after[:-1], step.memory) if after and after[-1] != step.memory else after:
             if state is not before:
                 index.update(state.items)
                 places = tuple(asked.place(question, index.retrieve(question.text, top_k)) for question in questions)

@@ -108,6 +108,22 @@ READER_EXAMPLES = (
         "14",
     ),
 )
+# For questions that ask for a box, which a small model otherwise leaves away.
+BOXED = "\\boxed"
+READER_BOXED_EXAMPLES = (
+    (
+        ("Sentence: play some jazz Label: 14 Sentence: is it raining outside Label: 3",),
+        "Which label has this sentence? Answer with \\boxed{n}, where n is the number of the label.\n"
+        "Sentence: put on my favourite song",
+        "\\boxed{14}",
+    ),
+    (
+        ("Label 5 is for places, label 2 for amounts.", "Sentence: How far is the moon? Label: 2"),
+        "Which label has this sentence? Answer with \\boxed{n}, where n is the number of the label.\n"
+        "Sentence: Where is the largest desert?",
+        "\\boxed{5}",
+    ),
+)
 
 
 def manager(
@@ -117,13 +133,15 @@ def manager(
     num_examples: int,
     render: Callable[[Operation], str],
     system: str = MANAGER_SYSTEM,
+    hidden: str = "older items",
 ) -> list[Message]:
     """The prompt for one chunk of the manager of a flat memory.
 
     Args:
         chunk: c_t.
         items: The memory items that are shown.
-        num_hidden: How many older ones are not; the prompt says so.
+        num_hidden: How many others are not; the prompt says so.
+        hidden: What these are called.
         num_examples: Worked examples, 0 to 2; the last so many of `MANAGER_EXAMPLES`.
         render: Writes an operation in the manager's dialect.
         system: What `manager_system` gives for that dialect.
@@ -133,7 +151,7 @@ def manager(
         memory = [MemoryItem(item_id, content, 0) for item_id, content in shown]
         messages.append(Message("user", (_chunk_part(text), _memory_part(memory, 0))))
         messages.append(Message("assistant", ("\n".join(map(render, calls)),)))
-    return [*messages, Message("user", (_chunk_part(chunk), _memory_part(items, num_hidden)))]
+    return [*messages, Message("user", (_chunk_part(chunk), _memory_part(items, num_hidden, hidden)))]
 
 
 def typed_manager(
@@ -143,12 +161,14 @@ def typed_manager(
     num_examples: int,
     render: Callable[[Operation], str],
     system: str,
+    hidden: str = "older items",
 ) -> list[Message]:
     """The prompt for one chunk of the manager of a typed memory: `manager`, with items under the names of their types.
 
     Args:
         items: The memory items that are shown, of all types.
-        num_hidden: How many older ones of each type are not; a type that is absent hides none.
+        num_hidden: How many others of each type are not; a type that is absent hides none.
+        hidden: What these are called.
         num_examples: Worked examples, 0 to 2; the last so many of `TYPED_EXAMPLES`.
     """
     messages = [Message("system", (system,))]
@@ -156,10 +176,16 @@ def typed_manager(
         memory = [MemoryItem(item_id, content, 0, 0, memory_type) for item_id, memory_type, content in shown]
         messages.append(Message("user", (_chunk_part(text), _typed_memory_part(memory, {}))))
         messages.append(Message("assistant", ("\n".join(map(render, calls)),)))
-    return [*messages, Message("user", (_chunk_part(chunk), _typed_memory_part(items, num_hidden)))]
+    return [*messages, Message("user", (_chunk_part(chunk), _typed_memory_part(items, num_hidden, hidden)))]
 
 
-def manager_system(layout: str, wire: str, tools: Sequence[Mapping[str, Any]], task: str = "") -> str:
+def memory_limit(budget_tokens: int, eviction: str) -> str:
+    """Tells a manager how long its memory may be, and what goes when it is longer (`memory.EVICTIONS`)."""
+    which = {"oldest": "oldest items", "stale": "items that were written longest ago"}[eviction]
+    return f"The memory holds at most {budget_tokens} tokens; when there are more, the {which} are dropped."
+
+
+def manager_system(layout: str, wire: str, tools: Sequence[Mapping[str, Any]], task: str = "", limit: str = "") -> str:
     """The manager's system message: its task, and how its calls are written.
 
     Args:
@@ -167,10 +193,15 @@ def manager_system(layout: str, wire: str, tools: Sequence[Mapping[str, Any]], t
         wire: "json_lines", "hermes" or "qwen_agent"; the last two list the tools in their own form.
         tools: The layout's calls, in the OpenAI form.
         task: In place of our own words; for JSON lines of a flat memory it must say how calls are written, too.
+        limit: What `memory_limit` says, if there is one.
     """
+    if not task and layout == "flat":
+        task = MANAGER_SYSTEM if wire == "json_lines" else FLAT_TASK
+    task = task or TYPED_TASK
+    if limit:
+        task += f"\n{limit}"
     if wire == "json_lines":
-        return task or MANAGER_SYSTEM if layout == "flat" else f"{task or TYPED_TASK}\n\n{_TYPED_JSON_LINES}"
-    task = task or (FLAT_TASK if layout == "flat" else TYPED_TASK)
+        return task if layout == "flat" else f"{task}\n\n{_TYPED_JSON_LINES}"
     section = {"hermes": _hermes_section, "qwen_agent": _qwen_agent_section}[wire]
     return f"{task}\n\n{section(tools)}"
 
@@ -231,22 +262,22 @@ def _chunk_part(chunk):
     return f"New text:\n{chunk}\n\n"
 
 
-def _memory_part(items, num_hidden):
-    return "Memory:\n" + "\n".join(_memory_lines(items, num_hidden))
+def _memory_part(items, num_hidden, hidden="older items"):
+    return "Memory:\n" + "\n".join(_memory_lines(items, num_hidden, hidden))
 
 
-def _typed_memory_part(items, num_hidden):
+def _typed_memory_part(items, num_hidden, hidden="older items"):
     sections = []
     for memory_type in MEMORY_TYPES:
         of_type = [item for item in items if item.memory_type == memory_type]
-        sections += [f"{memory_type}_memory:", *_memory_lines(of_type, num_hidden.get(memory_type, 0))]
+        sections += [f"{memory_type}_memory:", *_memory_lines(of_type, num_hidden.get(memory_type, 0), hidden)]
     return "Memory:\n" + "\n".join(sections)
 
 
-def _memory_lines(items, num_hidden):
+def _memory_lines(items, num_hidden, hidden):
     lines = [memory_line(item) for item in items] or ["(empty)"]
     if num_hidden:
-        lines.insert(0, f"({num_hidden} older items are not shown)")
+        lines.insert(0, f"({num_hidden} {hidden} are not shown)")
     return lines
 
 
@@ -258,11 +289,12 @@ def reader(
     Args:
         evidence: Texts of the retrieved memory items, best first.
         question: q_j.
-        num_examples: Worked examples, 0 to 2.
+        num_examples: Worked examples, 0 to 2; others for questions that ask for a box.
         cite: Number the notes, and ask for the numbers of those that the answer was taken from.
     """
     messages = [Message("system", (f"{system} {READER_CITES}" if cite else system,))]
-    for notes, asked, answer in READER_EXAMPLES[:num_examples]:
+    examples = READER_BOXED_EXAMPLES if BOXED in question else READER_EXAMPLES
+    for notes, asked, answer in examples[:num_examples]:
         if cite:
             answer += " " + " ".join(f"[{i}]" for i, note in enumerate(notes, start=1) if answer in note)
         messages += [Message("user", (_question_part(notes, asked, cite),)), Message("assistant", (answer,))]
@@ -358,6 +390,30 @@ def after_thinking(text: str) -> str | None:
     """What a reply says after its <think></think>; None where the thinking never ends."""
     reply = text.rpartition("</think>")[2]
     return None if "<think>" in reply else reply
+
+
+# --------------------------------------------------------------------------------------
+# Recurrent memory
+# --------------------------------------------------------------------------------------
+
+SUMMARY_SYSTEM = """\
+You keep a memory of a long text that you are given piece by piece, as one note. Questions about the whole text will \
+be answered from this note alone. Given the note so far and the next piece, write the new note: keep names, numbers, \
+dates and facts, correct what has changed, drop what nobody would ask about. Write the note and nothing else."""
+
+
+def summary(memory: str, chunk: str, max_tokens: int, system: str = SUMMARY_SYSTEM) -> list[Message]:
+    """What a model is told that keeps one text as its memory.
+
+    Args:
+        memory: The text so far; "" at first.
+        max_tokens: How long it may become, in the model's tokens.
+    """
+    room = f"The new note, in at most {max(max_tokens * 2 // 3, 1)} words:"
+    return [
+        Message("system", (system,)),
+        Message("user", (_chunk_part(chunk), f"Note so far:\n{memory or '(empty)'}\n\n{room}")),
+    ]
 
 
 # --------------------------------------------------------------------------------------

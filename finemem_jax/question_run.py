@@ -7,7 +7,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from finemem_jax import assembly, checkpoint, question_costs, question_options, questions, reader, writer
+from finemem_jax import assembly, checkpoint, question_costs, question_options, questions, reader, sources, writer
 from finemem_jax.config import ConfigDict
 from finemem_jax.language_models import LanguageModels
 from finemem_jax.question_costs import Prices
@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     loaded = assembly.load(config)
     environment = assembly.environment(config, loaded.tokens)
     splits = [name.strip() for name in config.questions.splits.split(",")]
-    streams = {split: assembly.streams(config, split, environment) for split in splits}
+    streams = {split: sources.streams(config, split, environment) for split in splits}
     for split, found in streams.items():
         if not len(found):
             raise ValueError(f"There are no streams of the split {split!r}; set questions.splits to those there are.")

@@ -46,9 +46,9 @@ LikelihoodReader = Worker[Claim, Likelihood]
 
 def claim(question: Question, evidence: Sequence[str]) -> Claim:
     """What is claimed of a question."""
-    query = Query(question.text, tuple(evidence))
+    query = Query(question.prompt, tuple(evidence))
     # Where the question asks for a box, the reader is not asked for a bare label.
-    boxed = "\\boxed" in question.text
+    boxed = prompts.BOXED in question.prompt
     golds, choices = (tuple(map(_in_box, x)) if boxed else x for x in (question.answers, question.choices))
     return Claim(query, golds, choices)
 

@@ -63,7 +63,7 @@ def trajectory(
         "memory_tokens": int(inputs.memory_tokens[at]),
         "stream_tokens": int(inputs.stream_tokens[at]),
         "outcome": float(np.asarray(rewards.outcome)[at]),
-        "answers": [_answer(answer) for answer in rollout.answers],
+        "answers": [answer_record(answer) for answer in rollout.answers],
         "probes": to_json(rollout.probes),
         "steps": steps,
     }
@@ -74,7 +74,7 @@ def evaluated(rollout: Trajectory, decode: Decode) -> dict[str, Any]:
     return {
         "stream_id": rollout.stream.stream_id,
         "competency": rollout.stream.competency,
-        "answers": [_answer(answer) for answer in rollout.answers],
+        "answers": [answer_record(answer) for answer in rollout.answers],
         "steps": [
             _written(chunk, step, decode) for chunk, step in zip(rollout.stream.chunks, rollout.steps, strict=True)
         ],
@@ -91,7 +91,7 @@ def _written(chunk: Chunk, step: Step, decode: Decode) -> dict[str, Any]:
         "completion": decode(step.completion.ids),
         "operations": operations,
         "memory": to_json(step.memory.items),
-        "answers": [_answer(answer) for answer in step.answers],
+        "answers": [answer_record(answer) for answer in step.answers],
     }
 
 
@@ -109,9 +109,10 @@ def _operation(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """An answer with its question, evidence and score."""
     return {
-        "question": answer.question.text,
+        "question": answer.question.prompt,
         "kind": answer.question.kind,
         "gold": list(answer.question.answers),
         "metric": answer.question.metric,

@@ -35,6 +35,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         [
             f"<header><h1>{text(name)}</h1><p class=lead>{_lead(config, metrics)}</p></header>",
             section("Held-out streams", _evaluations(workdir)),
+            *_benchmarks(workdir),
             section("Training", _training(metrics, unreadable)),
             section("The last step’s memories", _rollouts(workdir, config)),
             section("Settings", _settings(config)),
@@ -144,6 +145,19 @@ def _evaluations(workdir):
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return note(f"{path} could not be read ({type(error).__name__}: {error}); evaluate again.")
     return "\n".join(parts)
+
+
+def _benchmarks(workdir):
+    path = workdir / "benchmark.json"
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        parts = [texts_table(one["header"], one["rows"], kind="numbers") for one in found["tables"]]
+        parts += [about(one) for one in found["notes"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        parts = [note(f"{path} could not be read ({type(error).__name__}: {error}); evaluate again.")]
+    return [section("Benchmarks", "\n".join(parts))]
 
 
 def _by_kind(evaluations):

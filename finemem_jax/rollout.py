@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from finemem_jax import probes, prompts, retrieval, scoring, workers
+from finemem_jax import asking, probes, retrieval, workers
+from finemem_jax.asking import Asking, Desk, Draft
 from finemem_jax.environment import Environment
 from finemem_jax.episode import (
     Action,
-    Answer,
     Completion,
     Constraint,
-    Likelihood,
     Memory,
-    MemoryItem,
     Operation,
     Probes,
     Question,
@@ -28,8 +26,8 @@ from finemem_jax.episode import (
     Trajectory,
     random_key,
 )
-from finemem_jax.judges import AnswerJudge, ContentJudge, Judged
-from finemem_jax.reader import AnswerFn, LikelihoodReader, Query, Reader, claim
+from finemem_jax.judges import AnswerJudge, ContentJudge
+from finemem_jax.reader import AnswerFn, LikelihoodReader, Reader
 from finemem_jax.retrieval import EmbedFn
 from finemem_jax.tokenizer import EncodedChat
 from finemem_jax.workers import Worker
@@ -51,6 +49,8 @@ class RolloutOptions:
     global_question_fraction: float
     global_question_threshold: int
     needs: frozenset[str] = frozenset()  # What the credit rule must have measured (`rules.Rule.needs`).
+    keep_prompts: bool = True  # Whether steps hold their prompts, which training needs, and nobody else.
+    view_top_k: int = 32  # Items found for the manager's view of the memory, where it is searched.
     cited_by: str = "reader"  # Who says which evidence an answer rests on, where the rule needs it.
     draw_top_k: int = 0  # Which tokens the manager may draw (`drawing.Sampling`); `top_k` is of retrieval.
     draw_top_p: float = 1.0
@@ -96,29 +96,29 @@ def run(
         ValueError: the manager or the reader refuses a prompt; what it says names the remedy. Or a question needs a
             judge, and there is none.
     """
-    asked = {stream.stream_id: _global_questions(stream, options, key) for stream in streams}
     walks = [
-        _Walk(stream, rollout, asked[stream.stream_id], retrieval.Index(options.retrieval, embed))
-        for stream in streams
+        _Walk(number, stream, rollout, asked, retrieval.Index(options.retrieval, embed))
+        for number, stream in enumerate(streams)
+        for asked in [_global_questions(stream, options, key)]
         for rollout in range(options.group_size)
     ]
     writing = _Writing(options, environment, workers.Batched(policy) if callable(policy) else policy, key)
-    asking = _Asking(options, workers.Batched(answer) if callable(answer) else answer, embed, judge, mark, likely)
+    questions = _Asking(options, answer, embed, judge, mark, likely)
     try:
         for walk in walks:
             writing.go_on(walk)
         while writing.walks:
             moved = writing.collect()
-            asking.ask(moved)
+            questions.ask(moved)
             for walk in moved:
                 if not walk.written:
                     writing.go_on(walk)
             # What servers have answered meanwhile may be what judges are to be asked about.
-            asking.collect(wait=False)
-        asking.finish()
+            questions.collect(wait=False)
+        questions.finish()
     except BaseException:
         writing.cancel()
-        asking.cancel()
+        questions.cancel()
         raise
     trajectories = [walk.finish() for walk in walks]
     return [trajectories[s : s + options.group_size] for s in range(0, len(trajectories), options.group_size)]
@@ -129,10 +129,12 @@ class _Walk:
     """A trajectory in the making.
 
     Attributes:
+        number: Of its stream in this call; streams of several sources may have one id.
         asked: The global questions, put to it once all is written.
         index: One for the whole walk: from step to step, only few items change.
     """
 
+    number: int
     stream: Stream
     rollout: int
     asked: tuple[Question, ...]
@@ -140,8 +142,8 @@ class _Walk:
     memory: Memory = dataclasses.field(default_factory=Memory)
     steps: list[Step] = dataclasses.field(default_factory=list)
     verdicts: list[list[bool | None]] = dataclasses.field(default_factory=list)
-    chunk_answers: list[list[_Draft]] = dataclasses.field(default_factory=list)
-    answers: list[_Draft] = dataclasses.field(default_factory=list)
+    chunk_answers: list[list[Draft]] = dataclasses.field(default_factory=list)
+    answers: list[Draft] = dataclasses.field(default_factory=list)
     probes: Probes = dataclasses.field(default_factory=Probes)
 
     @property
@@ -157,22 +159,29 @@ class _Walk:
         return Trajectory(self.stream, self.rollout, steps, _finished(self.answers), self.probes)
 
 
+def _finished(drafts):
+    return tuple(draft.finish() for draft in drafts)
+
+
 class _Writing:
     """The manager at work: observe, write, apply."""
 
     def __init__(self, options, environment, policy, key):
         self._options, self._environment, self._policy, self._key = options, environment, policy, key
         self.walks: dict[int, tuple[_Walk, EncodedChat]] = {}
-        # Rollouts of a group often hold equal memories (at t = 0, all of them): their prompt is the same object.
-        self._prompts: dict[Any, EncodedChat] = {}
+        # Rollouts of a group often hold equal memories (at t = 0, all of them): their prompt is the same object. By
+        # stream and step, until the whole group is past it.
+        self._prompts: dict[tuple[int, int], dict[Memory, EncodedChat]] = collections.defaultdict(dict)
+        self._past: collections.Counter[tuple[int, int]] = collections.Counter()
 
     def go_on(self, walk):
         """Asks the manager for the walk's next step."""
         t = len(walk.steps)
-        state = (walk.stream.stream_id, t, walk.memory)
-        if state not in self._prompts:
-            self._prompts[state] = self._environment.observe(walk.stream.chunks[t], walk.memory)
-        chat, options = self._prompts[state], self._options
+        prompts = self._prompts[walk.number, t]
+        if walk.memory not in prompts:
+            search = functools.partial(self._search, walk)
+            prompts[walk.memory] = self._environment.observe(walk.stream.chunks[t], walk.memory, search)
+        chat, options = prompts[walk.memory], self._options
         request = Request(
             chat.ids,
             chat.cuts,
@@ -185,6 +194,10 @@ class _Writing:
         )
         self.walks[self._policy.submit(request)] = walk, chat
 
+    def _search(self, walk, text):
+        walk.index.update(walk.memory.items)
+        return walk.index.retrieve(text, self._options.view_top_k)
+
     def collect(self):
         """Applies what the manager has written, and returns whose steps these are."""
         moved = []
@@ -192,8 +205,13 @@ class _Writing:
             walk, chat = self.walks.pop(ticket)
             if isinstance(completion, Refusal):
                 raise ValueError(completion.reason)
-            walk.memory, outcomes, owners = self._environment.act(walk.memory, completion.ids, len(walk.steps))
-            walk.steps.append(Step(chat.ids, chat.cuts, completion, outcomes, walk.memory, token_operations=owners))
+            t = len(walk.steps)
+            walk.memory, outcomes, owners = self._environment.act(walk.memory, completion.ids, t)
+            prompt = (chat.ids, chat.cuts) if self._options.keep_prompts else ((), ())
+            walk.steps.append(Step(*prompt, completion, outcomes, walk.memory, token_operations=owners))
+            self._past[walk.number, t] += 1
+            if self._past[walk.number, t] == self._options.group_size:
+                self._prompts.pop((walk.number, t))
             moved.append(walk)
         return moved
 
@@ -202,65 +220,16 @@ class _Writing:
             self._policy.cancel(ticket)
 
 
-@dataclasses.dataclass(eq=False)
-class _Draft:
-    """An `Answer` in the making."""
-
-    question: Question
-    items: tuple[MemoryItem, ...]
-    text: str = ""
-    score: float | None = None
-    cited: tuple[bool, ...] = ()
-    likelihood: Likelihood | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return tuple(item.text for item in self.items)
-
-
-def _finished(drafts):
-    return tuple(Answer(d.question, d.items, d.text, d.score, d.cited, d.likelihood) for d in drafts)
-
-
-class _Desk:
-    """A worker with what it has been handed, and what is to be done with each result."""
-
-    def __init__(self, worker):
-        self._worker = worker
-        self._wanted: dict[int, Callable[[Any], None]] = {}
-
-    @property
-    def busy(self) -> bool:
-        """Whether results are still to come."""
-        return bool(self._wanted)
-
-    def put(self, item, receive):
-        self._wanted[self._worker.submit(item)] = receive
-
-    def collect(self, wait):
-        for ticket, result in self._worker.collect(wait) if self._wanted else ():
-            self._wanted.pop(ticket)(result)
-
-    def cancel(self):
-        for ticket in self._wanted:
-            self._worker.cancel(ticket)
-
-
 class _Asking:
     """Readers and judges at work: evidence for every question, then its answer and score."""
 
     def __init__(self, options, reader, embed, judge, mark, likely):
         self._options, self._embed = options, embed
-        self._reader, self._judge, self._mark, self._likely = map(_Desk, (reader, judge, mark, likely))
-        self._can_mark, self._can_judge = mark is not None, judge is not None
+        cited_by = options.cited_by if "citations" in options.needs else ""
+        self._answers, self._judge = Asking(reader, mark, likely, cited_by), Desk(judge)
+        self._desks = (*self._answers.desks, self._judge)
         self._probed, self._plans = probes.Asked(), []
-        self._probes: list[_Draft] = []
-
-    @property
-    def _desks(self):
-        # In this order: what is answered may have to be marked; and what this machine computes can be computed while
-        # servers answer.
-        return self._likely, self._reader, self._mark, self._judge
+        self._probes: list[Draft] = []
 
     def ask(self, walks):
         """Asks all that is to be asked after the walks' last step."""
@@ -273,44 +242,22 @@ class _Asking:
             chunk = walk.stream.chunks[len(walk.steps) - 1]
             drafts = self._drafts(walk, chunk.questions)
             walk.chunk_answers.append(drafts)
-            self._put(drafts, options.chunk_answers, options.chunk_likelihoods)
+            self._answers.put(drafts, options.chunk_answers, options.chunk_likelihoods)
             if walk.written:
                 walk.answers = self._drafts(walk, walk.asked)
-                self._put(walk.answers, True, options.final_likelihoods)
+                self._answers.put(walk.answers, True, options.final_likelihoods)
                 self._plans.append((walk, self._probe(walk)))
 
     def _drafts(self, walk, questions):
         if questions:
             walk.index.update(walk.memory.items)
-        return [_Draft(question, walk.index.retrieve(question.text, self._options.top_k)) for question in questions]
-
-    def _put(self, drafts, answers, likelihoods):
-        for draft in drafts:
-            if answers:
-                query = Query(draft.question.text, draft.texts)
-                self._reader.put(query, functools.partial(self._answered, draft))
-            if likelihoods:
-                self._likely.put(claim(draft.question, draft.texts), functools.partial(setattr, draft, "likelihood"))
-
-    def _answered(self, draft, text):
-        options, draft.text = self._options, text
-        if "citations" in options.needs:
-            if options.cited_by == "reader":
-                draft.text, draft.cited = prompts.split_citations(text, len(draft.items))
-            else:
-                draft.cited = tuple(scoring.supports(item.text, text) for item in draft.items)
-        if draft.question.metric not in scoring.JUDGED:
-            draft.score = scoring.score(draft.text, draft.question)
-        elif self._can_mark:
-            self._mark.put(Judged(draft.question, draft.text), functools.partial(_marked, draft))
-        else:
-            raise ValueError(f"The metric {draft.question.metric!r} of {draft.question.text!r} needs a judge.")
+        return [Draft(question, walk.index.retrieve(question.text, self._options.top_k)) for question in questions]
 
     def _judge_content(self, step):
         """Asks for a verdict on every INSERT and UPDATE that is well-formed; returns where the verdicts will be."""
         if "content" not in self._options.needs:
             return []
-        assert self._can_judge, "the rule needs a content judge"
+        assert self._judge.is_manned, "the rule needs a content judge"
         verdicts = [None] * len(step.outcomes)
         for place, outcome in enumerate(step.outcomes):
             if isinstance(outcome.operation, Operation) and outcome.operation.action in (Action.INSERT, Action.UPDATE):
@@ -323,27 +270,18 @@ class _Asking:
         plan = probes.plan(
             options.needs, walk.steps, final, walk.index, options.top_k, self._probed, options.probe_likelihoods
         )
-        drafts = [_Draft(*pair) for pair in self._probed.pairs[known:]]
+        drafts = [Draft(*pair) for pair in self._probed.pairs[known:]]
         self._probes += drafts
-        self._put(drafts, not options.probe_likelihoods, options.probe_likelihoods)
+        self._answers.put(drafts, not options.probe_likelihoods, options.probe_likelihoods)
         return plan
 
     def collect(self, wait):
-        """Takes in what has been answered.
-
-        Args:
-            wait: Until something has been, by whomever.
-        """
-        for desk in self._desks:
-            desk.collect(wait=False)
-        busy = next((desk for desk in self._desks if desk.busy), None)
-        if wait and busy is not None:
-            busy.collect(wait=True)
+        """Takes in what has been answered; see `asking.collect`."""
+        asking.collect(self._desks, wait)
 
     def finish(self):
         """Waits for all answers, and fills them in."""
-        while any(desk.busy for desk in self._desks):
-            self.collect(wait=True)
+        asking.finish(self._desks)
         if self._options.probe_likelihoods:
             scores = [draft.likelihood.value if draft.likelihood else None for draft in self._probes]
         else:
@@ -355,12 +293,7 @@ class _Asking:
                 walk.answers[number].score = None
 
     def cancel(self):
-        for desk in self._desks:
-            desk.cancel()
-
-
-def _marked(draft, verdict):
-    draft.score = None if verdict is None else float(verdict)
+        asking.cancel(self._desks)
 
 
 def _global_questions(stream, options, key):

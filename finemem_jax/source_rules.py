@@ -50,7 +50,7 @@ SOURCES: Mapping[str, SourceRule] = {
     # and ruler_niah*, on which the router fails.
 }
 
-_RULES = tuple(field.name for field in dataclasses.fields(SourceRule))
+RULES = tuple(field.name for field in dataclasses.fields(SourceRule))
 
 
 def metric_of(source: str, rules: str) -> str:
@@ -63,8 +63,8 @@ def metric_of(source: str, rules: str) -> str:
     Raises:
         ValueError: the source or the rules are unknown.
     """
-    if rules not in _RULES:
-        raise ValueError(f"rules must be one of {', '.join(_RULES)}; got {rules!r}.")
+    if rules not in RULES:
+        raise ValueError(f"rules must be one of {', '.join(RULES)}; got {rules!r}.")
     for pattern, rule in SOURCES.items():
         if fnmatch.fnmatchcase(source, pattern):
             return getattr(rule, rules)

@@ -30,12 +30,14 @@ from finemem_jax import (
     records,
     rewards,
     rollout,
+    sources,
     writer,
 )
-from finemem_jax.assembly import FittedSource, Parts
+from finemem_jax.assembly import Parts
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
 from finemem_jax.endpoint import EndpointError
+from finemem_jax.input_pipeline import Mixture
 from finemem_jax.interrupt import Interrupt
 from finemem_jax.learner import LearnerOptions
 from finemem_jax.models import axes, lora, sharding
@@ -44,7 +46,7 @@ from finemem_jax.optimizer import OptimizerOptions
 
 
 def train(
-    config: ConfigDict, workdir: pathlib.Path, parts: Parts, train_streams: FittedSource, test_streams: FittedSource
+    config: ConfigDict, workdir: pathlib.Path, parts: Parts, train_streams: Mixture, test_streams: Mixture
 ) -> None:
     """Trains the manager, from the workdir's newest checkpoint if it has one.
 
@@ -58,8 +60,9 @@ def train(
     options = LearnerOptions(parts.model, compute, method.objective)
     tx = optimizer.make(OptimizerOptions(**config.optimizer))
     rollout_options = assembly.rollout_options(config, evaluation=False)
-    stages = assembly.stages(config, parts.environment, train_streams)
-    batches = input_pipeline.training_order(stages, config.seed, config.rollout.streams_per_step)
+    stages = sources.stages(config, parts.environment, train_streams)
+    process = jax.process_index(), jax.process_count()
+    batches = input_pipeline.training_order(stages, config.seed, config.rollout.streams_per_step, process)
     # The learner takes the trained arrays over; the samplers hold their own copies.
     frozen, trained = lora.split(parts.params)
     reference = _reference(config, frozen or trained)
@@ -170,22 +173,6 @@ def _interruptible(parts: Parts, interrupt: Interrupt) -> Parts:
     return dataclasses.replace(
         parts, **{name: interrupt.before(worker) for name, worker in asked.items() if worker is not None}
     )
-
-
-def evaluate_only(config: ConfigDict, workdir: pathlib.Path, parts: Parts, test_streams: FittedSource) -> None:
-    """Evaluates the workdir's newest checkpoint, or the starting weights if it has none."""
-    with (
-        checkpoint.Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
-        writer.Display(config.train.num_steps) as display,
-    ):
-        step = 0
-        if checkpoints.latest is not None:
-            frozen, trained = lora.split(parts.params)
-            state = learner.init(trained, optimizer.make(OptimizerOptions(**config.optimizer)))
-            state, step, _ = checkpoints.restore(state)
-            parts.manager.update(lora.merge(parts.model, lora.combine(frozen, state.params)), step)
-        display.phase("evaluating on held-out streams")
-        _evaluate(config, workdir, parts, test_streams, f"evaluated at step {step}", display, step)
 
 
 def _reference(config: ConfigDict, params: Params) -> Params | None:

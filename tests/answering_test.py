@@ -3,13 +3,11 @@
 import contextlib
 import dataclasses
 import json
-import pathlib
-import subprocess
-import sys
 import threading
 import time
 
 import jax
+import programs
 import pytest
 import smoke_run
 
@@ -18,7 +16,6 @@ from finemem_jax.episode import Chat, Message
 from finemem_jax.reader import Query
 from tests.fault_server import FaultServer, reply_to
 
-ROOT = pathlib.Path(__file__).parents[1]
 KEY = "sk-very-secret-key"
 
 
@@ -245,11 +242,9 @@ def test_a_run_outlives_its_server(tmp_path):
         asked = server.asked.total()
         server.asked.clear()
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
-        command = [sys.executable, "-m", "finemem_jax.main", "--config=experiments/smoke.py", *flags]
-        command.append(f"--workdir={tmp_path / 'parts'}")
         breaker = threading.Thread(target=break_after, args=(server, asked // 2), daemon=True)
         breaker.start()
-        stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        stopped = programs.main(f"--workdir={tmp_path / 'parts'}", *flags)
         breaker.join(timeout=10)
         assert stopped.returncode == 75, stopped.stderr
         assert f"{server.url} answered 503" in stopped.stderr and "the same command goes on" in stopped.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import smoke_run
 
-from finemem_jax import assembly, rules, tokenizer, writer
+from finemem_jax import assembly, rules, sources, tokenizer, writer
 from finemem_jax import config as config_lib
 from finemem_jax.episode import Action, Operation
 from finemem_jax.models import decoder, hf_weights, presets, sharding
@@ -78,7 +78,7 @@ def test_test_phrases_answer_questions_of_both_splits():
     parts = assembly.build(settings)
     known = "".join(parts.tokenizer.token_bytes(i).decode() for i in range(258, parts.tokenizer.vocab_size))
     for split in ("train", "test"):
-        stream = assembly.streams(settings, split, parts.environment)[0]
+        stream = sources.streams(settings, split, parts.environment)[0]
         question = stream.chunks[0].questions[0]
         assert question.answers[0] in known
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 
 import pytest
 
@@ -84,6 +85,57 @@ def test_a_long_item_hides_what_is_older():
     shown = parts(rules(view_tokens=100).observe(Chunk("c"), memory("short", "x" * 200, "new")))[-1]
     assert "(2 older items are not shown)" in shown
     assert "short" not in shown
+
+
+def seen(held, found, budget, **changes):
+    """The ids that the prompt shows, in order, and the line about the others."""
+    environment = rules(view_tokens=budget, **changes)
+    text = parts(environment.observe(Chunk("c"), held, lambda _: [held.items[i - 1] for i in found]))[-1]
+    hidden = re.findall(r"\((\d+ \w+ items) are not shown\)", text)
+    return [int(number) for number in re.findall(r'"id": (\d+),', text)], hidden
+
+
+def test_a_view_of_what_is_most_like_the_chunk():
+    held = memory(*[f"item {i}" for i in range(1, 10)])
+    line = len(prompts.memory_line(held.items[0]).encode()) + 1
+    # The best that fit, in order of insertion; what is found but too long is passed over.
+    assert seen(held, [7, 2, 5], 2 * line, view="retrieved") == ([2, 7], ["7 other items"])
+    assert seen(held, [7, 2, 5], 9 * line, view="retrieved") == ([2, 5, 7], ["6 other items"])
+    assert seen(held, [], 9 * line, view="retrieved") == ([], ["9 other items"])
+    long = memory("a", "b" * 200, "c")
+    assert seen(long, [2, 1], 3 * line, view="retrieved")[0] == [1]
+
+
+def test_a_view_of_both():
+    held = memory(*[f"item {i}" for i in range(1, 10)])
+    line = len(prompts.memory_line(held.items[0]).encode()) + 1
+    assert seen(held, [3, 1, 8], 4 * line, view="both") == ([1, 3, 8, 9], ["5 other items"])
+    # What was found is among the newest anyhow: then older ones fill the room.
+    assert seen(held, [9, 8], 4 * line, view="both")[0] == [6, 7, 8, 9]
+    # Nothing was found: all are newest ones.
+    assert seen(held, [], 4 * line, view="both")[0] == [6, 7, 8, 9]
+    assert seen(held, [3, 1, 8], 4 * line) == ([6, 7, 8, 9], ["5 older items"])
+
+
+def test_an_unknown_view_or_eviction_is_refused():
+    with pytest.raises(ValueError, match=r"memory.view must be one of recent, retrieved, both, got 'all'"):
+        rules(view="all")
+    with pytest.raises(ValueError, match=r"memory.eviction must be one of oldest, stale, got 'fifo'"):
+        rules(eviction="fifo")
+
+
+def test_what_exceeds_the_budget_goes_and_the_manager_is_told():
+    budget = rules(budget_tokens=12)
+    held = memory("aaaa", "bbbb", "cccc")
+    written = operations.render(Operation(Action.INSERT, "dd"))
+    after, outcomes, _ = budget.act(held, (*TOKENS.encode(written), END), step=3)
+    assert [item.text for item in after.items] == ["bbbb", "cccc", "dd"] and after.next_id == 5
+    assert outcomes[0].valid
+    assert (
+        "at most 12 tokens; when there are more, the oldest items are dropped"
+        in parts(budget.observe(Chunk("c"), held))[0]
+    )
+    assert "at most" not in parts(RULES.observe(Chunk("c"), held))[0]
 
 
 def test_act_reads_operations_and_stops_at_the_end_token():

@@ -13,6 +13,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 ARGUMENTS = {
     "smoke": [None],
     "smollm2_135m": ["", "long", "smoke"],
+    "smollm2_benchmarks": ["", "books", "smoke"],
     "mem_alpha": ["", "smoke"],
     "qwen3_4b": ["", "smoke"],
     "qwen3_1p7b": ["", "smoke"],
@@ -40,7 +41,7 @@ def test_configs_are_valid(name, argument):
     assert config.experiment
 
 
-@pytest.mark.parametrize("name", ["smollm2_135m", "mem_alpha", "qwen3_4b", "qwen3_1p7b", "llama32_3b", "qwen7b"])
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name not in ("smoke", "ablations")])
 def test_unknown_arguments_are_refused(name):
     with pytest.raises(ValueError, match="got 'tiny'"):
         get_config(name, "tiny")

@@ -14,7 +14,7 @@ ONE, TWO = {"key": 1, "other": "a"}, {"key": 2, "other": "b"}
 
 
 def _read(folder):
-    return list(_files.read(str(folder), ("key", "other"), "Toy"))
+    return list(_files.read(str(folder), [("key", "other")], "Toy"))
 
 
 def _values(folder):

@@ -206,3 +206,84 @@ def test_a_stage_is_loaded_when_it_begins():
 def test_stages_out_of_order_are_refused(starts):
     with pytest.raises(ValueError, match="ascending batches from 0"):
         input_pipeline.training_order([Stage(start, lambda: source(3)) for start in starts], 0, 1)
+
+
+# --------------------------------------------------------------------------------------
+# Mixtures and processes
+# --------------------------------------------------------------------------------------
+
+
+def mixture(*sizes, weights=None):
+    parts = [
+        [Stream(f"s{i}", f"source {n}", (Chunk(f"text {i}"),)) for i in range(size)] for n, size in enumerate(sizes)
+    ]
+    return input_pipeline.Mixture(parts, weights or [1.0] * len(sizes))
+
+
+def test_a_mixture_is_one_source_after_the_other_with_ids_of_its_own():
+    mixed = mixture(2, 3)
+    assert [stream.stream_id for stream in mixed] == [
+        "source 0/s0", "source 0/s1", "source 1/s0", "source 1/s1", "source 1/s2"
+    ]  # fmt: skip
+    assert [stream.stream_id for stream in mixture(2)] == ["s0", "s1"]
+    with pytest.raises(IndexError):
+        mixed[5]
+
+
+def test_sources_come_as_often_as_their_weights_say():
+    mixed = mixture(50, 10, 7, weights=[1, 2, 5])
+    seen = collections.Counter(name.split("/")[0] for name in flat(ids(order(mixed, 3, 8), 100)))
+    assert seen == {"source 0": 100, "source 1": 200, "source 2": 500}
+    # Evenly: never far from it.
+    for batch in ids(order(mixed, 3, 8), 20):
+        assert 4 <= sum(name.startswith("source 2") for name in batch) <= 6
+
+
+def test_each_source_of_a_mixture_is_shuffled_by_itself():
+    mixed = mixture(6, 4, weights=[1, 1])
+    names = flat(ids(order(mixed, 0, 4), 30))
+    for place, size in (("source 0", 6), ("source 1", 4)):
+        own = [name for name in names if name.startswith(place)]
+        for start in range(0, 60 // size * size, size):
+            assert len(set(own[start : start + size])) == size
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")]])
+def test_impossible_weights(weights):
+    with pytest.raises(ValueError, match="data.weights must be a number above 0 for each of the 2"):
+        mixture(3, 3, weights=weights)
+
+
+def read_by(count, streams, start=0, batches=250, batch_size=4):
+    """The streams that so many processes read together, batch by batch."""
+    stages = [Stage(0, lambda: streams)]
+    readers = [input_pipeline.training_order(stages, 7, batch_size, (index, count)) for index in range(count)]
+    for reader in readers:
+        reader.set_state({"next_index": start})
+    found = []
+    for _ in range(batches):
+        shares = [[stream.stream_id for stream in next(reader)] for reader in readers]
+        found.append([shares[i % count][i // count] for i in range(batch_size)])
+    return found, readers[0].get_state()
+
+
+@pytest.mark.parametrize("streams", [source(37), mixture(30, 11, weights=[2, 1])], ids=["one", "mixed"])
+def test_the_first_thousand_streams_are_the_same_for_any_number_of_processes(streams):
+    alone, _ = read_by(1, streams)
+    assert sum(map(len, alone)) == 1000
+    for count in (2, 4):
+        assert read_by(count, streams)[0] == alone
+
+
+def test_another_number_of_processes_goes_on_with_the_very_next_batch():
+    streams = mixture(30, 11, weights=[2, 1])
+    alone, _ = read_by(1, streams, batches=60)
+    first, state = read_by(4, streams, batches=13)  # In the middle of an epoch.
+    then, state = read_by(1, streams, state["next_index"], batches=5)
+    last, _ = read_by(2, streams, state["next_index"], batches=42)
+    assert first + then + last == alone
+
+
+def test_a_batch_must_be_shared_evenly():
+    with pytest.raises(ValueError, match="streams_per_step=3 must be a multiple of the number of processes, 2"):
+        input_pipeline.training_order([Stage(0, lambda: source(3))], 0, 3, (0, 2))

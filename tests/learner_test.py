@@ -169,7 +169,13 @@ def plain_rows(groups, width=26, response=6):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("seed", "attention"), [*((seed, "xla") for seed in range(4)), (4, "blocked"), (5, "blocked")])
+MORE = [(1, "xla"), (2, "xla"), (3, "xla"), (5, "blocked")]
+
+
+@pytest.mark.parametrize(
+    ("seed", "attention"),
+    [(0, "xla"), (4, "blocked"), *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)],
+)
 def test_random_trees_have_the_gradients_of_separate_rows(params, seed, attention):
     """However little or much the rows share: the update is the one of rows that are all written out."""
     groups = random_rows(seed)
@@ -226,7 +232,7 @@ def test_no_batch_leaves_the_state_alone(params):
     assert metrics == {}
 
 
-@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 1, 1), (1, 1, 2)])
+@pytest.mark.parametrize("sizes", [pytest.param((1, 2, 1), marks=pytest.mark.slow), (2, 1, 1), (1, 1, 2)])
 def test_sharded_equals_single_device(params, sizes):
     batch = make_batch(params)
     want = accumulated(params, [batch])

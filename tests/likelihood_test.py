@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import assembly, compilation, reader, workers
+from finemem_jax import assembly, compilation, reader, sources, workers
 from finemem_jax.episode import Likelihood, Request
 from finemem_jax.likelihood import LEAST_LOG_PROB, Likelihoods
 from finemem_jax.models import decoder, presets
@@ -223,7 +223,7 @@ def test_the_real_model_and_its_tokenizer():
     settings = smollm2_135m.get_config()
     settings.reader.temperature, settings.likelihood.chunk_share = 0.0, 0.5
     parts = assembly.build(settings)
-    streams = assembly.streams(settings, "train", parts.environment)
+    streams = sources.streams(settings, "train", parts.environment)
     asked = [q for i in range(24) for chunk in streams[i].chunks for q in chunk.questions][:40]
     texts = [tuple(streams[i // 2].chunks[0].text.split("\n")[:2]) for i in range(len(asked))]
     queries = [Query(question.text, evidence) for question, evidence in zip(asked, texts, strict=True)]

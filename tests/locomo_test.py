@@ -261,7 +261,7 @@ def _load_real(**changes):
 def test_real_conversations(split, chunk_words):
     source, folder = _load_real(split=split, chunk_words=chunk_words, chunks_per_stream=4)
     turns, evidence = {}, {}  # read here without the builder, by the ids that are well-formed
-    for record in locomo._files.read(folder, ("conversation", "qa"), "LoCoMo"):
+    for record in locomo._files.read(folder, [("conversation", "qa")], "LoCoMo"):
         name = record.fields["sample_id"]
         for key, session in record.fields["conversation"].items():
             if key.startswith("session_") and not key.endswith("time"):

@@ -2,19 +2,10 @@
 
 import gzip
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 import smoke_run
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def command(*arguments, config="experiments/smoke.py"):
-    line = [sys.executable, "-m", "finemem_jax.main", f"--config={config}", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+from programs import main as command
 
 
 def squad_file(folder, *, broken=False):
@@ -93,7 +84,7 @@ def test_runs_evaluates_and_reports(tmp_path):
     assert "± is one standard error" in result.stdout
     result = command(f"--workdir={workdir}", "--mode=evaluate")
     assert result.returncode == 0, result.stderr
-    assert "evaluated at step 1" in json.loads((workdir / "evaluation.json").read_text())
+    assert json.loads((workdir / "benchmark.json").read_text())["steps"] == {"checkpoint": 1}
     result = command(f"--workdir={workdir}", "--mode=report")
     assert result.returncode == 0, result.stderr
     assert (workdir / "report.html").stat().st_size > 1000

@@ -81,6 +81,28 @@ def statuses(written, start=TWO_ITEMS):
 # --------------------------------------------------------------------------------------
 
 
+def test_eviction_by_hand():
+    texts = ("aa", "bbb", "c", "dd")
+    items = tuple(MemoryItem(i, text, step) for i, (text, step) in enumerate(zip(texts, (5, 1, 2, 7), strict=True), 1))
+    held = Memory(items, 5)
+
+    def left(budget, rule):
+        after = memory.evict(held, budget, len, rule)
+        assert after.next_id == 5
+        return [item.item_id for item in after.items]
+
+    assert left(8, "oldest") == left(9, "stale") == [1, 2, 3, 4]
+    assert memory.evict(held, 8, len, "oldest") is held
+    assert left(7, "oldest") == [2, 3, 4] and left(5, "oldest") == [3, 4] and left(0, "oldest") == []
+    # Item 1 was written again at step 5, and lives on.
+    assert left(7, "stale") == [1, 3, 4] and left(4, "stale") == [1, 4] and left(3, "stale") == [4]
+
+
+def test_the_core_memory_is_never_evicted():
+    held = Memory((MemoryItem(1, "core text", 0, 0, CORE), MemoryItem(2, "x", 0, 1, "semantic")), 3)
+    assert [item.item_id for item in memory.evict(held, 2, len, "oldest").items] == [1]
+
+
 def test_one_step_by_hand():
     # Item 1 is rewritten and keeps its place; item 2 goes; "fish" gets the next id, 3.
     written = [update(1, "cats"), delete(2), NONSENSE, insert("fish")]

@@ -85,7 +85,15 @@ def test_cached_decoding(config):
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=1e-4)
 
 
-@each_case
+# One of each family; the others take as long again.
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(case, marks=() if name in ("llama_scaled", "qwen2_tied", "qwen3_tied") else pytest.mark.slow)
+        for name, case in parity_cases.CASES.items()
+    ],
+    ids=list(parity_cases.CASES),
+)
 def test_greedy_generation(config):
     """All prompts at once, in few slots; some begin with what others are."""
     params = parity_cases.as_params(config, parity_cases.checkpoint(config))

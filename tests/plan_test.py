@@ -3,12 +3,10 @@
 import dataclasses
 import importlib.util
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
+import programs
 import pytest
 import smoke_run
 
@@ -17,7 +15,6 @@ from finemem_jax.models import chips, decoder, lora, presets, sharding, targets
 from finemem_jax.models.targets import Target
 from finemem_jax.optimizer import OptimizerOptions
 
-ROOT = pathlib.Path(__file__).parents[1]
 TINY = presets.preset("tiny")
 # Small next to the assumed instructions of 2,048 tokens, which would make the tests slow.
 INSTRUCTIONS = 128
@@ -143,13 +140,8 @@ def test_settings_that_cannot_work(changes, message, small):
         plan.make(config(**changes), "here:2")
 
 
-def command(*arguments):
-    line = [sys.executable, "-m", "finemem_jax.main", "--config=experiments/smoke.py", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-
-
 def test_eight_devices_from_the_command_line(tmp_path):
-    result = command(
+    result = programs.main(
         "--mode=plan", "--topology=cpu:8", f"--workdir={tmp_path}", "--config.train.groups_per_microbatch=8",
         "--config.mesh.tensor=2", "--config.model.name=tiny",
     )  # fmt: skip
@@ -172,7 +164,7 @@ def test_eight_devices_from_the_command_line(tmp_path):
     ],
 )
 def test_bad_command_lines(arguments, message):
-    result = command(*arguments)
+    result = programs.main(*arguments)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert re.search(message, result.stderr, re.DOTALL), result.stderr
@@ -192,7 +184,7 @@ def test_a_slice_that_does_not_exist():
 @needs_libtpu
 @pytest.mark.slow
 def test_the_tpu_compiler(tmp_path):
-    result = command(
+    result = programs.main(
         "--mode=plan", "--topology=v5e:2x4", f"--workdir={tmp_path}", "--config.train.groups_per_microbatch=8",
         "--config.model.attention=xla",
     )  # fmt: skip

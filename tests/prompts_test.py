@@ -213,6 +213,9 @@ def test_reader_examples(num_examples):
     assert [m.role for m in messages] == ["system", *["user", "assistant"] * num_examples, "user"]
     answers = [m.parts[0] for m in messages if m.role == "assistant"]
     assert answers == [answer for *_, answer in prompts.READER_EXAMPLES][:num_examples]
+    boxed = prompts.reader((), "Answer with \\boxed{n}. Sentence: hello", num_examples)
+    shown = [m.parts[0] for m in boxed if m.role == "assistant"]
+    assert shown == ["\\boxed{14}", "\\boxed{5}"][:num_examples]
 
 
 # --------------------------------------------------------------------------------------

@@ -1,19 +1,15 @@
 """Tests of finemem_jax/question_run.py: the command makes a dataset, stops and goes on, and training reads it."""
 
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
+import programs
 import pytest
 import smoke_run
 
 from finemem_jax import question_run, train
 from finemem_jax.question_costs import BudgetError
 from tests.fault_server import FaultServer
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def replied(question):
@@ -91,14 +87,13 @@ def test_a_budget_that_is_used_up_can_be_raised(tmp_path, server):
 
 def test_the_command(tmp_path, server):
     flags = [f"--config.{name}={value}" for name, value in settings(server.url).items()]
-    command = [sys.executable, "-m", "finemem_jax.main", "--config=experiments/smoke.py", "--mode=questions", *flags]
-    command.append(f"--workdir={tmp_path}")
+    command = ["--mode=questions", f"--workdir={tmp_path}", *flags]
     server.down = True
     short = [f"--config.questions.{who}.endpoint.total_seconds=0.5" for who in ("generator", "verifier")]
-    stopped = subprocess.run([*command, *short], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    stopped = programs.main(*command, *short)
     assert stopped.returncode == 75 and server.url in stopped.stderr and "Traceback" not in stopped.stderr
     server.down = False
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = programs.main(*command)
     assert done.returncode == 0, done.stderr
     assert "tokens for" in done.stdout and "--config.data.name=streams" in done.stdout
     assert (tmp_path / "questions" / "report_test.md").exists()

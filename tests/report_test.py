@@ -372,6 +372,16 @@ def test_a_broken_evaluation_is_named(workdir, broken):
     assert re.search(r"evaluation\.json could not be read|No evaluation yet", page_of(workdir).text)
 
 
+def test_benchmarks_are_shown_where_there_are_some(workdir):
+    assert "Benchmarks" not in page_of(workdir).text
+    tables = [{"header": ["score", "squad"], "rows": [["rag", "0.250 ± 0.100"]]}]
+    (workdir / "benchmark.json").write_text(json.dumps({"tables": tables, "notes": ["Published rows: none."]}))
+    page = page_of(workdir).text
+    assert "Benchmarks" in page and "0.250 ± 0.100" in page and "Published rows: none." in page
+    (workdir / "benchmark.json").write_text('{"tables": 7}')
+    assert "benchmark.json could not be read" in page_of(workdir).text
+
+
 def test_an_evaluation_before_training_only(workdir):
     (workdir / "evaluation.json").write_text(json.dumps({"before": evaluation(0.0, 0.5, 0)}))
     page = page_of(workdir)

@@ -395,3 +395,33 @@ def test_probes_without_a_verdict_leave_their_question_out():
     # Nobody could say what the empty memory is worth.
     assert [answer.score for answer in got.answers] == [None, None]
     assert got.probes.empty == (0.0, 0.0)
+
+
+def test_streams_of_one_name_do_not_mix():
+    """Two sources may number their streams alike."""
+    one, two = stream("00000"), dataclasses.replace(stream("00000", chunks=3), source="other")
+    asked = dataclasses.replace(two, questions=(Question("What is the colour number 2?", ("red2",)),))
+    groups = rollout.run([one, asked], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    assert [len(group[0].steps) for group in groups] == [2, 3]
+    assert [group[0].answers[0].question.text for group in groups] == [
+        "What is the colour number 0?", "What is the colour number 2?"
+    ]  # fmt: skip
+    assert groups[1][0].answers[0].score == 1.0
+
+
+def test_prompts_are_held_for_training_only():
+    options = dataclasses.replace(OPTIONS, keep_prompts=False)
+    (group,) = rollout.run([stream()], options, RULES, scripted(copy_the_chunk), first_note, (0,))
+    assert all(step.prompt_ids == step.prompt_cuts == () for one in group for step in one.steps)
+    (other,) = rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    assert all(step.prompt_ids for one in other for step in one.steps)
+    assert [step.memory for step in group[0].steps] == [step.memory for step in other[0].steps]
+
+
+def test_the_view_is_searched_in_the_memory_as_it_is():
+    rules = dataclasses.replace(RULES, view="retrieved", view_tokens=60)
+    policy = scripted(copy_the_chunk)
+    rollout.run([stream(chunks=4)], dataclasses.replace(OPTIONS, view_top_k=1), rules, policy, first_note, (0,))
+    last = TOKENS.decode(policy.seen[-1].prompt_ids)
+    # One item is found, all share words with the chunk, and the oldest comes first among equals.
+    assert '"id": 1,' in last and "(2 other items are not shown)" in last

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 
-from finemem_jax import assembly, checkpoint, train
+from finemem_jax import assembly, checkpoint, sources, train
 from finemem_jax import config as config_lib
 
 from experiments import smoke  # isort: skip
@@ -21,7 +21,7 @@ def prepare(settings, workdir=None):
     """What `main` prepares before it calls `train`."""
     config_lib.validate(settings)
     parts = assembly.build(settings, workdir)
-    splits = [assembly.streams(settings, split, parts.environment) for split in ("train", "test")]
+    splits = [sources.streams(settings, split, parts.environment) for split in ("train", "test")]
     return parts, *splits
 
 

@@ -176,7 +176,7 @@ def test_no_question_at_all_names_the_remedy(tmp_path):
 def test_impossible_specs(folder, field, value):
     with pytest.raises(ValueError, match=rf"data.{field} must be at least \d, got {value}; raise it"):
         _load(folder, **{field: value})
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'dev'; use one of these"):
+    with pytest.raises(ValueError, match="split must be 'train', 'test' or 'all', got 'dev'; use one of these"):
         _load(folder, split="dev")
 
 
@@ -355,3 +355,27 @@ def test_real_articles(split):
             assert all(q.gold_steps == (step,) for q in chunk.questions)
         assert 0 < len(stream.questions) <= 3
         assert all(q.answers[0].lower() in stream.chunks[q.gold_steps[0]].text.lower() for q in stream.questions)
+
+
+def test_in_the_way_of_mem_alpha(tmp_path):
+    articles = [_article(name, num_questions=3) for name in ("a", "b", "c")]
+    _write(tmp_path, articles)
+    plain, framed = (_load(tmp_path, split="all", chunk_words=200, style=style) for style in ("plain", "memalpha"))
+    assert sum(len(s.chunks) for s in framed) < sum(len(s.chunks) for s in plain)
+    for stream in framed:
+        for t, chunk in enumerate(stream.chunks):
+            assert chunk.text.startswith(f"[Dialogue between User and Assistant on 2024-01-{t + 1:02d} 00:00]\n<User> ")
+            for question in chunk.questions:
+                assert question.answers[0] in chunk.text and question.gold_steps == (t,)
+    again = _load(tmp_path, split="all", chunk_words=200, style="memalpha")
+    assert [again[i] for i in range(len(again))] == [framed[i] for i in range(len(framed))]
+
+
+def test_mem_alpha_asks_for_short_answers_only(tmp_path):
+    article = _article("a", num_questions=2)
+    article["paragraphs"][0]["context"] += " It was the first of many long winters."
+    article["paragraphs"][0]["qas"].append({"id": "long", "question": "What?", "answers": ["the first of many long"]})
+    _write(tmp_path, [article])
+    source = _load(tmp_path, split="all", style="memalpha", questions_per_stream=99, questions_per_chunk=99)
+    assert source.left_out["long answer"] == 1
+    assert all(q.answers != ("the first of many long",) for s in source for q in s.questions)

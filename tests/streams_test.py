@@ -188,7 +188,7 @@ def test_no_file(tmp_path):
     fails(tmp_path, "of such files it has dev.jsonl.gz, test.jsonl. Make the split with --mode=questions, or name")
     write(tmp_path, STREAMS, "test.jsonl.gz")
     fails(tmp_path, "holds both test.jsonl and test.jsonl.gz; move one of them away", split="test")
-    fails(tmp_path, "split must be 'train' or 'test', got 'dev'", split="dev")
+    fails(tmp_path, "split must be 'train', 'test' or 'all', got 'dev'", split="dev")
     fails(tmp_path, "data.chunks_per_stream must be at least 1", chunks_per_stream=0)
 
 

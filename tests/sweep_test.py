@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import programs
 import pytest
 
 from finemem_jax import config as config_lib
@@ -440,12 +441,12 @@ def test_the_parent_does_not_load_jax():
 
 def test_sweep_from_the_command_line(tmp_path):
     command = [
-        sys.executable, "-m", "finemem_jax.main", "--config=experiments/ablations.py:smoke,steps=1", "--mode=sweep",
-        f"--workdir={tmp_path}", "--sweep=manager.chunk_tokens=512,500,1000000", "--config.data.num_train=2",
+        "--mode=sweep", f"--workdir={tmp_path}", "--sweep=manager.chunk_tokens=512,500,1000000",
+        "--config.data.num_train=2", "--config.data.num_test=2",
     ]  # fmt: skip
 
-    def start():
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    def start(*more):
+        return programs.main(*command, *more, config="experiments/ablations.py:smoke,steps=1", timeout=600)
 
     result = start()
     assert result.returncode == 1, result.stdout + result.stderr
@@ -456,14 +457,14 @@ def test_sweep_from_the_command_line(tmp_path):
     assert [one["finished"] for one in saved["members"]] == [True, True, False]
     # The two differ in nothing that matters here.
     change = saved["members"][1]["metrics"]["valid_operations"]["against_first"]
-    assert change == {"mean": 0.0, "standard_error": 0.0, "n": 8}
+    assert change == {"mean": 0.0, "standard_error": 0.0, "n": 2}
 
     shutil.rmtree(tmp_path / "manager.chunk_tokens=1000000")
     command[command.index("--sweep=manager.chunk_tokens=512,500,1000000")] = "--sweep=manager.chunk_tokens=512,500"
     result = start()
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("finished before") == 2
-    result = subprocess.run([*command, "--config.credit.beta=0"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    result = start("--config.credit.beta=0")
     assert result.returncode == 1
     assert "credit.beta: 0.5 → 0.0" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,0 +1,136 @@
+"""A stream as long as MemoryAgentBench's: 400,000 tokens, 210 chunks, over 3,000 memory items.
+
+    python benchmarks/long_stream.py [--view=both]
+
+A scripted manager writes down what a chunk says, sentence by sentence, and now and then changes or deletes an item; so
+what is measured is everything around a model: prompts within their budget, the memory, retrieval, questions after every
+chunk. Tokens are SmolLM2's.
+
+Memory is flat if little more is held after the stream than at its half: what the manager has written, with the memory's
+state after each chunk. Counted is what Python has allocated (a process keeps what it once had, which hides growth), in
+a run of its own, as counting makes everything slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import re
+import time
+import tracemalloc
+
+import _common as common
+
+from finemem_jax import assembly, retrieval, rollout
+from finemem_jax.episode import Chunk, Completion, Memory, Question, Stream
+
+from experiments import smollm2_135m  # isort: skip
+
+CHUNKS, SENTENCES, WRITTEN = 210, 118, 16
+VIEW_TOKENS, CHUNK_TOKENS, QUERIES = 2_048, 4_096, 5
+
+
+def stream() -> Stream:
+    """Sentences about made-up people; every question has one."""
+    rng, chunks = random.Random(0), []
+    names = [f"{a}{b}{c}" for a in ("Ka", "Lo", "Mi", "Ru", "Se") for b in ("ra", "ne", "to", "vi") for c in "lmnst"]
+    things = [f"{kind}{thing}" for kind in ("old ", "small ", "") for thing in ("lamp", "boat", "chair", "drum")]
+    for t in range(CHUNKS):
+        said = []
+        for _ in range(SENTENCES):
+            name, thing, price = rng.choice(names), rng.choice(things), rng.randint(100, 99_999)
+            said.append(f"On day {t} {name} sold a {thing} to {rng.choice(names)} for {price} crowns.")
+        asked = [
+            Question(re.sub(r"for \d+ crowns\.", "for how many crowns?", one), (re.findall(r"\d+", one)[-1],))
+            for one in rng.sample(said[:WRITTEN], QUERIES)
+        ]
+        chunks.append(Chunk(" ".join(said), tuple(asked)))
+    return Stream("long", "made up", tuple(chunks), chunks[0].questions)
+
+
+class Scripted:
+    """Writes the first sentences of the chunk in its prompt, and touches some items that the prompt shows."""
+
+    def __init__(self, tokens):
+        self._tokens, self._rng = tokens, random.Random(1)
+        self.longest, self.megabytes = 0, []
+
+    def __call__(self, requests):
+        return [self._one(request) for request in requests]
+
+    def _one(self, request):
+        self.longest = max(self.longest, len(request.prompt_ids))
+        text = self._tokens.decode(request.prompt_ids)
+        chunk = text.rpartition("New text:\n")[2].partition("\n\nMemory:")[0]
+        shown = [int(number) for number in re.findall(r'\{"id": (\d+)', text.rpartition("Memory:\n")[2])]
+        calls = [{"name": "memory_insert", "arguments": {"content": one}} for one in chunk.split(". ")[:WRITTEN]]
+        if len(shown) > 3:
+            changed, deleted = self._rng.sample(shown, 2)
+            content = f"Changed to {self._rng.random()}"
+            calls.append({"name": "memory_update", "arguments": {"id": changed, "content": content}})
+            calls.append({"name": "memory_delete", "arguments": {"id": deleted}})
+        ids = tuple(self._tokens.encode("\n".join(map(json.dumps, calls)))) + tuple(self._tokens.end_ids[:1])
+        if tracemalloc.is_tracing():
+            gc.collect()
+            self.megabytes.append(tracemalloc.get_traced_memory()[0] / 1e6)
+        return Completion(ids, (0.0,) * len(ids), "stop", 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--view", default="both", choices=["recent", "retrieved", "both"])
+    arguments = parser.parse_args()
+    config = smollm2_135m.get_config()
+    config.memory.view, config.memory.view_tokens = arguments.view, VIEW_TOKENS
+    config.manager.chunk_tokens, config.rollout.max_new_tokens = CHUNK_TOKENS, 1_024
+    tokens = assembly.load(config).tokens
+    environment = assembly.environment(config, tokens)
+    one = environment.fit(stream())
+    read = sum(environment.count_tokens(chunk.text) for chunk in one.chunks)
+    policy = Scripted(tokens)
+    options = assembly.rollout_options(config, evaluation=True)
+
+    def answer(queries):
+        return [query.evidence[0] if query.evidence else "" for query in queries]
+
+    def read_all():
+        ((found,),) = rollout.run([one], options, environment, policy, answer, (0,))
+        return found
+
+    began = time.perf_counter()
+    trajectory = read_all()
+    seconds = time.perf_counter() - began
+    tracemalloc.start()
+    read_all()
+    tracemalloc.stop()
+    items = trajectory.steps[-1].memory.items
+    index = retrieval.Index("lucene")
+    index.update(items)
+    questions = [question.text for chunk in one.chunks for question in chunk.questions]
+    runs = [
+        1e3 * common.seconds(lambda: [index.retrieve(text, config.memory.top_k) for text in questions]) / len(questions)
+        for _ in range(3)
+    ]
+    empty = len(environment.observe(Chunk(""), Memory()).ids)
+    print(f"allocated, MB, at every tenth chunk: {[round(one, 1) for one in policy.megabytes[::10]]}")
+    growth = policy.megabytes[-1] - policy.megabytes[CHUNKS // 2]
+    right = [answer.score for step in trajectory.steps for answer in step.answers]
+    common.report(
+        "long_stream",
+        [
+            common.claim("tokens read", [read], "tokens", 400_000),
+            common.claim("chunks", [len(one.chunks)], "", 200),
+            common.claim("memory items at the end", [len(items)], "", 3_000),
+            common.claim("longest prompt", [policy.longest], "tokens", empty + CHUNK_TOKENS + VIEW_TOKENS + 64, True),
+            common.claim("allocated in the second half and kept", [growth], "MB", 20, True),
+            common.claim("a query at the end", runs, "ms", 5.0, lower_is_better=True),
+            common.claim("all of it, without a model", [seconds], "s"),
+            common.claim("chunk questions whose best item answers them", [sum(right) / len(right)], ""),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
