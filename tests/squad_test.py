@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import pathlib
-import time
 
 import pytest
 
@@ -345,9 +344,7 @@ def _load_real(**changes):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_real_articles(split):
-    start = time.perf_counter()
     source, _ = _load_real(split=split, chunks_per_stream=4, chunk_words=120, questions_per_chunk=5)
-    assert time.perf_counter() - start < 3  # 0.3 seconds on an idle core
     for stream in source:
         for step, chunk in enumerate(stream.chunks):
             assert len(chunk.text.split()) <= 120
