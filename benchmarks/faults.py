@@ -42,8 +42,9 @@ def seconds(share: float, seed: int) -> float:
 def main() -> None:
     ratios = [seconds(0.3, seed) / seconds(0.0, seed) for seed in range(REPEATS)]
     # A ratio to be kept below 2.5: said the other way round, as all claims here are.
-    claims = [common.claim("speed of 2,000 questions, 30 % of calls failing, of none", [1 / r for r in ratios], "x", 0.4)]
-    common.report("faults", claims, ["httpx"])
+    speeds = [1 / ratio for ratio in ratios]
+    claim = common.claim("2,000 questions, speed where 30 % of calls fail / where none does", speeds, "x", 0.4)
+    common.report("faults", [claim], ["httpx"])
 
 
 if __name__ == "__main__":

@@ -180,8 +180,8 @@ def lines(path: pathlib.Path, encoding: str = "utf-8") -> Iterator[tuple[int, st
         ValueError: the file is damaged, or in another encoding; with file and line.
     """
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        for line, offset, raw in _lines(stream, path):
-            with _located(path, line, offset):
+        for line, offset, raw in raw_lines(stream, path):
+            with located(path, line, offset):
                 text = raw.decode(encoding)
             yield line, text.rstrip("\r\n")
 
@@ -194,17 +194,17 @@ def values(path: pathlib.Path, keys: Collection[str] = ()) -> Generator[tuple[An
     """
     is_gzip = path.name.lower().endswith(".gz")
     with gzip.open(path) if is_gzip else path.open("rb") as stream:
-        lines = _lines(stream, path)
+        lines = raw_lines(stream, path)
         is_first = True
         for line, offset, raw in lines:
-            with _located(path, line, offset):
+            with located(path, line, offset):
                 try:
-                    value = _parse(raw)
+                    value = parse(raw)
                 except json.JSONDecodeError:
                     # A document may run over many lines; in a file of lines the first one is simply broken.
                     if not is_first or path.name.lower().removesuffix(".gz").endswith(".jsonl"):
                         raise
-                    value = _parse(_document(path, line, raw, lines))
+                    value = parse(_document(path, line, raw, lines))
             is_first = False
             if isinstance(value, dict) and isinstance(value.get("data"), list) and not value.keys() & set(keys):
                 value = value["data"]
@@ -215,7 +215,7 @@ def values(path: pathlib.Path, keys: Collection[str] = ()) -> Generator[tuple[An
                 yield value, f"{path}:{line}"
 
 
-def _lines(stream: BinaryIO, path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
+def raw_lines(stream: BinaryIO, path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
     """Yields the number (from 1), the offset in bytes and the bytes of each line that is not blank."""
     line, offset = 0, 0
     while True:
@@ -262,7 +262,7 @@ def _too_long(where: str, size: int) -> str:
     )
 
 
-def _parse(raw: bytes) -> Any:
+def parse(raw: bytes) -> Any:
     text = raw.decode("utf-8").rstrip()  # else the parser finds a torn line torn in the line after
     value = json.loads(text)
     # "\ud83d" without its second half parses, but no tokenizer or file takes it; that should not surface in training.
@@ -272,7 +272,7 @@ def _parse(raw: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def _located(path: pathlib.Path, line: int, offset: int) -> Iterator[None]:
+def located(path: pathlib.Path, line: int, offset: int) -> Iterator[None]:
     """Turns what parsing raises into a ValueError with file and line (of the parsed text's start) and remedy."""
     try:
         yield

@@ -7,6 +7,7 @@ Knows nothing of streams.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -26,9 +27,10 @@ from . import _files, _parquet
 
 @dataclasses.dataclass(kw_only=True)
 class Files(tfds.core.BuilderConfig):
-    """The parquet files that a dataset is made of, by split."""
+    """The parquet files that a dataset is made of, by split, and their checksums by name."""
 
     files: Mapping[str, Sequence[pathlib.Path]] = dataclasses.field(default_factory=dict)
+    sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class FromParquet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -38,8 +40,6 @@ class FromParquet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         REPO: Their name on the Hub.
         SPLITS: The splits; the names of a split's files begin with its own.
         COLUMNS: Columns that a file must have.
-        features: Of an example.
-        example: From a row to an example; raises ValueError with the row.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -49,27 +49,26 @@ class FromParquet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     SPLITS: tuple[str, ...]
     COLUMNS: tuple[str, ...]
 
+    @abc.abstractmethod
     def features(self) -> tfds.features.FeaturesDict:
-        raise NotImplementedError
+        """Of an example."""
 
+    @abc.abstractmethod
     def example(self, row: _files.Record) -> dict[str, Any]:
-        raise NotImplementedError
+        """From a row to an example; raises ValueError with the row."""
 
+    @abc.abstractmethod
     def identity(self, example: Mapping[str, Any]) -> str:
         """What tells an example from the others of its split."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
-        files: Mapping[str, Sequence[pathlib.Path]] = self.builder_config.files  # pyright: ignore
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"The parquet files of {self.REPO}, row by row.",
             homepage=_page(self.REPO),
             features=self.features(),
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(
-                sha256={path.name: _parquet.checksum(path) for paths in files.values() for path in paths}
-            ),
+            metadata=tfds.core.MetadataDict(sha256=dict(self.builder_config.sha256)),  # pyright: ignore
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -98,7 +97,7 @@ def rows(builder: type[FromParquet], source_dir: str, splits: Sequence[str]) -> 
     Args:
         source_dir: The folder that holds the parquet files, or one that holds this folder under the name that the Hub
             has for it; "" for the Hub itself.
-        splits: Keys of `builder.SPLITS`.
+        splits: Some of `builder.SPLITS`.
 
     Raises:
         ValueError: the Hub cannot be reached, there is no such folder or split, or a file is broken (with its row).
@@ -110,12 +109,13 @@ def rows(builder: type[FromParquet], source_dir: str, splits: Sequence[str]) -> 
             f"{source_dir or builder.REPO!r} has no split {missing[0]!r} of {builder.REPO}, only "
             f"{', '.join(files)}. Put its files there ({missing[0]}*.parquet), or ask for a split that is there."
         )
+    sha256 = {path.name: _parquet.checksum(path) for paths in files.values() for path in paths}
     digest = hashlib.sha256()
     for split, paths in files.items():
         for path in paths:
-            digest.update(f"{split} {path.name} {_parquet.checksum(path)}\n".encode())
+            digest.update(f"{split} {path.name} {sha256[path.name]}\n".encode())
     data_dir = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    config = Files(name=digest.hexdigest()[:16], files=files)
+    config = Files(name=digest.hexdigest()[:16], files=files, sha256=sha256)
     with _quiet():
         made = builder(data_dir=data_dir, config=config, file_format="array_record")
         folder = data_dir / made.name

@@ -221,3 +221,21 @@ def _draw(rng: random.Random, preferences: Sequence[Sequence[int]], limit: int) 
     for numbers in preferences:
         drawn += rng.sample(numbers, min(len(numbers), limit - len(drawn)))
     return sorted(drawn)
+
+
+def groups_of(keys_of: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Puts units that share a key, directly or through others, into one group; returns each unit's group."""
+    holders = collections.defaultdict(list)
+    for unit, keys in keys_of.items():
+        for key in keys:
+            holders[key].append(unit)
+    group_of: dict[str, str] = {}
+    for first in sorted(keys_of):
+        found = [first]
+        while found:
+            unit = found.pop()
+            if unit not in group_of:
+                group_of[unit] = first
+                for key in keys_of[unit]:
+                    found += holders.pop(key, ())
+    return group_of

@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from finemem_jax.episode import Question, StreamSource, StreamSpec
@@ -46,7 +46,7 @@ def load(spec: StreamSpec) -> StreamSource:
     _windows.check(spec)
     qas, articles = _read(spec.source_dir)
     texts_of = {name: [articles[title] for title in qa.titles if title in articles] for name, qa in qas.items()}
-    group_of = groups_of({name: [*qa.titles, *texts_of[name]] for name, qa in qas.items()})
+    group_of = _windows.groups_of({name: [*qa.titles, *texts_of[name]] for name, qa in qas.items()})
     chosen = set(_windows.names_of_split(set(group_of.values()), spec.split, NAME))
     usable, left_out = [], collections.Counter()
     for name in sorted(name for name in qas if group_of[name] in chosen):
@@ -107,24 +107,6 @@ def _title(record: _files.Record, key: str, row: Any) -> str:
     if not isinstance(title, str) or not title.strip():
         raise record.error(key, "a title that is not blank", title)
     return " ".join(title.split())
-
-
-def groups_of(keys_of: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Puts units that share a key, directly or through others, into one group; returns each unit's group."""
-    holders = collections.defaultdict(list)
-    for unit, keys in keys_of.items():
-        for key in keys:
-            holders[key].append(unit)
-    group_of: dict[str, str] = {}
-    for first in sorted(keys_of):
-        found = [first]
-        while found:
-            unit = found.pop()
-            if unit not in group_of:
-                group_of[unit] = first
-                for key in keys_of[unit]:
-                    found += holders.pop(key, ())
-    return group_of
 
 
 def _cut(title: str, text: str, chunk_words: int) -> list[str]:

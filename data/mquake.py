@@ -13,7 +13,7 @@ from typing import NamedTuple
 from finemem_jax import scoring
 from finemem_jax.episode import Question, StreamSource, StreamSpec
 
-from . import _files, _styles, _text, _windows, hotpotqa
+from . import _files, _styles, _text, _windows
 
 NAME = "mquake"
 _KEYS = ("case_id", "requested_rewrite", "questions", "single_hops", "new_single_hops", "new_answer")
@@ -63,7 +63,7 @@ def load(spec: StreamSpec) -> StreamSource:
     """
     _windows.check(spec)
     cases = _read(spec.source_dir)
-    group_of = hotpotqa.groups_of({name: [old.cloze for old, _ in case.edits] for name, case in cases.items()})
+    group_of = _windows.groups_of({name: [old.cloze for old, _ in case.edits] for name, case in cases.items()})
     chosen = set(_windows.names_of_split(set(group_of.values()), spec.split, NAME))
     left_out = collections.Counter()
     plans = _deal([cases[name] for name in sorted(cases) if group_of[name] in chosen], spec, left_out)

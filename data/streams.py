@@ -73,7 +73,7 @@ class WrittenStreams:
     def _index(self):
         lines_of: dict[str, int] = {}
         with gzip.open(self._path) if self._is_packed else self._path.open("rb") as file:
-            for line, offset, raw in _files._lines(cast(BinaryIO, file), self._path):
+            for line, offset, raw in _files.raw_lines(cast(BinaryIO, file), self._path):
                 stream = self._read(line, offset, raw)
                 first = lines_of.setdefault(stream.stream_id, line)
                 if first != line:
@@ -106,8 +106,8 @@ class WrittenStreams:
             return self._read(line, offset, file.read(size))
 
     def _read(self, line: int, offset: int, raw: bytes) -> Stream:
-        with _files._located(self._path, line, offset):
-            value = _files._parse(raw)
+        with _files.located(self._path, line, offset):
+            value = _files.parse(raw)
         where = f"{self._path}:{line}"
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a stream as a JSON object, got {type(value).__name__}. Correct it.")

@@ -203,6 +203,13 @@ def default() -> ConfigDict:
     config.follow.idle_seconds = 0.0  # How long to wait for more until the text is at its end; 0 = not at all.
     config.follow.poll_seconds = 1.0  # How often to look meanwhile.
 
+    config.export = ConfigDict()  # --mode=export: the trained manager as a folder that other programs load.
+    config.export.folder = ""  # Where to; empty = "export" in the workdir.
+    config.export.form = "merged"  # A whole model ("merged"), or a LoRA run's adapter alone, as PEFT has it ("lora").
+    config.export.dtype = ""  # Of its weights: "float32" or "bfloat16"; empty = model.param_dtype.
+    config.export.shard_gigabytes = 5.0  # Largest file of weights.
+    config.export.verify_tokens = 2_000  # How many tokens' log-probabilities --verify compares.
+
     config.credit = ConfigDict()
     config.credit.rule = "full"  # A key of rules.RULES: how scores become the steps' rewards ("full" = Fine-Mem).
     config.credit.beta = 0.5  # β, share of r_global that follows the evidence (paper: 0.5).
@@ -258,6 +265,12 @@ def default() -> ConfigDict:
     config.train.stop_after_seconds = 0  # Stop after the step in which so much wall time has passed; 0 = never.
     config.train.checkpoint_every = 10  # Steps between checkpoints; the last step is always saved.
     config.train.keep_checkpoints = 2  # The newest so many are kept.
+    config.train.keep_best = 0  # Beside these, so many with the best train.best_metric.
+    config.train.best_metric = "reward/outcome"  # A metric of metrics.jsonl, or of the newest evaluation on held-out
+    # streams: "evaluation/outcome". Where less is better, with a minus in front.
+    config.train.max_skipped_updates = 5  # Updates in a row without a finite gradient, until the run stops.
+    config.train.max_memory_gigabytes = 0.0  # Host memory of a process at which it saves and stops; 0 = no limit.
+    config.train.barrier_seconds = 1_800.0  # How long processes wait for one another until the run stops.
     config.train.evaluate_every = 0  # Steps between evaluations; 0 = before the first and after the last only.
     config.train.evaluate_first = True  # Evaluate before the first step, to have something to compare with.
     config.train.curriculum = ""  # "step:chunks,…": from that step on, streams of so many chunks, e.g. "0:2,20:4,60:8".
@@ -354,6 +367,10 @@ def validate(config: ConfigDict) -> None:
         "evaluate.summary_tokens": (1, ""),
         "evaluate.batch": (1, ""),
         "evaluate.resamples": (1, ""),
+        "export.verify_tokens": (1, ""),
+        "train.keep_best": (0, ""),
+        "train.max_skipped_updates": (1, ""),
+        "train.max_memory_gigabytes": (0, ""),
         "train.num_steps": (0, ""),
         "train.minibatches": (1, ""),
         "train.epochs": (1, ""),
@@ -387,6 +404,9 @@ def validate(config: ConfigDict) -> None:
             "rollout.temperature must be above 0, or all rollouts of a group are the same; "
             f"got {config.rollout.temperature}."
         )
+    for name in ("export.shard_gigabytes", "train.barrier_seconds"):
+        if not value_of(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {value_of(config, name)}.")
     if not 0 < config.rollout.top_p <= 1:
         raise ValueError(f"rollout.top_p must lie in (0, 1], got {config.rollout.top_p}.")
     if config.credit.kl_weight and (config.rollout.top_k or config.rollout.top_p < 1):
@@ -424,6 +444,8 @@ def validate(config: ConfigDict) -> None:
         "judge.kind": ("reader", "model", "endpoint"),
         "questions.generator.kind": ("model", "endpoint"),
         "questions.verifier.kind": ("model", "endpoint"),
+        "export.form": ("merged", "lora"),
+        "export.dtype": ("", "float32", "bfloat16"),
         "credit.rule": RULE_NAMES,
         "credit.type_factor_on": ("advantage", "unclipped"),
         "credit.gain_transform": ("prob", "log"),

@@ -19,6 +19,16 @@ from finemem_jax.store import Store
 FILE = "memory.sqlite"
 
 
+def check(config: ConfigDict) -> None:
+    """Refuses settings that cannot work, before anything is loaded.
+
+    Raises:
+        ValueError: there is no file to follow.
+    """
+    if not pathlib.Path(config.follow.file).expanduser().is_file():
+        raise ValueError(f"follow.file={config.follow.file!r} is no file. Name the text file that is to be followed.")
+
+
 def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, step: int) -> list[str]:
     """Reads on until nothing has come for `follow.idle_seconds`; returns what to say in the end.
 

@@ -5,13 +5,15 @@ python -m finemem_jax.main --config=experiments/NAME.py[:arg] --workdir=DIR [--m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable, Iterable
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
@@ -29,8 +31,11 @@ _SWEEP = flags.DEFINE_string(
 )
 _SWEEP_JOBS = flags.DEFINE_integer("sweep_jobs", 1, "How many members of a sweep train at once.", lower_bound=1)
 
-# What a program ends with that would go on if it were started again (EX_TEMPFAIL of sysexits.h).
-_TRY_AGAIN = 75
+# What a program ends with that would go on if it were started again (EX_TEMPFAIL of sysexits.h), and after Ctrl-C.
+_TRY_AGAIN, _INTERRUPTED = 75, 130
+
+# The rest of a mode's work, once all is prepared that a wrong setting or file can break; gives the lines to end with.
+Work = Callable[[], Iterable[str]]
 
 
 def main(_) -> None:
@@ -57,54 +62,103 @@ def main(_) -> None:
     # Imported late: whoever only misspelt a flag should not wait for JAX.
     import jax
 
-    from finemem_jax import assembly, checkpoint, evaluate, sources, train, writer
-    from finemem_jax import config as config_lib
-    from finemem_jax.endpoint import EndpointError
-
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/finemem_jax/compiled"))
     logging.set_verbosity(logging.WARNING)
-    if _MODE.value == "questions":
-        _questions(config, workdir)
-        return
+    modes = {"train": _train, "evaluate": _evaluate, "questions": _questions, "follow": _follow}
+    sys.exit(_run(modes[_MODE.value], config, workdir))
+
+
+def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work], config, workdir) -> int:
+    """Prepares a mode and does its work; returns what the program ends with."""
+    from finemem_jax import config as config_lib
+    from finemem_jax.endpoint import EndpointError
+    from finemem_jax.question_costs import BudgetError
 
     def prepare():
         config_lib.read_prompts(config)
         config_lib.validate(config)
-        # The workdir is claimed before the minutes of loading, and written to only if it is ours.
-        checkpoint.check(workdir, config)
-        parts = assembly.build(config, workdir)
-        train_streams = sources.streams(config, "train", parts.environment)
-        test_streams = sources.streams(config, "test", parts.environment)
-        assembly.check(config, parts, train_streams, test_streams)
-        checkpoint.claim(workdir, config)
-        return parts, train_streams, test_streams
+        return mode(config, workdir, stack)
 
-    if _MODE.value in ("evaluate", "follow"):
-        (_evaluate if _MODE.value == "evaluate" else _follow)(config, workdir)
-        return
-    parts, train_streams, test_streams = _stop_on_bad_input(prepare)
-    print(
-        f"{config.experiment}: {parts.model.num_parameters / 1e6:.0f}M parameters on {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s) · {config.data.name}: {len(train_streams)} training and "
-        f"{len(test_streams)} held-out streams · workdir {workdir}",
-        flush=True,
-    )
-    try:
+    with contextlib.ExitStack() as stack:
+        work = _stop_on_bad_input(prepare)
+        try:
+            for line in work():
+                print(line)
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+        except (BudgetError, EndpointError) as error:
+            print(f"finemem_jax: {error}", file=sys.stderr)
+            return _TRY_AGAIN
+    return 0
+
+
+def _train(config, workdir, stack):
+    import jax
+
+    from finemem_jax import assembly, checkpoint, evaluate, sources, train, writer
+
+    # The workdir is claimed before the minutes of loading, and written to only if it is ours.
+    checkpoint.check(workdir, config)
+    parts = _build(config, workdir, stack)
+    train_streams = sources.streams(config, "train", parts.environment)
+    test_streams = sources.streams(config, "test", parts.environment)
+    assembly.check(config, parts, train_streams, test_streams)
+    checkpoint.claim(workdir, config)
+
+    def work():
+        print(
+            f"{config.experiment}: {parts.model.num_parameters / 1e6:.0f}M parameters on {jax.device_count()} "
+            f"{jax.devices()[0].platform} device(s) · {config.data.name}: {len(train_streams)} training and "
+            f"{len(test_streams)} held-out streams · workdir {workdir}",
+            flush=True,
+        )
         train.train(config, workdir, parts, train_streams, test_streams)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except EndpointError as error:
-        print(f"finemem_jax: {error}", file=sys.stderr)
-        sys.exit(_TRY_AGAIN)
-    finally:
-        parts.answering.close()
-    summaries = train.read_evaluations(workdir)
-    names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
-    writer.print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))
-    print("± is one standard error over streams; the difference is paired, stream by stream.")
-    for line in train.closing_lines(workdir):
-        print(line)
+        summaries = train.read_evaluations(workdir)
+        names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
+        writer.print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))
+        explained = "± is one standard error over streams; the difference is paired, stream by stream."
+        return [explained, *train.closing_lines(workdir)]
+
+    return work
+
+
+def _evaluate(config, workdir, stack):
+    from finemem_jax import checkpoint, evaluation_run
+
+    checkpoint.check(workdir, config)
+    evaluation_run.check(config, workdir)
+    benchmarks = evaluation_run.benchmarks(config)
+    parts = _build(config, workdir, stack)
+    checkpoint.claim(workdir, config)
+    return lambda: _stop_on_bad_input(lambda: evaluation_run.run(config, workdir, parts, benchmarks))
+
+
+def _follow(config, workdir, stack):
+    from finemem_jax import assembly, checkpoint, follow
+
+    checkpoint.check(workdir, config)
+    follow.check(config)
+    parts = _build(config, workdir, stack)
+    step = assembly.use_checkpoint(parts, workdir) if checkpoint.newest(workdir) is not None else 0
+    checkpoint.claim(workdir, config)
+    return lambda: _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step))
+
+
+def _questions(config, workdir, stack):
+    from finemem_jax import question_run
+
+    del stack  # It opens nothing before its work begins.
+    return lambda: _stop_on_bad_input(lambda: question_run.run(config, workdir))
+
+
+def _build(config, workdir, stack):
+    """The parts of a run, whose readers are closed when it ends."""
+    from finemem_jax import assembly
+
+    parts = assembly.build(config, workdir)
+    stack.callback(parts.answering.close)
+    return parts
 
 
 def _sweep(workdir):
@@ -113,84 +167,6 @@ def _sweep(workdir):
     flag = flags.FLAGS["config"]
     experiment, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     return sweep.run(sweep.members(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
-
-
-def _evaluate(config, workdir):
-    from finemem_jax import assembly, checkpoint, evaluation_run
-    from finemem_jax import config as config_lib
-    from finemem_jax.endpoint import EndpointError
-
-    def prepare():
-        config_lib.read_prompts(config)
-        config_lib.validate(config)
-        checkpoint.check(workdir, config)
-        evaluation_run.check(config, workdir)
-        benchmarks = evaluation_run.benchmarks(config)
-        parts = assembly.build(config, workdir)
-        checkpoint.claim(workdir, config)
-        return parts, benchmarks
-
-    parts, benchmarks = _stop_on_bad_input(prepare)
-    try:
-        lines = _stop_on_bad_input(lambda: evaluation_run.run(config, workdir, parts, benchmarks))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except EndpointError as error:
-        print(f"finemem_jax: {error}", file=sys.stderr)
-        sys.exit(_TRY_AGAIN)
-    finally:
-        parts.answering.close()
-    for line in lines:
-        print(line)
-
-
-def _follow(config, workdir):
-    from finemem_jax import assembly, checkpoint, follow
-    from finemem_jax import config as config_lib
-
-    def prepare():
-        config_lib.read_prompts(config)
-        config_lib.validate(config)
-        checkpoint.check(workdir, config)
-        if not pathlib.Path(config.follow.file).expanduser().is_file():
-            raise ValueError(
-                f"follow.file={config.follow.file!r} is no file. Name the text file that is to be followed."
-            )
-        parts = assembly.build(config, workdir)
-        step = assembly.use_checkpoint(parts, workdir) if checkpoint.newest(workdir) is not None else 0
-        checkpoint.claim(workdir, config)
-        return parts, step
-
-    parts, step = _stop_on_bad_input(prepare)
-    try:
-        for line in _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step)):
-            print(line)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        parts.answering.close()
-
-
-def _questions(config, workdir):
-    from finemem_jax import config as config_lib
-    from finemem_jax import question_run
-    from finemem_jax.endpoint import EndpointError
-    from finemem_jax.question_costs import BudgetError
-
-    def action():
-        config_lib.read_prompts(config)
-        config_lib.validate(config)
-        return question_run.run(config, workdir)
-
-    try:
-        lines = _stop_on_bad_input(action)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (BudgetError, EndpointError) as error:
-        print(f"finemem_jax: {error}", file=sys.stderr)
-        sys.exit(_TRY_AGAIN)
-    for line in lines:
-        print(line)
 
 
 def _stop_on_bad_input(action):

@@ -111,7 +111,12 @@ def test_shared_articles_stand_once_and_never_in_two_splits(tmp_path):
     titles = [[title for s in streams for title in _titles(s)] for streams in splits]
     assert sum(any(name.startswith("Link") for name in names) for names in titles) == 1
     assert sum(map(len, titles)) == 7 + 4
-    assert hotpotqa.groups_of({"a": "x", "b": "yz", "c": "w", "d": "zx"}) == {"a": "a", "b": "a", "c": "c", "d": "a"}
+    assert hotpotqa._windows.groups_of({"a": "x", "b": "yz", "c": "w", "d": "zx"}) == {
+        "a": "a",
+        "b": "a",
+        "c": "c",
+        "d": "a",
+    }
 
 
 def test_long_articles_are_cut_and_needed_whole(tmp_path):
