@@ -605,7 +605,7 @@ def conflicts(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
         rest, _, last = name.rpartition(".")
         # Of an evaluation, each line on file says what decided it.
         return (
-            name in _FREE or rest in ("evaluate", "follow") or (rest.endswith(".endpoint") and last in _FREE_ENDPOINT)
+            name in _FREE or rest in ("evaluate", "follow", "export") or (rest.endswith(".endpoint") and last in _FREE_ENDPOINT)
         )
 
     return [line for line in differences(config, saved) if not is_free(line.split(":")[0])]
