@@ -45,6 +45,7 @@ from finemem_jax.language_models import Local
 from finemem_jax.models import attention, axes, lora, sharding
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.processes import Processes
 from finemem_jax.reader import LikelihoodReader, Query, Reader
 from finemem_jax.retrieval import EmbedFn
 from finemem_jax.rollout import Policy, RolloutOptions
@@ -61,7 +62,9 @@ class Parts:
     """What training and evaluation have in common.
 
     Attributes:
-        params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies.
+        processes: Those that share the mesh.
+        params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies, each
+            process on its own devices.
         policy, answer: What rollouts call to sample from the manager, and to ask the reader.
         judge, mark, likely: Who else they ask; see `Answering`, which these are of.
         embed: What retrieval embeds texts with; None if it needs no embeddings.
@@ -69,6 +72,7 @@ class Parts:
     """
 
     model: DecoderConfig
+    processes: Processes
     mesh: jax.sharding.Mesh
     params: Params
     tokenizer: Tokenizer
@@ -131,11 +135,12 @@ def method(config: ConfigDict) -> Method:
     )
 
 
-def build(config: ConfigDict, workdir: pathlib.Path | None = None) -> Parts:
+def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Parts:
     """Loads tokenizer and weights, and builds environment, manager and reader.
 
     Args:
         workdir: Where answers are kept on file (`answers.file`).
+        processes: Those that share the devices; None for this one alone.
 
     Raises:
         ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
@@ -143,15 +148,19 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None) -> Parts:
     needs = method(config).rule.needs
     loaded = load(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    processes = processes or Processes()
     params = loaded.backbone.params(mesh)
+    own = sharding.own(params, mesh)
     model, adapted = loaded.backbone.model, backbone.adapted(config, loaded.backbone.model)
-    sampler = _sampler(config, loaded, params)
-    manager = sampler(
-        num_slots=config.sampler.num_slots, num_stored=config.rollout.streams_per_step, in_place=config.sampler.in_place
-    )
-    asked = Answering(config, _local(config, loaded, params), needs, workdir)
+    sampler = _sampler(config, loaded, own)
+    num_stored = -(-config.rollout.streams_per_step // processes.count)
+    manager = sampler(num_slots=config.sampler.num_slots, num_stored=num_stored, in_place=config.sampler.in_place)
+    # Each writes its own file of answers: file systems that several machines share do not lock as SQLite needs it.
+    answers_dir = workdir if workdir is None or processes.is_first else workdir / f"process_{processes.index}"
+    asked = Answering(config, _local(config, loaded, own), needs, answers_dir)
     return Parts(
         model=adapted,
+        processes=processes,
         mesh=mesh,
         params=backbone.with_adapters(adapted, params, mesh, config.seed),
         tokenizer=loaded.tokens,
@@ -163,7 +172,7 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None) -> Parts:
         judge=asked.judge,
         mark=asked.mark,
         likely=asked.likely,
-        embed=_embedder(config, model, params, loaded.tokens),
+        embed=_embedder(config, model, own, loaded.tokens),
         constraint=_constraint(config, loaded),
     )
 
@@ -297,8 +306,13 @@ def use_checkpoint(parts: Parts, workdir: pathlib.Path) -> int:
     """
     frozen, trained = lora.split(parts.params)
     step, trained = checkpoint.newest(workdir) or 0, checkpoint.load_params(workdir, trained)
-    parts.manager.update(lora.merge(parts.model, lora.combine(frozen, trained)), step)
+    parts.manager.update(policy_params(parts, frozen, trained), step)
     return step
+
+
+def policy_params(parts: Parts, frozen: Params, trained: Params) -> Params:
+    """The weights that this process's manager decodes with: adapters merged, on its own devices."""
+    return sharding.own(lora.merge(parts.model, lora.combine(frozen, trained)), parts.mesh)
 
 
 def _constraint(config, loaded):
@@ -392,6 +406,11 @@ def check(config: ConfigDict, parts: Parts, train_streams: Mixture, test_streams
             f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
             f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({trunk}) can reach "
             f"{longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
+        )
+    if config.rollout.streams_per_step % parts.processes.count:
+        raise ValueError(
+            f"rollout.streams_per_step={config.rollout.streams_per_step} must be a multiple of the number of "
+            f"processes, {parts.processes.count}: each rolls out an equal share of a batch."
         )
     if not len(test_streams):
         raise ValueError("there are no held-out streams; raise data.num_test, or give data.source_dir more text.")

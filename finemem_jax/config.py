@@ -581,6 +581,12 @@ _FREE = (
     "train.stop_after_seconds",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_best",
+    "train.best_metric",
+    "train.max_skipped_updates",
+    "train.max_memory_gigabytes",
+    "train.barrier_seconds",
+    "train.groups_per_microbatch",
     "train.evaluate_every",
     "train.evaluate_first",
     "train.continue_workdir",
@@ -605,7 +611,9 @@ def conflicts(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
         rest, _, last = name.rpartition(".")
         # Of an evaluation, each line on file says what decided it.
         return (
-            name in _FREE or rest in ("evaluate", "follow", "export") or (rest.endswith(".endpoint") and last in _FREE_ENDPOINT)
+            name in _FREE
+            or rest in ("evaluate", "follow", "export")
+            or (rest.endswith(".endpoint") and last in _FREE_ENDPOINT)
         )
 
     return [line for line in differences(config, saved) if not is_free(line.split(":")[0])]

@@ -17,10 +17,13 @@ import pathlib
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import grain
 
 from finemem_jax.episode import Stream, StreamSource, StreamSpec
+
+Item = TypeVar("Item")
 
 DATA_DIR = pathlib.Path(__file__).resolve().parent.parent / "data"
 _PACKAGE = "finemem_data"
@@ -156,6 +159,12 @@ def training_order(
         ValueError: the stages' starts do not ascend from 0, or the processes cannot share a batch evenly.
     """
     return TrainingOrder(stages, seed, batch_size, process)
+
+
+def interleave(shares: Sequence[Sequence[Item]]) -> list[Item]:
+    """Puts together what processes made of their shares of a batch (`training_order`), in the batch's order."""
+    count = len(shares)
+    return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
 
 
 class TrainingOrder:

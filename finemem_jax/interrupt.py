@@ -1,4 +1,4 @@
-"""Ctrl-C that never leaves work half done."""
+"""Ctrl-C and SIGTERM that never leave work half done."""
 
 from __future__ import annotations
 
@@ -13,39 +13,57 @@ from finemem_jax.workers import Worker
 In, Out = TypeVar("In"), TypeVar("Out")
 
 
+class Terminated(KeyboardInterrupt):
+    """The machine is wanted back (SIGTERM)."""
+
+
 class Interrupt:
-    """Ctrl-C, made safe: the first asks the run to stop at the next safe point, a second stops it at once.
+    """Signals, made safe: the first asks the run to stop at the next safe point, a second Ctrl-C stops it at once.
 
     An exception raised wherever the signal happens to arrive can be lost (in a garbage collector's callback, say), or
     come in the middle of an update, which gives its arrays away. So the handler only takes note.
+
+    Attributes:
+        updating: Work is going on that cannot be given up; whoever does it says so.
     """
 
-    def __init__(self):
-        self._asked = False
-        self._handler: Any = None
+    def __init__(self, others: Callable[[], None] = lambda: None):
+        """Args:
+        others: Raises if another process asks to stop (`Processes.check`).
+        """
+        self._asked: type[KeyboardInterrupt] | None = None
+        self._others = others
+        self._handlers: dict[int, Any] = {}
         self.updating = False
 
     def __enter__(self) -> Interrupt:
-        # Signals can only be handled by the main thread; elsewhere Ctrl-C does not arrive anyway.
+        # Signals can only be handled by the main thread; elsewhere they do not arrive anyway.
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._take_note)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._take_note)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
-    def _take_note(self, *_):
+    def _take_note(self, number, _):
+        if number == signal.SIGTERM:
+            # It may come twice, of a shell and of a scheduler: neither wants the run to save nothing.
+            self._asked = Terminated
+            os.write(2, b"\nSIGTERM: stopping at the next safe point\n")
+            return
         if self._asked and not self.updating:
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked = KeyboardInterrupt
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping at the next safe point; once more stops at once\n")
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if one was asked for."""
+        """Raises KeyboardInterrupt or Terminated if one was asked for, here or in another process."""
         if self._asked:
-            raise KeyboardInterrupt
+            raise self._asked
+        self._others()
 
     def before(self, worker: Worker[In, Out]) -> Worker[In, Out]:
         """The same worker, with a check whenever it is to work."""

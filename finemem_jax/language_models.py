@@ -14,13 +14,13 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from finemem_jax import answers, reader, workers
 from finemem_jax import config as config_lib
 from finemem_jax.answers import Answers, Cached
 from finemem_jax.config import ConfigDict
 from finemem_jax.endpoint import Endpoint, EndpointOptions
+from finemem_jax.models import bits
 from finemem_jax.models.decoder import Params
 from finemem_jax.reader import LanguageModel
 from finemem_jax.sampler import Sampler, SamplerStats
@@ -169,26 +169,12 @@ def endpoint_options(endpoint: ConfigDict, name: str) -> EndpointOptions:
 
 def local_name(config: ConfigDict, params: Params) -> str:
     """Tells a model and how it is computed from all others; of the parameters, by a checksum."""
-    sums = jax.jit(lambda params: jax.tree.map(_sum_of_bits, params))(params)
-    leaves = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(sums), strict=True)
-    described = [
-        (jax.tree_util.keystr(path), leaf.shape, leaf.dtype.name, int(total)) for (path, leaf), total in leaves
-    ]
+    described = [(path, leaf.shape, total) for leaf, (path, total) in zip(
+        jax.tree.leaves(params), bits.sums(params).items(), strict=True
+    )]  # fmt: skip
     digest = hashlib.blake2b(repr(described).encode(), digest_size=12).hexdigest()
     settings = [config.sampler.dtype, config.sampler.int8, config.model.thinking, config.model.tokenizer]
     return json.dumps([_GENERATION, digest, *settings])
-
-
-def _sum_of_bits(leaf):
-    """A sum modulo 2^32 that changes with every bit, and with nearly every exchange of elements."""
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    weights = jnp.uint32(1)
-    for axis, size in enumerate(leaf.shape):
-        # Odd, and other ones along every axis.
-        own = jnp.arange(size, dtype=jnp.uint32) * jnp.uint32(2 * (0x9E3779B1 * (axis + 1) % 2**30)) + 1
-        weights = weights * jax.lax.expand_dims(own, [other for other in range(leaf.ndim) if other != axis])
-    return (bits * weights).sum(dtype=jnp.uint32)
 
 
 def _open(config, workdir):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -50,9 +52,9 @@ class Sums(NamedTuple):
 
 def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update."""
-    where = state_shardings(params, optimizer)
+    where: Any = state_shardings(params, optimizer)
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
-    return TrainState(params, opt_state, jax.device_put(jnp.zeros((), jnp.int32), where.updates))
+    return TrainState(params, opt_state, sharding.put(np.zeros((), np.int32), where.updates))
 
 
 def state_shardings(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -150,13 +152,16 @@ def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums
     """One optimizer update with the mean gradient; returns the new state and the gradient's norm.
 
     The division by the objective's denominator happens here, after all micro-batches, so that how rows were split
-    changes nothing.
+    changes nothing. Where gradient or objective are not finite, the state stays as it is.
     """
     gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.objective.denominator, 1), sums.gradients)
     gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state._replace(params=params, opt_state=opt_state, updates=state.updates + 1), optax.global_norm(gradients)
+    norm = optax.global_norm(gradients)
+    updated = state._replace(params=params, opt_state=opt_state, updates=state.updates + 1)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.objective.numerator)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), norm
 
 
 def update(
@@ -173,18 +178,21 @@ def update(
         frozen: What is not trained; {} where all is.
 
     Returns:
-        The new state, and metrics.
+        The new state, and metrics; "loss/skipped_updates" is 1 where the gradient was not finite, and the state is as
+        it was.
     """
     sums = None
     for batch in batches:
         sums = zero_sums(options, state.params) if sums is None else sums
-        sums = accumulate(options, frozen, state.params, sums, batch, jnp.float32(temperature))
+        sums = accumulate(options, frozen, state.params, sums, batch, np.float32(temperature))
     if sums is None:
         return state, {}
     objective, diagnostics = sums.objective, sums.diagnostics
     state, norm = apply(optimizer, state, sums)
     tokens = max(float(diagnostics.tokens), 1.0)
+    finite = math.isfinite(float(norm)) and math.isfinite(float(objective.numerator))
     return state, {
+        "loss/skipped_updates": float(not finite),
         "loss/objective": float(objective.numerator) / max(float(objective.denominator), 1.0),
         "loss/gradient_norm": float(norm),
         "loss/clipped_fraction": float(diagnostics.clipped) / tokens,

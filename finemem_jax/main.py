@@ -6,6 +6,7 @@ python -m finemem_jax.main --config=experiments/NAME.py[:arg] --workdir=DIR [--m
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -31,8 +32,17 @@ _SWEEP = flags.DEFINE_string(
 )
 _SWEEP_JOBS = flags.DEFINE_integer("sweep_jobs", 1, "How many members of a sweep train at once.", lower_bound=1)
 
-# What a program ends with that would go on if it were started again (EX_TEMPFAIL of sysexits.h), and after Ctrl-C.
-_TRY_AGAIN, _INTERRUPTED = 75, 130
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, 'Training by several processes: "host:port" of the first one, the same for all of them.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+_CLUSTER = flags.DEFINE_bool("cluster", False, "Ask TPU pod, SLURM, GKE or Open MPI for these three.")
+
+# What the program ends with: where it would go on if it were started again (EX_TEMPFAIL of sysexits.h); where files
+# cannot be written (EX_IOERR); after SIGTERM, with all saved; after Ctrl-C.
+_TRY_AGAIN, _NO_WRITING, _TERMINATED, _INTERRUPTED = 75, 74, 85, 130
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 # The rest of a mode's work, once all is prepared that a wrong setting or file can break; gives the lines to end with.
 Work = Callable[[], Iterable[str]]
@@ -59,6 +69,8 @@ def main(_) -> None:
         sys.exit("finemem_jax: --sweep needs --mode=sweep.")
     if _MODE.value == "sweep":
         sys.exit(_stop_on_bad_input(lambda: _sweep(workdir)))
+    if _MODE.value != "train" and (_COORDINATOR.value or _CLUSTER.value):
+        sys.exit("finemem_jax: only --mode=train is done by processes together; --mode=evaluate has evaluate.shard.")
     # Imported late: whoever only misspelt a flag should not wait for JAX.
     import jax
 
@@ -73,6 +85,9 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
     """Prepares a mode and does its work; returns what the program ends with."""
     from finemem_jax import config as config_lib
     from finemem_jax.endpoint import EndpointError
+    from finemem_jax.guards import StopError
+    from finemem_jax.interrupt import Terminated
+    from finemem_jax.processes import PeerError
     from finemem_jax.question_costs import BudgetError
 
     def prepare():
@@ -85,32 +100,59 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
         try:
             for line in work():
                 print(line)
+        except Terminated:
+            return _TERMINATED
         except KeyboardInterrupt:
             return _INTERRUPTED
-        except (BudgetError, EndpointError) as error:
+        except (BudgetError, EndpointError, StopError) as error:
             print(f"finemem_jax: {error}", file=sys.stderr)
             return _TRY_AGAIN
+        except PeerError as error:
+            print(f"finemem_jax: {error}", file=sys.stderr, flush=True)
+            # Whoever leaves by the door waits there for the others.
+            os._exit(_TRY_AGAIN)
+        except OSError as error:
+            # Ours have no number, and say what to do.
+            if error.errno not in (None, *_DISK_ERRORS):
+                raise
+            more = " See to space and rights; then the same command goes on." if error.errno else ""
+            print(f"finemem_jax: {error}{more}", file=sys.stderr)
+            return _NO_WRITING
     return 0
 
 
 def _train(config, workdir, stack):
     import jax
 
-    from finemem_jax import assembly, checkpoint, evaluate, sources, train, writer
+    from finemem_jax import assembly, checkpoint, evaluate, processes, sources, train, writer
 
+    together = stack.enter_context(
+        processes.connect(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, config.train.barrier_seconds
+        )
+    )
     # The workdir is claimed before the minutes of loading, and written to only if it is ours.
     checkpoint.check(workdir, config)
-    parts = _build(config, workdir, stack)
+    parts = _build(config, workdir, stack, together)
     train_streams = sources.streams(config, "train", parts.environment)
     test_streams = sources.streams(config, "test", parts.environment)
     assembly.check(config, parts, train_streams, test_streams)
-    checkpoint.claim(workdir, config)
+    kept = config.train.keep_checkpoints + config.train.keep_best
+    warning = checkpoint.check_space(workdir, train.state_shapes(config, parts), kept)
+    if together.is_first:
+        checkpoint.claim(workdir, config)
 
     def work():
+        if not together.is_first:
+            train.train(config, workdir, parts, train_streams, test_streams)
+            return []
+        of_processes = f" of {together.count} processes" if together.count > 1 else ""
+        if warning:
+            print(f"finemem_jax: {warning}", file=sys.stderr)
         print(
             f"{config.experiment}: {parts.model.num_parameters / 1e6:.0f}M parameters on {jax.device_count()} "
-            f"{jax.devices()[0].platform} device(s) · {config.data.name}: {len(train_streams)} training and "
-            f"{len(test_streams)} held-out streams · workdir {workdir}",
+            f"{jax.devices()[0].platform} device(s){of_processes} · {config.data.name}: {len(train_streams)} training "
+            f"and {len(test_streams)} held-out streams · workdir {workdir}",
             flush=True,
         )
         train.train(config, workdir, parts, train_streams, test_streams)
@@ -152,11 +194,11 @@ def _questions(config, workdir, stack):
     return lambda: _stop_on_bad_input(lambda: question_run.run(config, workdir))
 
 
-def _build(config, workdir, stack):
+def _build(config, workdir, stack, processes=None):
     """The parts of a run, whose readers are closed when it ends."""
     from finemem_jax import assembly
 
-    parts = assembly.build(config, workdir)
+    parts = assembly.build(config, workdir, processes)
     stack.callback(parts.answering.close)
     return parts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -111,6 +112,18 @@ def of_sampler_difference(groups: Sequence[Group], measured: Mapping[str, float]
     else:
         return {}
     return {"policy/sampler_difference_mean": mean, "policy/sampler_difference_largest": largest}
+
+
+def together(stats: Sequence[SamplerStats]) -> SamplerStats:
+    """What samplers did that worked at the same time: sums, and the seconds of the slowest."""
+    merged = {field.name: [getattr(one, field.name) for one in stats] for field in dataclasses.fields(SamplerStats)}
+    return SamplerStats(**{name: (max if "seconds" in name else sum)(values) for name, values in merged.items()})
+
+
+def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of what several processes measured, the mean over those that did."""
+    names = sorted({name for one in found for name in one})
+    return {name: float(np.mean([one[name] for one in found if name in one])) for name in names}
 
 
 def of_samplers(manager: SamplerStats, reader: SamplerStats) -> dict[str, float]:

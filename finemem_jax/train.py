@@ -37,12 +37,15 @@ from finemem_jax.assembly import Parts
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
 from finemem_jax.endpoint import EndpointError
+from finemem_jax.episode import Trajectory
+from finemem_jax.guards import Guard, StopError
 from finemem_jax.input_pipeline import Mixture
 from finemem_jax.interrupt import Interrupt
 from finemem_jax.learner import LearnerOptions
 from finemem_jax.models import axes, lora, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.optimizer import OptimizerOptions
+from finemem_jax.processes import StoppedByPeer
 
 
 def train(
@@ -50,48 +53,57 @@ def train(
 ) -> None:
     """Trains the manager, from the workdir's newest checkpoint if it has one.
 
+    Where several processes train together, each rolls out its share of the streams; then all have all trajectories, and
+    do the same with them. The first one writes.
+
     Raises:
-        KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM (`Terminated`), once a checkpoint is saved.
         EndpointError: servers that answer questions do not; likewise.
+        StopError: the host's memory or the gradients have gone beyond their bounds; likewise.
+        PeerError: another process is missing or has failed.
+        OSError: something cannot be written; checkpoints are as they were.
     """
-    began = time.monotonic()
+    began, processes = time.monotonic(), parts.processes
     method = assembly.method(config)
     compute, remark = assembly.compute(config, parts.mesh)
     options = LearnerOptions(parts.model, compute, method.objective)
     tx = optimizer.make(OptimizerOptions(**config.optimizer))
     rollout_options = assembly.rollout_options(config, evaluation=False)
     stages = sources.stages(config, parts.environment, train_streams)
-    process = jax.process_index(), jax.process_count()
-    batches = input_pipeline.training_order(stages, config.seed, config.rollout.streams_per_step, process)
+    share = processes.index, processes.count
+    batches = input_pipeline.training_order(stages, config.seed, config.rollout.streams_per_step, share)
     # The learner takes the trained arrays over; the samplers hold their own copies.
     frozen, trained = lora.split(parts.params)
     reference = _reference(config, frozen or trained)
     state = learner.init(trained, tx)
 
-    def policy_params(state):
-        return lora.merge(parts.model, lora.combine(frozen, state.params))
-
     with (
-        checkpoint.Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints,
-        writer.MetricWriter(workdir) as metric_writer,
-        writer.Display(config.train.num_steps) as display,
-        Interrupt() as interrupt,
+        writer.Display(config.train.num_steps, silent=not processes.is_first) as display,
+        _checkpoints(config, workdir, display, processes) as checkpoints,
+        writer.MetricWriter(workdir, silent=not processes.is_first) as metric_writer,
+        Interrupt(processes.check) as interrupt,
     ):
         # All are called several times a step, which is how often Ctrl-C is looked for.
         parts = _interruptible(parts, interrupt)
         if remark:
             display.say(remark)
-        step, saved_position = 0, batches.get_state()
+        step, saved_position, measures = 0, batches.get_state(), {}
+        guard = Guard(config, workdir)
         if checkpoints.latest is not None:
             state, step, saved_position = checkpoints.restore(state)
             batches.set_state(saved_position)
             display.say(f"continuing {workdir} after step {step}")
         metric_writer.rewind(step)
-        parts.manager.update(policy_params(state), step)
+        parts.manager.update(assembly.policy_params(parts, frozen, state.params), step)
         compiled = compilation.counts()
-        assembly.warm_up(config, parts, display.phase)
         try:
-            if step == 0 and config.train.evaluate_first and not _evaluated(workdir, "before", step):
+
+            def compiling(line):
+                interrupt.check()
+                display.phase(line)
+
+            assembly.warm_up(config, parts, compiling)
+            if step == 0 and config.train.evaluate_first:
                 display.phase("evaluating before training")
                 _evaluate(config, workdir, parts, test_streams, "before", display, step)
             while step < config.train.num_steps:
@@ -100,10 +112,13 @@ def train(
                 streams = next(batches)
 
                 display.phase(f"step {step + 1}: rollouts and reader")
-                trajectories = rollout.run(
+                mine = rollout.run(
                     streams, assembly.with_likelihoods(config, rollout_options, step), parts.environment, parts.policy,
                     parts.answer, (config.seed, "train", step), parts.embed, parts.judge, parts.mark, parts.likely,
                 )  # fmt: skip
+                trajectories, costs = _together(parts, mine)
+                # From here on all processes do the same: what one gave up, the others would wait for.
+                interrupt.updating = processes.count > 1
                 starting = _score_all(config, parts, options, reference, trajectories)
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
                 inputs = rewards.collect(trajectories, parts.environment.count_tokens, kl)
@@ -123,48 +138,104 @@ def train(
                 loss_metrics: dict[str, float] = {}
                 # The sampler's copy is about to be out of date, and the update needs the memory.
                 parts.manager.release()
-                interrupt.check()
-                interrupt.updating = True
                 for minibatch in _minibatches(config, parts, groups, step):
-                    state, measured = learner.update(options, tx, frozen, state, minibatch, config.rollout.temperature)
+                    # The first update of a step can be given up as long as it only adds up gradients.
+                    batches_of_it = minibatch if interrupt.updating else _looking(minibatch, interrupt)
+                    state, measured = learner.update(
+                        options, tx, frozen, state, batches_of_it, config.rollout.temperature
+                    )
+                    interrupt.updating = True
+                    guard.look(step, minibatch, measured)
                     loss_metrics = metrics.of_sampler_difference(groups, measured) | loss_metrics | measured
+                loss_metrics["loss/skipped_updates"] = guard.skipped_in(step)
                 step, saved_position = step + 1, batches.get_state()
-                parts.manager.update(policy_params(state), step)
+                parts.manager.update(assembly.policy_params(parts, frozen, state.params), step)
                 interrupt.updating = False
 
                 now = time.monotonic()
                 measures = metrics.of_rewards(inputs, earned, compared) | metrics.of_operations(trajectories)
                 measures |= loss_metrics | metrics.of_answers(trajectories)
-                measures |= metrics.of_samplers(parts.manager.take_stats(), parts.answering.take_stats())
-                measures |= parts.answering.take_metrics()
+                measures |= costs
                 measures |= metrics.of_compilation(compiled)
                 compiled = compilation.counts()
                 measures["time/update_seconds"] = now - update_began
                 measures["time/step_seconds"] = now - step_began
                 measures["memory/peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                measures["memory/host_gigabytes"] = guard.memory()
                 _write_trajectories(workdir, step, trajectories, inputs, earned, compared, parts)
                 metric_writer.write(step - 1, measures)
                 display.step(step - 1, measures)
 
                 limit = config.train.stop_after_seconds
-                done = step == config.train.num_steps or (limit > 0 and now - began > limit)
-                if done or step % config.train.checkpoint_every == 0:
-                    checkpoints.save(step, state, saved_position)
-                if config.train.evaluate_every and step % config.train.evaluate_every == 0 and not done:
-                    display.phase("evaluating on held-out streams")
-                    _evaluate(config, workdir, parts, test_streams, f"step {step}", display, step)
+                late = limit > 0 and processes.first(now - began > limit)
+                done = step == config.train.num_steps or late
+                evaluates = config.train.evaluate_every and step % config.train.evaluate_every == 0 and not done
+                saves = done or step % config.train.checkpoint_every == 0
+                # A checkpoint that is ranked by an evaluation is saved after it; others are safe before it begins.
+                for saving in (False, True) if _ranks_by_evaluation(config) else (True, False):
+                    if saving and saves:
+                        ranking = _ranking(config, workdir, processes, measures)
+                        checkpoints.save(step, state, saved_position, ranking)
+                    elif evaluates and not saving:
+                        display.phase("evaluating on held-out streams")
+                        _evaluate(config, workdir, parts, test_streams, f"step {step}", display, step)
+                guard.check(processes)
                 if done:
                     if step < config.train.num_steps:
                         display.say(f"stopping after step {step}: train.stop_after_seconds={limit} have passed")
                     break
-            if not _evaluated(workdir, "after", step):
-                display.phase("evaluating after training")
-                _evaluate(config, workdir, parts, test_streams, "after", display, step)
-        except (KeyboardInterrupt, EndpointError) as reason:
-            checkpoints.save(step, state, saved_position)
-            stopped = "interrupted" if isinstance(reason, KeyboardInterrupt) else "no answer"
+            display.phase("evaluating after training")
+            _evaluate(config, workdir, parts, test_streams, "after", display, step)
+        except (KeyboardInterrupt, EndpointError, StopError) as reason:
+            if not isinstance(reason, (StoppedByPeer, StopError)):
+                processes.stop(f"{type(reason).__name__} {reason}".strip())
+            checkpoints.save(step, state, saved_position, _ranking(config, workdir, processes, measures))
+            stopped = {EndpointError: "no answer", StopError: "stopped"}.get(type(reason), "interrupted")
             display.say(f"{stopped}: step {step} is saved; the same command continues from there")
             raise
+
+
+def state_shapes(config: ConfigDict, parts: Parts) -> Any:
+    """Shapes of what training changes: the parameters, and what the optimizer keeps of them."""
+    trained = lora.split(parts.params)[1]
+    tx = optimizer.make(OptimizerOptions(**config.optimizer))
+    return jax.eval_shape(lambda params: (params, tx.init(params)), trained)
+
+
+def _checkpoints(config, workdir, display, processes):
+    asked = config.train
+    return checkpoint.Checkpoints(
+        workdir, asked.keep_checkpoints, asked.keep_best, asked.best_metric, display.say, processes
+    )
+
+
+def _together(parts: Parts, mine: list[list[Trajectory]]) -> tuple[list[list[Trajectory]], dict[str, float]]:
+    """All processes' groups, in the order in which one process alone has them, and what making them has cost."""
+    costs = parts.manager.take_stats(), parts.answering.take_stats(), parts.answering.take_metrics()
+    shares, managers, readers, others = zip(*parts.processes.gather((mine, *costs)), strict=True)
+    measures = metrics.of_samplers(metrics.together(managers), metrics.together(readers)) | metrics.mean(others)
+    return input_pipeline.interleave(shares), measures
+
+
+def _ranks_by_evaluation(config):
+    return config.train.keep_best > 0 and config.train.best_metric.removeprefix("-").startswith("evaluation/")
+
+
+def _ranking(config, workdir, processes, measures):
+    """What checkpoints can be told apart by: a step's metrics, and the newest evaluation's means; None for nothing."""
+    evaluations = sorted(read_evaluations(workdir).values(), key=lambda one: one["step"])
+    newest = evaluations[-1]["estimates"] if evaluations else {}
+    if not measures or (_ranks_by_evaluation(config) and not processes.first(newest)):
+        return None
+    return measures | {
+        f"evaluation/{name}": e["mean"] for name, e in processes.first(newest).items() if e["mean"] is not None
+    }
+
+
+def _looking(minibatch, interrupt):
+    for batch in minibatch:
+        interrupt.check()
+        yield batch
 
 
 def _interruptible(parts: Parts, interrupt: Interrupt) -> Parts:
@@ -193,8 +264,8 @@ def _score(config, parts, options, params, groups) -> LogProbs:
     """log π of all response tokens of some groups under given weights."""
     found: LogProbs = {}
     for batch, packed in _microbatches(config, parts, groups):
-        rows = np.asarray(learner.score(options, params, _place(parts, batch), np.float32(config.rollout.temperature)))
-        at = iter(rows)
+        scored = learner.score(options, params, _place(parts, batch), np.float32(config.rollout.temperature))
+        at = iter(sharding.whole(scored))
         for group in packed:
             found[group.stream, group.step] = tuple(next(at)[: len(step.completion.ids)] for step in group.steps)
     return found
@@ -259,7 +330,7 @@ def _microbatches(config, parts, groups):
 
 
 def _place(parts, batch):
-    return jax.tree.map(lambda array: jax.device_put(array, sharding.rows(parts.mesh, len(array))), batch)
+    return jax.tree.map(lambda array: sharding.put(array, sharding.rows(parts.mesh, len(array))), batch)
 
 
 def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
@@ -268,23 +339,24 @@ def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _evaluated(workdir, name, step):
-    """Whether the evaluation called `name` was made after `step` steps."""
-    return read_evaluations(workdir).get(name, {}).get("step") == step
-
-
 def _evaluate(config, workdir, parts, test_streams, name, display, step):
-    """Evaluates greedily on all held-out streams, and adds the result to `evaluation.json`."""
+    """Evaluates greedily on all held-out streams, unless that was done, and adds the result to `evaluation.json`."""
+    processes = parts.processes
+    if processes.first(read_evaluations(workdir).get(name, {}).get("step") == step):
+        return
     options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
-    streams = [test_streams[i] for i in range(len(test_streams))]
-    trajectories = evaluate.run(
+    streams = [test_streams[i] for i in range(processes.index, len(test_streams), processes.count)]
+    mine = evaluate.run(
         streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate"), parts.embed,
         parts.mark,
     )  # fmt: skip
+    trajectories = input_pipeline.interleave(processes.gather(mine))
     # What evaluation sampled must not count among the next step's tokens.
     parts.manager.take_stats()
     parts.answering.take_stats()
     parts.answering.take_metrics()
+    if not processes.is_first:
+        return
     lines = (records.evaluated(trajectory, parts.tokenizer.decode) for trajectory in trajectories)
     writer.write_records(workdir / "evaluations" / f"{name.replace(' ', '_')}.jsonl.gz", lines)
     found = read_evaluations(workdir) | {name: {"step": step, **evaluate.summary(trajectories, parts.environment)}}
@@ -297,6 +369,8 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
 
 
 def _write_trajectories(workdir, step, trajectories, inputs, earned, compared, parts):
+    if not parts.processes.is_first:
+        return
     lines = (
         records.trajectory(one, (s, i), inputs, earned, compared, parts.tokenizer.decode)
         for s, rollouts in enumerate(trajectories)

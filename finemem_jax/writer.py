@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
 import rich.console
 import rich.live
 import rich.table
@@ -20,7 +22,13 @@ import tensorboardX
 class MetricWriter:
     """Appends metrics to `metrics.jsonl` and TensorBoard events in a workdir. A context manager."""
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, silent: bool = False):
+        """Args:
+        silent: Write nothing: another process does.
+        """
+        self._silent = silent
+        if silent:
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         self._workdir = workdir
         self._path = workdir / "metrics.jsonl"
@@ -33,10 +41,13 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        self._events.close()
+        if not self._silent:
+            self._events.close()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of one step, whole or not at all."""
+        if self._silent:
+            return
         line = json.dumps({"step": step, **metrics})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -45,6 +56,8 @@ class MetricWriter:
 
     def rewind(self, step: int) -> None:
         """Drops lines from `step` on: a resumed run writes them again."""
+        if self._silent:
+            return
         kept = [line for line in read_metrics(self._workdir) if line["step"] < step]
         replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._events.close()
@@ -83,6 +96,16 @@ def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> N
     os.replace(temporary, path)
 
 
+def write_arrays(folder: pathlib.Path, trees: Iterable[Any]) -> pathlib.Path:
+    """Writes the arrays of some trees, one .npz for each, into a folder; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, tree in enumerate(trees):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+        np.savez_compressed(folder / f"{number:03d}.npz", **{name: np.asarray(leaf) for name, leaf in named.items()})
+    return folder
+
+
 class Display:
     """Shows the progress of a run: a table that refreshes in place on a terminal, one line per step elsewhere."""
 
@@ -98,7 +121,11 @@ class Display:
         ("s/step", "time/step_seconds", "{:.1f}"),
     )
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, silent: bool = False):
+        """Args:
+        silent: Show nothing: another process does.
+        """
+        self._silent = silent
         self._console = rich.console.Console()
         self._num_steps = num_steps
         self._rows: list[tuple[str, ...]] = []
@@ -107,7 +134,7 @@ class Display:
         self._live: rich.live.Live | None = None
 
     def __enter__(self) -> Display:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._silent:
             self._live = rich.live.Live(
                 get_renderable=self._table, console=self._console, refresh_per_second=2, vertical_overflow="visible"
             )
@@ -126,6 +153,8 @@ class Display:
 
     def say(self, line: str) -> None:
         """Prints one line above the table."""
+        if self._silent:
+            return
         if self._live:
             self._console.print(line, markup=False, highlight=False)
         else:
@@ -136,7 +165,7 @@ class Display:
         self._durations.append(metrics["time/step_seconds"])
         cells = tuple(form.format(metrics[name]) if name in metrics else "-" for _, name, form in self.COLUMNS)
         self._rows.append((f"{step + 1}/{self._num_steps}", *cells, self._time_left(step)))
-        if not self._live:
+        if not self._live and not self._silent:
             shown = " · ".join(f"{title} {cell}" for (title, *_), cell in zip(self.COLUMNS, cells, strict=True))
             print(f"step {step + 1}/{self._num_steps} · {shown} · left {self._time_left(step)}", flush=True)
 

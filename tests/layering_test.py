@@ -12,7 +12,8 @@ PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 # From nouns to programs. `models` is one module here, whose files may import each other. `report` and `sweep` stand
 # beside `train` because they lay out tables with `evaluate`, `plan` because it reads configs with `assembly`.
 SHELVES = (
-    ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page", "source_rules"),
+    ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page", "source_rules",
+     "processes"),
     (
         "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
         "models", "drawing", "report_plots", "workers", "compilation", "prefixes",
@@ -20,15 +21,16 @@ SHELVES = (
     ),
     (
         "environment", "reader", "embedding", "probes", "decoding", "learner", "advantages", "constraints", "interrupt",
-        "answers", "store", "judges", "question_options", "proposals",
+        "answers", "store", "guards", "judges", "question_options", "proposals",
     ),
     ("engine", "slots", "asking", "checkpoint", "rewards", "records", "question_costs", "sources"),
     ("sampler", "backbone", "rollout", "likelihood", "question_report"),
     ("language_models", "questions", "evaluate", "methods"),
     ("answering", "scoreboard"),
     ("assembly", "metrics"),
-    ("train", "report", "sweep", "plan", "question_run", "evaluation_run", "follow"),
-    ("plan_tables",),
+    ("train", "report", "sweep", "plan", "question_run", "evaluation_run", "follow", "agent", "export", "export_check",
+     "export_card"),
+    ("plan_tables", "serve"),
     ("main",),
 )  # fmt: skip
 SHELF = {name: number for number, names in enumerate(SHELVES) for name in names}

@@ -257,8 +257,7 @@ def save(
     fields = hf_config.to_fields(config, dtype)
     if dtype not in _DTYPES:
         raise ValueError(f"an export's dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}.")
-    if folder.exists():
-        raise ValueError(f"{folder} exists already; export to another folder, or remove it first.")
+    refuse_existing(folder)
     end_ids = list(tokenizer.end_ids) if tokenizer else []
     if end_ids:
         fields["eos_token_id"] = end_ids[0] if len(end_ids) == 1 else end_ids
@@ -266,10 +265,7 @@ def save(
         for _ in _host_tensors(config, params):
             pass
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the last step is one rename.
-    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as unfinished:
         _write_shards(unfinished, config, params, dtype, max_shard_bytes)
         _write_json(unfinished / hf_config.FILE, fields)
         if tokenizer:
@@ -277,10 +273,35 @@ def save(
         if not (unfinished / "generation_config.json").exists():
             known = {name: fields[name] for name in ("eos_token_id",) if name in fields}
             _write_json(unfinished / "generation_config.json", known)
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into: it has its name once all is written, and is gone if something fails.
+
+    Raises:
+        ValueError: the folder is there already.
+    """
+    refuse_existing(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that the last step is one rename.
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield unfinished
         unfinished.chmod(0o755)
         os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_existing(folder: pathlib.Path) -> None:
+    """An export replaces nothing.
+
+    Raises:
+        ValueError: the folder is there already.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; export to another folder (export.folder), or remove it first.")
 
 
 def _host_tensors(config, params):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,7 +27,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
         ValueError: the sizes do not multiply to the number of devices.
     """
     sizes = [data, fsdp, tensor]
-    devices = jax.devices() if devices is None else devices
+    # Those of one process beside each other: `own` splits the mesh there.
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id)) if devices is None else devices
     count = len(devices)
     known = math.prod(size for size in sizes if size > 0)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes) or count % known:
@@ -40,6 +42,57 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
             f"set one size to -1, for example mesh.fsdp={count // known * max(fsdp, 1)}."
         )
     return Mesh(np.asarray(devices).reshape(sizes), axes.MESH)
+
+
+def own_sizes(mesh: Mesh, count: int) -> tuple[int, int, int]:
+    """Sizes of the mesh of one process's devices, where `count` processes share a mesh evenly.
+
+    Raises:
+        ValueError: "tensor" reaches over several processes.
+    """
+    devices, tensor = mesh.size // count, mesh.shape["tensor"]
+    if devices % tensor:
+        raise ValueError(
+            f"mesh.tensor={tensor} must divide the {devices} devices of one process: each process decodes by itself. "
+            f"Set mesh.tensor={math.gcd(devices, tensor)}."
+        )
+    fsdp = math.gcd(mesh.shape["fsdp"], devices // tensor)
+    return devices // tensor // fsdp, fsdp, tensor
+
+
+def own(params: Params, mesh: Mesh) -> Params:
+    """All parameters on this process's devices alone: a copy, where several processes share a mesh; else themselves."""
+    count = jax.process_count()
+    if count == 1:
+        return params
+    sizes = own_sizes(mesh, count)
+    together = Mesh(mesh.devices.reshape(count, *sizes), ("processes", *axes.MESH))
+    alone = Mesh(together.devices[jax.process_index()], axes.MESH)
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+    # Whole in each process, and there split as before.
+    where = jax.tree.map(lambda spec: NamedSharding(together, spec), specs)
+    copies = jax.jit(lambda tree: tree, out_shardings=where)(params)
+    return jax.tree.map(
+        lambda leaf, spec: jax.make_array_from_single_device_arrays(
+            leaf.shape, NamedSharding(alone, spec), [shard.data for shard in leaf.addressable_shards]
+        ),
+        copies,
+        specs,
+    )
+
+
+def put(array: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    """An array that every process has, put where it belongs."""
+    if jax.process_count() == 1:
+        return jax.device_put(array, where)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """An array that processes hold parts of, in the host's memory of each."""
+    if not array.is_fully_addressable and not array.is_fully_replicated:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:

@@ -1,0 +1,139 @@
+"""Tests of finemem_jax/processes.py: threads that take each other for processes, over a store of their own."""
+
+import concurrent.futures
+import random
+import threading
+import time
+
+import jax
+import pytest
+
+from finemem_jax.processes import PeerError, Processes, StoppedByPeer
+
+
+class Store:
+    """What JAX's coordinator keeps, without the network."""
+
+    def __init__(self):
+        self.values, self._news = {}, threading.Condition()
+
+    def key_value_set_bytes(self, key, value, allow_overwrite=False):
+        with self._news:
+            assert allow_overwrite or key not in self.values
+            self.values[key] = value
+            self._news.notify_all()
+
+    def blocking_key_value_get_bytes(self, key, timeout_in_ms):
+        with self._news:
+            if not self._news.wait_for(lambda: key in self.values, timeout_in_ms / 1000):
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: it is not there")
+            return self.values[key]
+
+    def key_value_try_get_bytes(self, key):
+        if key not in self.values:
+            raise jax.errors.JaxRuntimeError("NOT_FOUND")
+        return self.values[key]
+
+    def key_value_delete(self, key):
+        with self._news:
+            del self.values[key]
+
+
+def together(action, count=3, seconds=60.0):
+    """Runs `action(processes)` in so many threads; returns their results or errors, and the store."""
+    store = Store()
+
+    def run(index):
+        try:
+            with Processes(index, count, store, seconds) as one:
+                return action(one)
+        except (PeerError, KeyboardInterrupt, RuntimeError) as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count))), store
+
+
+def test_one_alone():
+    alone = Processes()
+    assert alone.gather("a") == ["a"] and alone.first(3) == 3 and alone.is_first
+    alone.barrier()
+    alone.check()
+    alone.stop("no matter")
+
+
+def test_values_are_gathered_in_order_and_forgotten():
+    rounds = 20
+
+    def action(one):
+        return [one.gather((one.index, n)) for n in range(rounds)], one.first(one.index)
+
+    results, store = together(action)
+    assert results == [([[(i, n) for i in range(3)] for n in range(rounds)], 0)] * 3
+    # What is left is of the last round, and who they are.
+    assert {key.split("/")[1] for key in store.values} == {"who", str(rounds + 1)}
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, 3_500_000])
+def test_values_of_all_sizes(size):
+    noise = random.Random(size).randbytes(size)  # Incompressible: large ones go in several pieces.
+    results, _ = together(lambda one: one.gather((one.index, noise)), count=2)
+    assert results == [[(0, noise), (1, noise)]] * 2
+
+
+def test_one_that_stops_stops_all_at_the_same_point():
+    def action(one):
+        for n in range(5):
+            if one.index == 1 and n == 3:
+                one.stop("SIGTERM")
+                return n
+            try:
+                one.gather(n)
+            except StoppedByPeer as error:
+                return n, str(error)
+        return None
+
+    results, _ = together(action)
+    assert results == [(3, "process 1 stops: SIGTERM"), 3, (3, "process 1 stops: SIGTERM")]
+
+
+def test_a_call_to_stop_is_heard_before_the_next_gathering():
+    def action(one):
+        one.barrier()
+        if one.index == 1:
+            one.stop("SIGTERM")
+            return "stopped"
+        while True:
+            try:
+                one.check()
+            except StoppedByPeer as error:
+                one.stop("with the other")
+                return str(error)
+            time.sleep(0.01)
+
+    results, _ = together(action, count=2)
+    assert results == ["SIGTERM", "stopped"]
+
+
+def test_one_that_is_missing_is_named():
+    def action(one):
+        if one.index == 2:
+            return "gone"
+        one.gather(one.index)
+
+    (first, second, third), _ = together(action, seconds=0.1)
+    assert third == "gone"
+    for error in (first, second):
+        assert isinstance(error, PeerError)
+        assert "process 2 of 3 (" in str(error) and "train.barrier_seconds" in str(error)
+
+
+def test_one_that_has_failed_is_not_waited_for():
+    def action(one):
+        if one.index == 1:
+            raise RuntimeError("its own trouble")
+        one.gather(one.index)
+
+    (first, second), _ = together(action, count=2, seconds=600)
+    assert isinstance(second, RuntimeError) and isinstance(first, PeerError)
+    assert "process 1 (" in str(first) and "RuntimeError: its own trouble" in str(first)
