@@ -12,6 +12,14 @@ FIELDS = sorted(config_lib.flatten(config_lib.default()))
 
 # A value just outside of what each field takes.
 BAD = {
+    "export.form": "gguf",
+    "export.dtype": "int8",
+    "export.shard_gigabytes": 0.0,
+    "export.verify_tokens": 0,
+    "train.barrier_seconds": 0.0,
+    "train.keep_best": -1,
+    "train.max_skipped_updates": 0,
+    "train.max_memory_gigabytes": -1.0,
     "rollout.group_size": 1,
     "rollout.streams_per_step": 0,
     "rollout.max_new_tokens": 0,

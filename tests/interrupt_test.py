@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/interrupt.py: one Ctrl-C waits for a safe point, two do not, and an update is never cut."""
+"""Tests of finemem_jax/interrupt.py: one signal waits for a safe point, two Ctrl-C do not; no update is ever cut."""
 
 import os
 import signal
@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from finemem_jax.interrupt import Interrupt
+from finemem_jax.interrupt import Interrupt, Terminated
+from finemem_jax.processes import StoppedByPeer
 
 
 class Echo:
@@ -44,6 +45,24 @@ def test_a_second_does_not_wait():
     with Interrupt(), pytest.raises(KeyboardInterrupt):
         press()
         press()
+
+
+def test_sigterm_never_cuts_anything():
+    """Shells and schedulers both send it; neither is impatient."""
+    with Interrupt() as interrupt:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Terminated):
+            interrupt.check()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_others_may_ask_as_well():
+    def ask():
+        raise StoppedByPeer("process 3")
+
+    with Interrupt(ask) as interrupt, pytest.raises(StoppedByPeer):
+        interrupt.before(Echo()).collect()
 
 
 def test_an_update_is_never_cut():

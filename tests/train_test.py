@@ -85,7 +85,10 @@ def test_streams_without_questions_train_on_the_other_rewards(tmp_path):
     assert train.read_evaluations(tmp_path)["after"]["estimates"]["score"]["n"] == 0
 
 
-def test_interrupt_saves_a_checkpoint_and_the_same_command_continues(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 85), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_a_checkpoint_and_the_same_command_continues(tmp_path, number, code):
     command = [sys.executable, "-m", "finemem_jax.main", "--config=experiments/smoke.py", f"--workdir={tmp_path}"]
     command += ["--config.train.num_steps=200", "--config.train.checkpoint_every=1000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -96,11 +99,11 @@ def test_interrupt_saves_a_checkpoint_and_the_same_command_continues(tmp_path):
                     break
                 assert process.poll() is None, process.communicate()[0]
                 time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             output, _ = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert process.returncode == 130, output
+    assert process.returncode == code, output
     assert "the same command continues" in output
     done = len(writer.read_metrics(tmp_path))
     settings = smoke_run.config(**{"train.num_steps": done + 1, "train.evaluate_first": False})
