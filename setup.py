@@ -47,6 +47,7 @@ setuptools.setup(
         "bm25s": ["bm25s>=0.3"],  # memory.retrieval='bm25s'
         "constrained": ["llguidance>=1.0"],  # manager.constrained
         "dense": ["wordllama==0.4.0.post1"],  # memory.embedder='wordllama'; this release carries its weights.
+        "mcp": ["mcp>=2"],  # python -m finemem_jax.serve
         "rouge": ["rouge-score>=0.1.2", "nltk>=3.10.4"],  # The metrics rouge_l_stemmed and parsed_rouge_l.
         # bm25s and rank-bm25 check our BM25; beartype checks the shapes in signatures.
         "dev": [
@@ -54,6 +55,7 @@ setuptools.setup(
             "bm25s",
             "hypothesis",
             "llguidance",
+            "mcp>=2",
             "pyright",
             "pytest",
             "pytest-xdist",

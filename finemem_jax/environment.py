@@ -158,7 +158,7 @@ class Environment:
         """Cuts between words so that every piece fits; a single word longer than the budget is cut inside."""
         texts, rest = [], _words_with_space(chunk.text)
         while rest:
-            count = _largest(lambda n, words=rest: self._chunk_fits("".join(words[:n])), len(rest))
+            count = _largest(lambda n, words=rest: self._chunk_fits("".join(words[:n])), len(rest), self.chunk_tokens)
             if count == 0:
                 word, rest = rest[0], rest[1:]
                 cut = max(1, _largest(lambda n, word=word: self._chunk_fits(word[:n]), len(word)))
@@ -266,9 +266,16 @@ class Environment:
         return self.count_tokens(text) <= self.core_tokens and line <= self.view_tokens
 
 
-def _largest(fits, most):
-    """The largest n in [0, most] for which fits(n), by bisection: encoding every prefix would take quadratic time."""
-    low, high = 0, most
+def _largest(fits, most, likely=None):
+    """The largest n in [0, most] for which fits(n), by bisection: encoding every prefix would take quadratic time.
+
+    Args:
+        likely: About how large it may be at most. What lies far beyond is not looked at: that would be encoding the
+            rest of a book for every piece of it.
+    """
+    low, high = 0, most if likely is None else min(most, likely)
+    while high < most and fits(high):
+        low, high = high, min(2 * high, most)
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):

@@ -40,7 +40,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 _CLUSTER = flags.DEFINE_bool("cluster", False, "Ask TPU pod, SLURM, GKE or Open MPI for these three.")
 
 # What the program ends with: where it would go on if it were started again (EX_TEMPFAIL of sysexits.h); where files
-# cannot be written (EX_IOERR); after SIGTERM, with all saved; after Ctrl-C.
+# cannot be written (EX_IOERR); after SIGTERM, to it or to another process of the run, with all saved; after Ctrl-C.
 _TRY_AGAIN, _NO_WRITING, _TERMINATED, _INTERRUPTED = 75, 74, 85, 130
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
@@ -87,7 +87,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
     from finemem_jax.endpoint import EndpointError
     from finemem_jax.guards import StopError
     from finemem_jax.interrupt import Terminated
-    from finemem_jax.processes import PeerError
+    from finemem_jax.processes import PeerError, StoppedByPeer
     from finemem_jax.question_costs import BudgetError
 
     def prepare():
@@ -100,7 +100,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
         try:
             for line in work():
                 print(line)
-        except Terminated:
+        except (Terminated, StoppedByPeer):
             return _TERMINATED
         except KeyboardInterrupt:
             return _INTERRUPTED

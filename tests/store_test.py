@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
+from finemem_jax import store as store_lib
 from finemem_jax.episode import Memory, MemoryItem
-from finemem_jax.store import Store
+from finemem_jax.store import Conflict, Saved, Store
 
 MEMORY = Memory((MemoryItem(1, "Ada – Oslo", 0), MemoryItem(3, "x", 2, 1, "semantic")), 7)
 
@@ -40,6 +41,43 @@ def test_what_cannot_be_saved_changes_nothing(tmp_path):
         with pytest.raises(TypeError):
             store.save("a", Memory(), {"n": object()})
         assert store.load("a") == (MEMORY, {})
+
+
+def test_only_the_version_that_was_read_is_replaced(tmp_path):
+    with Store(tmp_path / "m.sqlite") as store, Store(tmp_path / "m.sqlite") as other:
+        assert store.read("a") == Saved(Memory(), {}, 0)
+        first = store.save("a", MEMORY, {}, 0)
+        assert other.read("a") == Saved(MEMORY, {}, first) and other.version("a") == first > 0
+        second = other.save("a", Memory(), {"n": 2}, first)
+        for change in (lambda: store.save("a", MEMORY, {}, first), lambda: store.remove("a", first)):
+            with pytest.raises(Conflict, match="'a' is no longer version"):
+                change()
+        assert store.read("a") == Saved(Memory(), {"n": 2}, second)
+        store.save("a", MEMORY, {})
+        assert store.version("a") > second
+
+
+def test_a_name_that_was_removed_has_no_old_version_again(tmp_path):
+    with Store(tmp_path / "m.sqlite") as store:
+        versions = [store.save("a", MEMORY, {}), store.save("b", MEMORY, {})]
+        assert store.names() == ["a", "b"]
+        store.remove("b", versions[1])
+        assert store.names() == ["a"] and store.read("b") == Saved(Memory(), {}, 0)
+        store.remove("b")
+        assert store.save("b", MEMORY, {}, 0) not in versions
+
+
+def test_memories_in_process_are_each_stores_own():
+    with Store(store_lib.IN_PROCESS) as store, Store(store_lib.IN_PROCESS) as other:
+        store.save("a", MEMORY, {})
+        assert (store.names(), other.names()) == (["a"], [])
+
+
+def test_a_closed_store_says_so(tmp_path):
+    with Store(tmp_path / "m.sqlite") as store:
+        pass
+    with pytest.raises(OSError, match="m.sqlite cannot be read or written .*closed"):
+        store.names()
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -1,0 +1,47 @@
+"""A memory agent whose manager writes down what it reads, word for word, and whose reader answers with the evidence.
+
+No JAX, so that it is there at once. As a program it is `finemem_jax.serve` with this agent instead of a model.
+"""
+
+import types
+
+from finemem_jax import agent, reader, serve, workers
+from finemem_jax.environment import Environment
+from finemem_jax.episode import Action, Completion, Operation
+from finemem_jax.operations import render
+from finemem_jax.rollout import RolloutOptions
+from finemem_jax.tokenizer import ByteTokenizer
+
+TOKENS = ByteTokenizer()
+ENVIRONMENT = Environment(TOKENS, 0, view_tokens=100, chunk_tokens=60, long_chunk="split", repair_json=False)
+OPTIONS = RolloutOptions(1, 100, 0.0, "lucene", 3, 1.0, 50)
+
+
+def chunk_of(request):
+    """The text that a request to the manager is about."""
+    return TOKENS.decode(request.branch).removeprefix("New text:\n").strip()
+
+
+def completion(*operations):
+    """What a sampler returns for a manager that wrote these."""
+    ids = TOKENS.encode("\n".join(render(operation) for operation in operations))
+    return Completion((*ids, *TOKENS.end_ids), (0.0,) * (len(ids) + 1), "stop", 0)
+
+
+def write_down(requests):
+    """A manager that stores every text as it is."""
+    return [completion(Operation(Action.INSERT, chunk_of(request))) for request in requests]
+
+
+def make(store=None, policy=write_down, answer=None, waits=True):
+    """An agent with this manager and reader."""
+    policy = workers.Batched(policy) if callable(policy) else policy
+    parts = types.SimpleNamespace(
+        environment=ENVIRONMENT, policy=policy, answer=answer or reader.evidence(), embed=None
+    )
+    return agent.MemoryAgent(parts, OPTIONS, store, waits=waits)
+
+
+if __name__ == "__main__":
+    serve._load = lambda options: make(options.store)
+    serve.main()
