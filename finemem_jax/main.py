@@ -144,7 +144,8 @@ def _train(config, workdir, stack):
 
     def work():
         if not together.is_first:
-            train.train(config, workdir, parts, train_streams, test_streams)
+            with together.explaining():
+                train.train(config, workdir, parts, train_streams, test_streams)
             return []
         of_processes = f" of {together.count} processes" if together.count > 1 else ""
         if warning:
@@ -155,7 +156,8 @@ def _train(config, workdir, stack):
             f"and {len(test_streams)} held-out streams · workdir {workdir}",
             flush=True,
         )
-        train.train(config, workdir, parts, train_streams, test_streams)
+        with together.explaining():
+            train.train(config, workdir, parts, train_streams, test_streams)
         summaries = train.read_evaluations(workdir)
         names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
         writer.print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))

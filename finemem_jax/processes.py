@@ -6,11 +6,13 @@ who waits knows for whom. A process alone has nobody to wait for; what follows t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import platform
 import time
 import zlib
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -22,6 +24,8 @@ _LOOK = 2.0
 _PIECE = 1 << 20
 # At most so often a process looks whether another asks to stop (s).
 _POLL = 1.0
+# After an error of the devices, how long the others have to say that they are there (s).
+_ROLL_CALL = 20.0
 _STOPPED = b"stopped: "
 
 
@@ -120,6 +124,39 @@ class Processes:
         if reason is not None:
             raise StoppedByPeer(reason.decode())
 
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Says of an error of the devices that processes share which of these is missing.
+
+        Raises:
+            PeerError: in place of that error.
+        """
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if self.count == 1:
+                raise
+            missing = self._roll_call() or ["none of them is missing"]
+            raise PeerError(
+                f"the processes cannot compute together any more ({str(error).partition(chr(10))[0][:200]}): "
+                f"{'; '.join(missing)}. See to it, and start all of them again: the run goes on."
+            ) from error
+
+    def _roll_call(self):
+        """Who does not answer, of all who should have met the same error."""
+        self._client.key_value_set_bytes(f"finemem/here/{self.index}", b"", allow_overwrite=True)
+        deadline, missing = time.monotonic() + _ROLL_CALL, []
+        for index in range(self.count):
+            try:
+                left = 1 + int(1000 * max(deadline - time.monotonic(), 0))
+                self._client.blocking_key_value_get_bytes(f"finemem/here/{index}", left)
+            except jax.errors.JaxRuntimeError:
+                missing.append(f"process {index} of {self.count} ({self._who(index)}) does not answer")
+        return missing
+
+    def _who(self, index):
+        return (self._get(f"who/{index}") or b"never seen").decode()
+
     def _exchange(self, data):
         """One round: gives `data`, returns what each process gave."""
         self._round += 1
@@ -151,7 +188,7 @@ class Processes:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise PeerError(f"the coordinator of the processes does not answer ({error}).") from error
-            who = (self._get(f"who/{index}") or b"never seen").decode()
+            who = self._who(index)
             failed = self._get(f"failed/{index}")
             if failed is not None:
                 raise PeerError(f"process {index} ({who}) has failed: {failed.decode()}")

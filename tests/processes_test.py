@@ -8,6 +8,7 @@ import time
 import jax
 import pytest
 
+from finemem_jax import processes
 from finemem_jax.processes import PeerError, Processes, StoppedByPeer
 
 
@@ -137,3 +138,20 @@ def test_one_that_has_failed_is_not_waited_for():
     (first, second), _ = together(action, count=2, seconds=600)
     assert isinstance(second, RuntimeError) and isinstance(first, PeerError)
     assert "process 1 (" in str(first) and "RuntimeError: its own trouble" in str(first)
+
+
+def test_after_an_error_of_the_devices_the_missing_one_is_named(monkeypatch):
+    monkeypatch.setattr(processes, "_ROLL_CALL", 0.3)
+
+    def action(one):
+        if one.index == 1:
+            return "gone"
+        with one.explaining():
+            raise jax.errors.JaxRuntimeError("Connection closed by peer\nand so on")
+
+    results, _ = together(action)
+    for error in (results[0], results[2]):
+        assert isinstance(error, PeerError)
+        assert "(Connection closed by peer): process 1 of 3 (" in str(error) and "process 2" not in str(error)
+    with pytest.raises(jax.errors.JaxRuntimeError), Processes().explaining():
+        raise jax.errors.JaxRuntimeError("of one alone")
