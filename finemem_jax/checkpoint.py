@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from finemem_jax import config as config_lib
@@ -251,7 +252,7 @@ def _differing_sums(folder, sums, names):
     """What is wrong with the arrays of a folder, or ""."""
     # Not through a Checkpointer, which misses what stands in the folder above.
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        tree = handler.metadata(folder).tree
+        tree = handler.metadata(epath.Path(folder)).tree
         found = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)}
         missing = sorted(set(sums) - found)
         if missing:
@@ -297,7 +298,7 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
     )
     folder = workdir.absolute() / "checkpoints" / str(step) / "state"
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        stored = handler.metadata(folder).tree["params"]
+        stored = handler.metadata(epath.Path(folder)).tree["params"]
         shapes = [{jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(t)} for t in (stored, like)]
         differing = sorted(
             name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from finemem_jax import memory as memory_lib
 from finemem_jax import operations, prompts, tokenizer
-from finemem_jax.episode import CORE, Action, Chunk, Memory, MemoryItem, Operation, Outcome, Stream
+from finemem_jax.episode import CORE, Action, Chunk, Memory, MemoryItem, Message, Operation, Outcome, Stream
 from finemem_jax.operations import Dialect
 from finemem_jax.tokenizer import EncodedChat, Tokenizer
 
@@ -78,17 +78,16 @@ class Environment:
             search: Searches that memory; views other than "recent" need it. Without it all is hidden that they would
                 have found.
         """
+        return tokenizer.encode_chat(self.tokenizer, self.messages(chunk, memory, search))
+
+    def messages(self, chunk: Chunk, memory: Memory, search: SearchFn | None = None) -> list[Message]:
+        """The same in words."""
         found = search(chunk.text) if search is not None and self.view != "recent" else ()
         shown, hidden = self._view(memory, found)
+        around = self.num_examples, self._render, self._manager_system, self._hidden
         if self.dialect.layout == "typed":
-            messages = prompts.typed_manager(
-                chunk.text, shown, hidden, self.num_examples, self._render, self._manager_system, self._hidden
-            )
-        else:
-            messages = prompts.manager(
-                chunk.text, shown, hidden[""], self.num_examples, self._render, self._manager_system, self._hidden
-            )
-        return tokenizer.encode_chat(self.tokenizer, messages)
+            return prompts.typed_manager(chunk.text, shown, hidden, *around)
+        return prompts.manager(chunk.text, shown, hidden[""], *around)
 
     def act(
         self, memory: Memory, completion_ids: Sequence[int], step: int

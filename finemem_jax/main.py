@@ -21,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes; --mode=plan can do without.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "report", "sweep", "plan", "questions", "follow"], "What to do."
+    "mode", "train", ["train", "evaluate", "report", "sweep", "plan", "questions", "follow", "export"], "What to do."
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "", 'What --mode=plan compiles for, e.g. "v5e:8x8", "cpu:8" or "gpu".')
 _SWEEP = flags.DEFINE_string(
@@ -32,6 +32,11 @@ _SWEEP = flags.DEFINE_string(
 )
 _SWEEP_JOBS = flags.DEFINE_integer("sweep_jobs", 1, "How many members of a sweep train at once.", lower_bound=1)
 
+_VERIFY = flags.DEFINE_bool(
+    "verify",
+    False,
+    "With --mode=export: load the export with transformers and compare; of one that is there, only that.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, 'Training by several processes: "host:port" of the first one, the same for all of them.'
 )
@@ -71,13 +76,15 @@ def main(_) -> None:
         sys.exit(_stop_on_bad_input(lambda: _sweep(workdir)))
     if _MODE.value != "train" and (_COORDINATOR.value or _CLUSTER.value):
         sys.exit("finemem_jax: only --mode=train is done by processes together; --mode=evaluate has evaluate.shard.")
+    if _VERIFY.value and _MODE.value != "export":
+        sys.exit("finemem_jax: --verify needs --mode=export.")
     # Imported late: whoever only misspelt a flag should not wait for JAX.
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/finemem_jax/compiled"))
     logging.set_verbosity(logging.WARNING)
-    modes = {"train": _train, "evaluate": _evaluate, "questions": _questions, "follow": _follow}
+    modes = {"train": _train, "evaluate": _evaluate, "questions": _questions, "follow": _follow, "export": _export}
     sys.exit(_run(modes[_MODE.value], config, workdir))
 
 
@@ -194,6 +201,27 @@ def _questions(config, workdir, stack):
 
     del stack  # It opens nothing before its work begins.
     return lambda: _stop_on_bad_input(lambda: question_run.run(config, workdir))
+
+
+def _export(config, workdir, stack):
+    from finemem_jax import checkpoint, export, export_check
+
+    del stack  # It opens nothing before its work begins.
+    checkpoint.check(workdir, config)
+    folder = export.folder_of(config, workdir)
+    if _VERIFY.value:
+        export_check.check(config)
+    is_there = _VERIFY.value and folder.is_dir()
+    if not is_there:
+        export.check(config, workdir)
+
+    def work():
+        if not is_there:
+            yield from export.run(config, workdir)
+        if _VERIFY.value:
+            yield from export_check.verify(folder, config, workdir)
+
+    return lambda: _stop_on_bad_input(lambda: list(work()))
 
 
 def _build(config, workdir, stack, processes=None):

@@ -72,8 +72,14 @@ class Tokenizer(Protocol):
         """Template text around the contents of messages with these roles: one piece before each, one after all."""
         ...
 
-    def save(self, folder: pathlib.Path) -> None:
-        """Writes the files by which transformers knows this tokenizer, its chat template and its end tokens."""
+    def save(self, folder: pathlib.Path, opening: Sequence[Message] = (), seam: tuple[str, str] = ("", "")) -> None:
+        """Writes the files by which transformers knows this tokenizer, its chat template and its end tokens.
+
+        Args:
+            opening: What the saved template puts before a chat that brings no system message; the first one has to.
+            seam: Where parts of a message meet: what ends one, and what begins the next. Here parts are encoded apart;
+                transformers sees one text, and is to cut it there.
+        """
         ...
 
 
@@ -142,7 +148,7 @@ class BpeTokenizer:
         self._chat = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend, chat_template=chat_template, **self._named_tokens
         )
-        self._thinking = thinking
+        self._template, self._thinking = chat_template, thinking
         self._source = source
         self._end_ids = tuple(_id_of(backend, token) for token in end_tokens)
         self._special_ids = frozenset(backend.get_added_tokens_decoder())
@@ -191,7 +197,7 @@ class BpeTokenizer:
                 add_generation_prompt=True,
                 enable_thinking=self._thinking,
                 # Llama 3's templates name a date: today's, if they are not told one, and prompts would change at night.
-                date_string=_DATE,
+                date_string=DATE,
             )
         except jinja2.TemplateError as error:
             raise ValueError(
@@ -208,17 +214,35 @@ class BpeTokenizer:
             pieces.append(before)
         return (*pieces, rest)
 
-    def save(self, folder: pathlib.Path) -> None:
-        if self._source is not None:
+    def save(self, folder: pathlib.Path, opening: Sequence[Message] = (), seam: tuple[str, str] = ("", "")) -> None:
+        if self._source is None:
+            self._save_new(folder)
+        else:
             for name in _TOKENIZER_FILES:
                 if (self._source / name).is_file():
                     shutil.copyfile(self._source / name, folder / name)
-            return
+        changed: dict[str, Any] = {}
+        if opening:
+            template = opened(self._template, opening, self._thinking)
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+            # Where programs of before 2025 look for it.
+            changed["chat_template"] = template
+        before, after = seam
+        if self.encode(before) + self.encode(after) != self.encode(before + after):
+            fields = _read_json(folder / "tokenizer.json")
+            _write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": _cut(fields["pre_tokenizer"], seam)})
+            # A model's own class may take no notice of how the file splits text.
+            changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if changed:
+            path = folder / "tokenizer_config.json"
+            _write_json(path, _read_json(path) | changed)
+
+    def _save_new(self, folder):
         self._template_backend.save(str(folder / "tokenizer.json"))
         named = {"eos_token": self._template_backend.id_to_token(self._end_ids[0]) or ""} | self._named_tokens
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "chat_template": self._chat.chat_template,
+            "chat_template": self._template,
             "clean_up_tokenization_spaces": False,
             **named,
         }
@@ -231,12 +255,48 @@ class BpeTokenizer:
         _write_json(folder / "generation_config.json", generation)
 
 
-_DATE = "26 Jul 2024"
+DATE = "26 Jul 2024"
 # All by which Hugging Face folders describe a tokenizer and how its model generates.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+
+
+def opened(template: str, opening: Sequence[Message], thinking: bool = False) -> str:
+    """A chat template that puts messages before a chat that brings no system message, and else changes nothing.
+
+    What a program leaves open is as it was in training: whether the model may think first, and the date.
+
+    Args:
+        template: The model's own, or one that was opened before.
+        opening: A system message first.
+    """
+    assert opening[0].role == "system", "a chat that has been opened must not be opened again"
+    own = template.rpartition(_OWN)[2]
+    shown = [{"role": message.role, "content": "".join(message.parts)} for message in opening]
+    # JSON's strings are Jinja's, except that Jinja knows no pairs of surrogates.
+    listed = ",\n  ".join(json.dumps(message, ensure_ascii=False) for message in shown)
+    lines = [
+        "{%- if not messages or messages[0]['role'] != 'system' -%}",
+        f"{{%- set messages = [\n  {listed}\n] + messages -%}}",
+        "{%- endif -%}",
+    ]
+    for name, value in (("enable_thinking", str(thinking).lower()), ("date_string", json.dumps(DATE))):
+        if name in own:
+            lines.append(f"{{%- if {name} is not defined -%}}{{%- set {name} = {value} -%}}{{%- endif -%}}")
+    return "\n".join(lines) + "\n" + _OWN + own
+
+
+# With a newline after it, which is part of the comment to transformers: the template begins as at the start of a file.
+_OWN = "{#- Here begins the model's own template. #}\n"
+
+
+def _cut(pre_tokenizer, seam):
+    """A pre-tokenizer, as tokenizer.json has it, that first sets apart the white space before a seam."""
+    before, after = map(re.escape, seam)
+    cut = {"type": "Split", "pattern": {"Regex": rf"\s*{before}(?={after})"}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [cut, pre_tokenizer]}
 
 
 def _write_json(path, content):
@@ -443,7 +503,7 @@ class ByteTokenizer:
         heads = [f"{self._START}{role[0]}:" for role in roles]
         return (heads[0], *(self._END + head for head in heads[1:]), f"{self._END}{self._START}a:")
 
-    def save(self, folder: pathlib.Path) -> None:
+    def save(self, folder: pathlib.Path, opening: Sequence[Message] = (), seam: tuple[str, str] = ("", "")) -> None:
         raise ValueError(
             f"{folder}: the tests' tokenizer of bytes has no Hugging Face form; export a model with a tokenizer of its "
             "own (model.tokenizer='weights')."

@@ -11,8 +11,7 @@ from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
 
 # Written by --mode=export beside a model's files: how its manager was trained to work.
-EXPORTED = "finemem.json"
-_EXPORT_FORMAT = 1
+EXPORTED, FORMAT = "finemem.json", 1
 
 
 def find(path: str) -> tuple[ConfigDict, pathlib.Path | None]:
@@ -48,9 +47,9 @@ def _experiment(path, file, argument):
 def _exported(folder):
     path = folder / EXPORTED
     found = read_json(path)
-    if found.get("format") != _EXPORT_FORMAT:
+    if found.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has the format {found.get('format')!r}, and only {_EXPORT_FORMAT} can be read; export the run "
+            f"{path} has the format {found.get('format')!r}, and only {FORMAT} can be read; export the run "
             "again with this version."
         )
     if (folder / "adapter_config.json").is_file():

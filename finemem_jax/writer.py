@@ -101,8 +101,10 @@ def write_arrays(folder: pathlib.Path, trees: Iterable[Any]) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number, tree in enumerate(trees):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-        np.savez_compressed(folder / f"{number:03d}.npz", **{name: np.asarray(leaf) for name, leaf in named.items()})
+        named: dict[str, Any] = {
+            jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves
+        }
+        np.savez_compressed(folder / f"{number:03d}.npz", **named)
     return folder
 
 

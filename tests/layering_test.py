@@ -28,10 +28,9 @@ SHELVES = (
     ("sampler", "backbone", "rollout", "likelihood", "question_report"),
     ("language_models", "questions", "evaluate", "methods"),
     ("answering", "scoreboard"),
-    ("assembly", "metrics"),
-    ("train", "report", "sweep", "plan", "question_run", "evaluation_run", "follow", "agent", "export", "export_check",
-     "export_card"),
-    ("plan_tables", "serve"),
+    ("assembly", "metrics", "export_card"),
+    ("train", "report", "sweep", "plan", "question_run", "evaluation_run", "follow", "agent", "export"),
+    ("plan_tables", "serve", "export_check"),
     ("main",),
 )  # fmt: skip
 SHELF = {name: number for number, names in enumerate(SHELVES) for name in names}

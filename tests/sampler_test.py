@@ -125,7 +125,10 @@ def test_cut_distributions_do_not_depend_on_the_company(params):
     assert_same([make_sampler(params, num_slots=1).generate([r])[0] for r in mixed], together)
 
 
-@pytest.mark.parametrize("sizes", [pytest.param((1, 2, 1), marks=pytest.mark.slow), (2, 1, 1), (1, 1, 2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param((1, 2, 1), marks=pytest.mark.slow), pytest.param((2, 1, 1), marks=pytest.mark.slow), (1, 1, 2)],
+)
 def test_weights_on_two_devices(params, requests, completions, sizes):
     placed = sharding.place(TINY, params, sharding.make_mesh(*sizes))
     assert_same(make_sampler(placed).generate(requests), completions)

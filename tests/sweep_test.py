@@ -441,7 +441,7 @@ def test_the_parent_does_not_load_jax():
 
 def test_sweep_from_the_command_line(tmp_path):
     command = [
-        "--mode=sweep", f"--workdir={tmp_path}", "--sweep=manager.chunk_tokens=512,500,1000000",
+        "--mode=sweep", f"--workdir={tmp_path}", "--sweep=manager.chunk_tokens=512,1000000",
         "--config.data.num_train=2", "--config.data.num_test=2",
     ]  # fmt: skip
 
@@ -450,20 +450,17 @@ def test_sweep_from_the_command_line(tmp_path):
 
     result = start()
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "member 2 of 3 · manager.chunk_tokens=500 · finished" in result.stdout
+    assert "member 1 of 2 · manager.chunk_tokens=512 · finished" in result.stdout
     assert "manager.chunk_tokens=1000000 failed: exit code 1" in result.stdout
     assert "lower one of them" in result.stdout
     saved = json.loads((tmp_path / "sweep.json").read_text())
-    assert [one["finished"] for one in saved["members"]] == [True, True, False]
-    # The two differ in nothing that matters here.
-    change = saved["members"][1]["metrics"]["valid_operations"]["against_first"]
-    assert change == {"mean": 0.0, "standard_error": 0.0, "n": 2}
+    assert [one["finished"] for one in saved["members"]] == [True, False]
 
     shutil.rmtree(tmp_path / "manager.chunk_tokens=1000000")
-    command[command.index("--sweep=manager.chunk_tokens=512,500,1000000")] = "--sweep=manager.chunk_tokens=512,500"
+    command[command.index("--sweep=manager.chunk_tokens=512,1000000")] = "--sweep=manager.chunk_tokens=512"
     result = start()
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("finished before") == 2
+    assert result.stdout.count("finished before") == 1
     result = start("--config.credit.beta=0")
     assert result.returncode == 1
     assert "credit.beta: 0.5 → 0.0" in result.stderr

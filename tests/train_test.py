@@ -129,7 +129,7 @@ def test_starting_weights_and_sampler_are_compared_with(tmp_path):
         assert metrics["policy/largest_log_ratio"] < 1e-5  # One update a step: π_θ is still π_old.
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_sampler_decodes_with_the_trainer_s_arrays(tmp_path, rank):
     """Which updates take over: neither the manager nor the reader may hold on to them."""
     changes = {"sampler.in_place": True, "lora.rank": rank, "train.num_steps": 2, "train.evaluate_first": False}

@@ -138,7 +138,8 @@ def save_peft(folder: pathlib.Path, config: DecoderConfig, params: Params, base_
         "target_modules": [_PEFT_NAMES[name].split(".")[1] for name in config.lora.targets],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # The library's own `save_file` would let nobody but its owner read the file.
+    (folder / "adapter_model.safetensors").write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     (folder / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
