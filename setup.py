@@ -15,6 +15,7 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py",
+        "etils[epath]",  # Paths as Orbax takes them.
         "filelock",
         "flax>=0.12",
         "gguf>=0.17",

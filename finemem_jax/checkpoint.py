@@ -296,9 +296,19 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
     arguments = ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
-    folder = workdir.absolute() / "checkpoints" / str(step) / "state"
+    folder = epath.Path(workdir.absolute()) / "checkpoints" / str(step)
+
+    def broken(problem):
+        return ValueError(
+            f"checkpoint {step} in {folder.parent} is broken: {problem}. Move its folder away, and the one before it "
+            "is taken."
+        )
+
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        stored = handler.metadata(epath.Path(folder)).tree["params"]
+        try:
+            stored = handler.metadata(folder / "state").tree["params"]
+        except Exception as error:
+            raise broken(_first_line(error)) from error
         shapes = [{jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(t)} for t in (stored, like)]
         differing = sorted(
             name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
@@ -309,14 +319,14 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
                 f"model.weights={str(workdir)!r} holds other parameters than its config.json says: "
                 f"params{differing[0]} is {has} in the checkpoint, and {wants} in that model."
             )
-        params = handler.restore(folder, args=arguments)["params"]
-    sums = saved_sums(folder.parent)
-    broken = [name for name, value in bits.sums({"params": params}).items() if _differ(sums.get(name), value)]
-    if broken:
-        raise ValueError(
-            f"checkpoint {step} in {folder.parent.parent} is broken: {broken[0]} is not what was saved. Move its "
-            "folder away, and the one before it is taken."
-        )
+        try:
+            params = handler.restore(folder / "state", args=arguments)["params"]
+            sums = saved_sums(pathlib.Path(folder))
+        except Exception as error:
+            raise broken(_first_line(error)) from error
+    wrong = [name for name, value in bits.sums({"params": params}).items() if _differ(sums.get(name), value)]
+    if wrong:
+        raise broken(f"{wrong[0]} is not what was saved")
     return params
 
 

@@ -117,6 +117,7 @@ def test_flipped_bits(tmp_path, seed):
         assert (step == 1) == bool(said)
 
 
+@given_up
 def test_arrays_that_are_not_what_was_saved(tmp_path):
     """Even where each file is whole: as if another checkpoint's arrays had come under this one's name."""
     save(tmp_path, 1, 2, 3)
@@ -129,6 +130,9 @@ def test_arrays_that_are_not_what_was_saved(tmp_path):
     step, said = restored(tmp_path)
     assert step == 2 and "params.a" in said[0]
     assert checkpoint.load_params(tmp_path, like)["a"][0, 0] == 2
+    (folder / "2" / "state" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint 2 in .* is broken: .*Move its folder away"):
+        checkpoint.load_params(tmp_path, like)
 
 
 @given_up
