@@ -55,13 +55,16 @@ class Checkpoints:
         best_metric: str = "",
         say: Callable[[str], None] = print,
         processes: Processes | None = None,
+        config: Mapping[str, Any] | None = None,
     ):
         """Args:
         keep: How many are kept, newest first.
         keep_best: How many more, with the highest `best_metric`; the lowest, if "-" stands before its name.
         say: Told what is wrong with a checkpoint.
         processes: Those that save together; None for this one alone.
+        config: Settings that are saved with each; plain JSON.
         """
+        self._config = dict(config or {})
         self._folder = (workdir / "checkpoints").absolute()
         self._best, self._say, self._processes = best_metric if keep_best else "", say, processes or Processes()
         policy: Any = policies.LatestN(keep)
@@ -115,7 +118,7 @@ class Checkpoints:
             return
         self._finish()
         sums = bits.sums(state)
-        about = {"sums": sums, "versions": versions()}
+        about = {"sums": sums, "versions": versions(), "config": self._config}
         items = {
             "state": ocp.args.StandardSave(state),
             "position": ocp.args.JsonSave(position),
@@ -195,6 +198,7 @@ class Checkpoints:
             problems = [problem for problem in self._processes.gather(problem) if problem]
             if found and not problems:
                 self._put_aside(broken)
+                self._compare_versions(step)
                 return found[0], step, found[1]
             broken[step] = problems[0]
             self._say(f"CHECKPOINT {step} IS BROKEN: {problems[0]}")
@@ -203,6 +207,13 @@ class Checkpoints:
             f"none of the checkpoints in {self._folder} can be restored ({listing}). Put back a copy that is whole, or "
             "begin anew in another --workdir."
         )
+
+    def _compare_versions(self, step):
+        then, now = _about(self._folder / str(step)).get("versions", {}), versions()
+        changed = [f"{name} {then[name]} → {now[name]}" for name in then if then[name] != now.get(name)]
+        if changed:
+            self._say(f"checkpoint {step} was written with other versions, by which numbers may be rounded otherwise: "
+                      f"{', '.join(changed)}")  # fmt: skip
 
     def _restore(self, step, abstract):
         items = {"state": ocp.args.StandardRestore(abstract), "position": ocp.args.JsonRestore()}
@@ -240,8 +251,12 @@ def _differ(saved, found):
 
 def saved_sums(folder: pathlib.Path) -> dict[str, str]:
     """{path: checksum} as a checkpoint's folder has them; empty where it was written without."""
+    return _about(folder).get("sums", {})
+
+
+def _about(folder):
     path = folder / "about" / "metadata"
-    return json.loads(path.read_text(encoding="utf-8"))["sums"] if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _first_line(error):

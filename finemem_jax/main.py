@@ -94,7 +94,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
     from finemem_jax.endpoint import EndpointError
     from finemem_jax.guards import StopError
     from finemem_jax.interrupt import Terminated
-    from finemem_jax.processes import PeerError, StoppedByPeer
+    from finemem_jax.processes import PeerError, PeerStops
     from finemem_jax.question_costs import BudgetError
 
     def prepare():
@@ -107,7 +107,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
         try:
             for line in work():
                 print(line)
-        except (Terminated, StoppedByPeer):
+        except (Terminated, PeerStops):
             return _TERMINATED
         except KeyboardInterrupt:
             return _INTERRUPTED

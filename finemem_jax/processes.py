@@ -33,8 +33,16 @@ class PeerError(Exception):
     """Another process is missing or has failed, so that this one cannot go on; started again, all would."""
 
 
-class StoppedByPeer(KeyboardInterrupt):
+class PeerStops(KeyboardInterrupt):
     """Another process was told to stop; all stop together."""
+
+
+class AskedByPeer(PeerStops):
+    """It was heard of between two gatherings; `Processes.stop` is now to be called."""
+
+
+class StoppedByPeer(PeerStops):
+    """It was heard of in a gathering: all know."""
 
 
 class Client(Protocol):
@@ -116,13 +124,13 @@ class Processes:
             self._exchange(_STOPPED + reason.encode())
 
     def check(self) -> None:
-        """Raises StoppedByPeer if another process asks to stop; looks at most once a second."""
+        """Raises AskedByPeer if another process asks to stop; looks at most once a second."""
         if self.count == 1 or time.monotonic() < self._polled + _POLL:
             return
         self._polled = time.monotonic()
         reason = self._get("stop")
         if reason is not None:
-            raise StoppedByPeer(reason.decode())
+            raise AskedByPeer(reason.decode())
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:

@@ -33,6 +33,7 @@ from finemem_jax import (
     sources,
     writer,
 )
+from finemem_jax import config as config_lib
 from finemem_jax.assembly import Parts
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
@@ -205,8 +206,9 @@ def state_shapes(config: ConfigDict, parts: Parts) -> Any:
 def _checkpoints(config, workdir, display, processes):
     asked = config.train
     return checkpoint.Checkpoints(
-        workdir, asked.keep_checkpoints, asked.keep_best, asked.best_metric, display.say, processes
-    )
+        workdir, asked.keep_checkpoints, asked.keep_best, asked.best_metric, display.say, processes,
+        config_lib.flatten(config),
+    )  # fmt: skip
 
 
 def _together(parts: Parts, mine: list[list[Trajectory]]) -> tuple[list[list[Trajectory]], dict[str, float]]:

@@ -1,5 +1,6 @@
 """Tests of finemem_jax/checkpoint.py."""
 
+import json
 import os
 import random
 import shutil
@@ -166,6 +167,15 @@ def test_keeps_the_best(tmp_path, metric, best):
         with pytest.raises(ValueError, match=r"train.best_metric='-?score'.*one of these.*: other"):
             checkpoints.save(8, state(), {}, {"other": 1.0})
     assert steps_in(tmp_path) == [best, "7"]
+
+
+def test_config_and_versions_are_saved_and_compared(tmp_path, monkeypatch):
+    save(tmp_path, 1, config={"seed": 7})
+    about = json.loads((tmp_path / "checkpoints" / "1" / "about" / "metadata").read_text())
+    assert about["config"] == {"seed": 7} and about["versions"]["jax"] == jax.__version__
+    monkeypatch.setattr(checkpoint, "versions", lambda: about["versions"] | {"jax": "99.0"})
+    step, (said,) = restored(tmp_path)
+    assert step == 1 and f"jax {jax.__version__} → 99.0" in said
 
 
 def test_checkpoints_without_checksums_are_read(tmp_path):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from finemem_jax.interrupt import Interrupt, Terminated
-from finemem_jax.processes import StoppedByPeer
+from finemem_jax.processes import AskedByPeer
 
 
 class Echo:
@@ -59,9 +59,9 @@ def test_sigterm_never_cuts_anything():
 
 def test_others_may_ask_as_well():
     def ask():
-        raise StoppedByPeer("process 3")
+        raise AskedByPeer("process 3")
 
-    with Interrupt(ask) as interrupt, pytest.raises(StoppedByPeer):
+    with Interrupt(ask) as interrupt, pytest.raises(AskedByPeer):
         interrupt.before(Echo()).collect()
 
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from finemem_jax import processes
-from finemem_jax.processes import PeerError, Processes, StoppedByPeer
+from finemem_jax.processes import AskedByPeer, PeerError, Processes, StoppedByPeer
 
 
 class Store:
@@ -107,7 +107,7 @@ def test_a_call_to_stop_is_heard_before_the_next_gathering():
         while True:
             try:
                 one.check()
-            except StoppedByPeer as error:
+            except AskedByPeer as error:
                 one.stop("with the other")
                 return str(error)
             time.sleep(0.01)

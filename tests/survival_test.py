@@ -255,10 +255,10 @@ def test_eight_devices_one_and_back(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 24 MB of its own, where the tests may mount one."""
+    """A disk of 96 MB of its own, where the tests may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small file system takes rights that are not given here")
     yield folder
