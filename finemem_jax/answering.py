@@ -101,6 +101,10 @@ class Answering:
             line = "compiling what likelihoods are computed with"
             self._likelihoods.warm_up(trunk, positions, functools.partial(progress, line))
 
+    def begin_anew(self) -> None:
+        """Empties the slots of what generates in this process; see `Sampler.begin_anew`."""
+        self.models.begin_anew()
+
     def take_stats(self) -> SamplerStats:
         """What was generated in this process since the last call."""
         return self.models.take_stats()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import collections
 import pathlib
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from finemem_jax import writer
+import jax
+import numpy as np
+
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
 from finemem_jax.processes import Processes
@@ -34,7 +37,7 @@ class Guard:
         self._skipped[step] += skipped
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         if skipped and self._in_a_row >= self._most_skipped:
-            self._dump = writer.write_arrays(self._folder / f"step_{step + 1:06d}", minibatch)
+            self._dump = _write_arrays(self._folder / f"step_{step + 1:06d}", minibatch)
 
     def skipped_in(self, step: int) -> float:
         """How many updates of a step were skipped."""
@@ -60,3 +63,15 @@ class Guard:
                 f"the process holds {self.memory():.1f} GiB of the host's memory, more than train.max_memory_gigabytes="
                 f"{self._most_memory}; the same command goes on in a new one."
             )
+
+
+def _write_arrays(folder: pathlib.Path, trees: Iterable[Any]) -> pathlib.Path:
+    """Writes the arrays of some trees, one .npz for each, into a folder; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, tree in enumerate(trees):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        named: dict[str, Any] = {
+            jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves
+        }
+        np.savez_compressed(folder / f"{number:03d}.npz", **named)
+    return folder

@@ -96,6 +96,11 @@ class LanguageModels:
             self._made = self._local.sampler()
         return self._made
 
+    def begin_anew(self) -> None:
+        """Empties the frozen model's slots; see `Sampler.begin_anew`."""
+        if self._made is not None:
+            self._made.begin_anew()
+
     def take_stats(self) -> SamplerStats:
         """What was generated in this process since the last call."""
         return SamplerStats() if self._made is None else self._made.take_stats()

@@ -126,6 +126,18 @@ class Sampler:
         self._trunks: dict[tuple[int, ...], Trunk] = {}
         self._slots = None
 
+    def begin_anew(self) -> None:
+        """Empties the slots, as if nothing had been served since the last `update`.
+
+        Numbers are rounded by the lengths of caches and by what was computed together, and both depend on what the
+        slots have served: a program that goes on from here can only repeat those that another began here.
+
+        Raises:
+            ValueError: requests are pending; collect or cancel them first.
+        """
+        self._check_idle("empty slots")
+        self._slots = None
+
     def warm_up(self, trunk: int, positions: int, say: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Compiles all that requests of a size can need, so that serving them compiles nothing.
 

@@ -113,6 +113,7 @@ def train(
                 streams = next(batches)
 
                 display.phase(f"step {step + 1}: rollouts and reader")
+                _begin_anew(parts)
                 mine = rollout.run(
                     streams, assembly.with_likelihoods(config, rollout_options, step), parts.environment, parts.policy,
                     parts.answer, (config.seed, "train", step), parts.embed, parts.judge, parts.mark, parts.likely,
@@ -217,6 +218,12 @@ def _together(parts: Parts, mine: list[list[Trajectory]]) -> tuple[list[list[Tra
     shares, managers, readers, others = zip(*parts.processes.gather((mine, *costs)), strict=True)
     measures = metrics.of_samplers(metrics.together(managers), metrics.together(readers)) | metrics.mean(others)
     return input_pipeline.interleave(shares), measures
+
+
+def _begin_anew(parts):
+    """Has samplers start as they do in a run that goes on from here: what is drawn is then the same to the last bit."""
+    parts.manager.begin_anew()
+    parts.answering.begin_anew()
 
 
 def _ranks_by_evaluation(config):
@@ -346,6 +353,7 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     processes = parts.processes
     if processes.first(read_evaluations(workdir).get(name, {}).get("step") == step):
         return
+    _begin_anew(parts)
     options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
     streams = [test_streams[i] for i in range(processes.index, len(test_streams), processes.count)]
     mine = evaluate.run(

@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
 import rich.console
 import rich.live
 import rich.table
@@ -94,18 +92,6 @@ def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> N
             # Data may hold lone surrogates, which have no UTF-8 form.
             file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
     os.replace(temporary, path)
-
-
-def write_arrays(folder: pathlib.Path, trees: Iterable[Any]) -> pathlib.Path:
-    """Writes the arrays of some trees, one .npz for each, into a folder; returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, tree in enumerate(trees):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        named: dict[str, Any] = {
-            jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves
-        }
-        np.savez_compressed(folder / f"{number:03d}.npz", **named)
-    return folder
 
 
 class Display:
