@@ -205,7 +205,7 @@ def default() -> ConfigDict:
 
     config.export = ConfigDict()  # --mode=export: the trained manager as a folder that other programs load.
     config.export.folder = ""  # Where to; empty = "export" in the workdir.
-    config.export.form = "merged"  # A whole model ("merged"), or a LoRA run's adapter alone, as PEFT has it ("lora").
+    config.export.form = "merged"  # A model's folder; "gguf": one file for llama.cpp; "lora": an adapter alone (PEFT).
     config.export.dtype = ""  # Of its weights: "float32" or "bfloat16"; empty = model.param_dtype.
     config.export.shard_gigabytes = 5.0  # Largest file of weights.
     config.export.verify_tokens = 2_000  # How many tokens' log-probabilities --verify compares.
@@ -444,7 +444,7 @@ def validate(config: ConfigDict) -> None:
         "judge.kind": ("reader", "model", "endpoint"),
         "questions.generator.kind": ("model", "endpoint"),
         "questions.verifier.kind": ("model", "endpoint"),
-        "export.form": ("merged", "lora"),
+        "export.form": ("merged", "lora", "gguf"),
         "export.dtype": ("", "float32", "bfloat16"),
         "credit.rule": RULE_NAMES,
         "credit.type_factor_on": ("advantage", "unclipped"),

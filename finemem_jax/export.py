@@ -1,7 +1,8 @@
-"""--mode=export: the trained manager as a folder that transformers and this package load.
+"""--mode=export: the trained manager as a folder that transformers, or llama.cpp, and this package load.
 
 Beside weights and tokenizer the folder holds a chat template that tells the manager what training told it, how it was
-evaluated (generation_config.json), the run's settings (finemem.json) and a model card.
+evaluated (generation_config.json), the run's settings (finemem.json) and a model card. Of a GGUF file, the first two
+are parts.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from finemem_jax import assembly, backbone, checkpoint, export_card, trained
+from finemem_jax import assembly, backbone, checkpoint, export_card, tokenizer, trained
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
 from finemem_jax.episode import Chunk, Memory, Message
-from finemem_jax.models import decoder, hf_config, hf_weights, lora, presets, sharding
+from finemem_jax.models import decoder, gguf_export, hf_config, hf_weights, lora, presets, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.tokenizer import Tokenizer
@@ -45,7 +46,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
     if config.model.tokenizer != "weights":
         raise ValueError(
-            f"model.tokenizer={config.model.tokenizer!r} is for tests and has no Hugging Face form; export a run with "
+            f"model.tokenizer={config.model.tokenizer!r} is for tests and no other program knows it; export a run with "
             "model.tokenizer='weights'."
         )
 
@@ -66,11 +67,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     folder, step = folder_of(config, workdir), checkpoint.newest(workdir) or 0
     dtype = config.export.dtype or config.model.param_dtype
     shard_bytes = int(config.export.shard_gigabytes * 1e9)
-    if config.export.form == "merged":
+    if config.export.form != "lora":
         loaded = assembly.load(with_weights(config, workdir))
-        params = loaded.backbone.params(_mesh(config))
+        model, params = loaded.backbone.model, loaded.backbone.params(_mesh(config))
         papers = _Papers(config, workdir, step, loaded.tokens)
-        hf_weights.save(folder, loaded.backbone.model, params, papers, dtype, shard_bytes)
+        if config.export.form == "merged":
+            hf_weights.save(folder, model, params, papers, dtype, shard_bytes)
+        else:
+            with hf_weights.new_folder(folder) as unfinished:
+                gguf_export.save(unfinished / trained.GGUF, model, params, _Opened(config, loaded.tokens), dtype)
+                papers.describe(unfinished)
     else:
         loaded = assembly.load(config)
         model = backbone.adapted(config, loaded.backbone.model)
@@ -89,7 +95,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
 def with_weights(config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
     """The config with a folder's weights: a model's, or the newest checkpoint's of a workdir, adapters merged."""
     changed = config.copy_and_resolve_references()
-    changed.model.weights, changed.model.name, changed.lora.rank = str(folder.absolute()), presets.AUTO, 0
+    weights = str(trained.weights_of(folder.absolute()))
+    changed.model.weights, changed.model.name, changed.lora.rank = weights, presets.AUTO, 0
     return changed
 
 
@@ -107,6 +114,28 @@ def conversation(config: ConfigDict, tokens: Tokenizer, chunk: str) -> list[Mess
     return assembly.environment(config, tokens).messages(Chunk(chunk), Memory())
 
 
+def _opening(config, tokens):
+    """What the manager is told before its first user message."""
+    return conversation(config, tokens, "")[:-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A tokenizer that saves itself with the manager's chat template, and else as it is."""
+
+    config: ConfigDict
+    tokens: Tokenizer
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.tokens.end_ids
+
+    def save(self, folder: pathlib.Path) -> None:
+        self.tokens.save(folder, _opening(self.config, self.tokens))
+        # Where parts of a message meet cannot be said in a GGUF file. A run that began with an export says it.
+        tokenizer.uncut(folder, SEAM)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Papers:
     """Everything in an export but the weights; saved as a tokenizer is (`hf_weights.Vocabulary`)."""
@@ -121,10 +150,14 @@ class _Papers:
         return self.tokens.end_ids
 
     def save(self, folder: pathlib.Path) -> None:
-        config, opening = self.config, conversation(self.config, self.tokens, "")[:-1]
-        self.tokens.save(folder, opening, SEAM)
+        self.tokens.save(folder, _opening(self.config, self.tokens), SEAM)
         path = folder / "generation_config.json"
-        _write_json(path, generation(_read_json(path), self.tokens.end_ids, config.rollout.max_new_tokens))
+        _write_json(path, generation(_read_json(path), self.tokens.end_ids, self.config.rollout.max_new_tokens))
+        self.describe(folder)
+
+    def describe(self, folder: pathlib.Path) -> None:
+        """Writes the run's settings and the model card."""
+        config = self.config
         versions = checkpoint.versions() | {"finemem_jax": importlib.metadata.version("finemem_jax")}
         about = {
             "format": trained.FORMAT,

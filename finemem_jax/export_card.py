@@ -36,11 +36,11 @@ def write(
         with_base: Whether the base of an adapter lies in the export.
         evaluations, benchmark: evaluation.json and benchmark.json of the workdir; empty where there are none.
     """
-    adapter = config.export.form == "lora"
+    adapter, is_gguf = config.export.form == "lora", config.export.form == "gguf"
     name = config.experiment or config.data.name
     what = "LoRA adapter" if adapter else "model"
     sections = [
-        _front_matter(config, adapter),
+        _front_matter(config, {"lora": "peft", "gguf": "llama.cpp"}.get(config.export.form, "transformers")),
         f"# Memory manager {name}",
         f"This {what} keeps the memory of an assistant. It reads a text chunk by chunk and writes INSERT, UPDATE, "
         "DELETE and SKIP operations on an external memory, from which questions are answered later. It was trained for "
@@ -49,12 +49,15 @@ def write(
         + (f", held out: `{config.data.test_name}`" if config.data.test_name else "")
         + "\n- Licence: that of the base model holds for these weights, which are derived from it; the terms of the "
         "data hold, too.",
-        "## Use with transformers",
+        f"## Use with {'llama.cpp' if is_gguf else 'transformers'}",
         "The chat template puts the manager's instructions before a chat that has no system message. The user message "
         "is the new text and the memory, one JSON object for each item, in exactly this form:",
         _code("text", message),
-        _code("python", _transformers(message, _loading(config, with_base) if adapter else "")),
-        "Special tokens that stand in a text are tokens to transformers, and only characters to finemem_jax.",
+        *(
+            _llama(config, message)
+            if is_gguf
+            else _hugging_face(message, _loading(config, with_base) if adapter else "")
+        ),
         *([] if adapter else _agent()),
         *_results(evaluations, benchmark, step),
         "## Training",
@@ -99,10 +102,10 @@ def _base(config):
     return f"[{name}](https://huggingface.co/{name})" if name else f"`{pathlib.Path(config.model.weights).name}`"
 
 
-def _front_matter(config, adapter):
-    lines = [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+def _front_matter(config, library):
+    lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
     if name := _hub_name(config):
-        lines += [f"base_model: {name}", f"base_model_relation: {'adapter' if adapter else 'finetune'}"]
+        lines += [f"base_model: {name}", f"base_model_relation: {'adapter' if library == 'peft' else 'finetune'}"]
     if config.model.weights == "embedded":
         lines.append("license: apache-2.0")
     lines += ["tags:", *(f"- {tag}" for tag in ("finemem_jax", "memory", "reinforcement-learning", "grpo"))]
@@ -122,6 +125,39 @@ def _loading(config, with_base):
 base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
 model.generation_config = GenerationConfig.from_pretrained(folder)
+"""
+
+
+def _hugging_face(message, loading):
+    return [
+        _code("python", _transformers(message, loading)),
+        "Special tokens that stand in a text are tokens to transformers, and only characters to finemem_jax.",
+    ]
+
+
+def _llama(config, message):
+    """How llama.cpp, and what is built on it, run the file."""
+    longest = config.rollout.max_new_tokens
+    return [
+        _code("bash", f"llama-server -m model.gguf --jinja --temp 0 -n {longest}"),
+        "With llama-cpp-python:",
+        _code("python", _LLAMA.replace("MESSAGE", repr(message)).replace("LONGEST", str(longest))),
+        "LM Studio and others that read the file's chat template need only the file. Ollama may not read it: its "
+        "Modelfile then needs the template's system message (SYSTEM) and its form of chats (TEMPLATE).",
+        "Special tokens that stand in a text may be tokens to these programs, and are only characters to finemem_jax. "
+        "Text and memory are cut into tokens together, and apart in finemem_jax: with some tokenizers, like SmolLM2's, "
+        'the empty line before "Memory:" is then other tokens than in training.',
+    ]
+
+
+_LLAMA = """\
+from llama_cpp import Llama
+
+model = Llama("model.gguf", n_ctx=0, verbose=False)
+message = MESSAGE
+chat = [{"role": "user", "content": message}]
+reply = model.create_chat_completion(chat, temperature=0.0, max_tokens=LONGEST)
+print(reply["choices"][0]["message"]["content"])
 """
 
 

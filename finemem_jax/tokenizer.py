@@ -299,6 +299,14 @@ def _cut(pre_tokenizer, seam):
     return {"type": "Sequence", "pretokenizers": [cut, pre_tokenizer]}
 
 
+def uncut(folder: pathlib.Path, seam: tuple[str, str]) -> None:
+    """Takes a seam that `save` wrote, now or before, out of a folder's tokenizer.json again, if it is there."""
+    fields = _read_json(folder / "tokenizer.json")
+    own = (fields["pre_tokenizer"] or {}).get("pretokenizers", [None])[-1]
+    if fields["pre_tokenizer"] == _cut(own, seam):
+        _write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": own})
+
+
 def _write_json(path, content):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -433,14 +441,17 @@ def from_gguf(reader: gguf.GGUFReader, thinking: bool = False) -> BpeTokenizer:
         raise ValueError("model.weights: the GGUF has no chat template; use an instruction-tuned model's.")
     tokens = fields["tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["merges"].contents()]
-    vocab = {token: i for i, token in enumerate(tokens)}
+    kinds = fields["token_type"].contents()
+    # Names of rows that only fill up the embedding are no tokens.
+    unused = gguf.TokenType.UNUSED
+    vocab = {token: i for i, (token, its) in enumerate(zip(tokens, kinds, strict=True)) if its != unused}
     # Llama 3 takes a piece that is a token as it is, without asking how it would be merged.
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=kind == "llama-bpe"))
     if kind == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _pre_tokenizer(kind)
     backend.decoder = decoders.ByteLevel()
-    for token, token_kind in zip(tokens, fields["token_type"].contents(), strict=True):
+    for token, token_kind in zip(tokens, kinds, strict=True):
         if token_kind in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED):
             special = token_kind == gguf.TokenType.CONTROL
             backend.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False)])

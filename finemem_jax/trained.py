@@ -12,6 +12,8 @@ from finemem_jax.config import ConfigDict
 
 # Written by --mode=export beside a model's files: how its manager was trained to work.
 EXPORTED, FORMAT = "finemem.json", 1
+# Weights and tokenizer in an export for llama.cpp.
+GGUF = "model.gguf"
 
 
 def find(path: str) -> tuple[ConfigDict, pathlib.Path | None]:
@@ -58,8 +60,14 @@ def _exported(folder):
             "run with --config.export.form=merged, or load its workdir."
         )
     config = _saved_config(found.get("config"), path)
-    config.model.weights, config.model.name, config.lora.rank = str(folder), "auto", 0
+    config.model.weights, config.model.name, config.lora.rank = str(weights_of(folder)), "auto", 0
     return config
+
+
+def weights_of(folder: pathlib.Path) -> pathlib.Path:
+    """What `model.weights` names of a folder: the GGUF file of an export for llama.cpp; else the folder itself."""
+    is_gguf = (folder / EXPORTED).is_file() and (folder / GGUF).is_file()
+    return folder / GGUF if is_gguf else folder
 
 
 def _saved_config(saved, path):

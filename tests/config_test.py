@@ -12,7 +12,7 @@ FIELDS = sorted(config_lib.flatten(config_lib.default()))
 
 # A value just outside of what each field takes.
 BAD = {
-    "export.form": "gguf",
+    "export.form": "onnx",
     "export.dtype": "int8",
     "export.shard_gigabytes": 0.0,
     "export.verify_tokens": 0,

@@ -16,9 +16,9 @@ from finemem_jax.models import decoder, hf_weights, presets
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
-_FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3")
 # Our names of a layer's parameters → llama.cpp's.
-_KERNELS = {
+KERNELS = {
     "query": "attn_q.weight",
     "key": "attn_k.weight",
     "value": "attn_v.weight",
@@ -37,7 +37,7 @@ _VECTORS = {
     "mlp_norm": "ffn_norm.weight",
 }
 _OUTER = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,37 +66,40 @@ class GgufFile:
             ValueError: a tensor is missing or of another shape.
         """
         tensors = {tensor.name: tensor for tensor in self.reader.tensors}
-        places = _places(config)
-        for name, shape in places.values():
+        found = places(config)
+        for name, shape in found.values():
             _check(self.path, tensors, name, shape)
 
         # Several devices ask for slices of one parameter, whose tensors can only be dequantised as a whole.
         @functools.lru_cache(maxsize=config.num_layers if jax.device_count() > 1 else 0)
         def whole(parameter, layer):
-            tensor = tensors[places[parameter, layer][0]]
+            tensor = tensors[found[parameter, layer][0]]
             array = gguf.dequantize(tensor.data, tensor.tensor_type)
             # llama.cpp interleaves the halves that we rotate together, of Llama's models only.
             heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(parameter)
             if heads and config.family == "llama":
                 array = _half_rotation(array, heads)
-            return array.T if parameter in _KERNELS else array
+            return array.T if parameter in KERNELS else array
 
         return hf_weights.build(config, shardings, dtype, lambda name, layer, index: whole(name, layer)[index])
 
 
-def _places(config):
-    """{(parameter, layer): (name, shape)} of all tensors of a model; files hold kernels as [out, in]."""
+def places(config: DecoderConfig) -> dict[tuple[str, int | None], tuple[str, tuple[int, ...]]]:
+    """{(parameter, layer): (name, shape)} of all tensors of a model; files hold kernels as [out, in].
+
+    Layer None: of parameters that are not a layer's.
+    """
     state = decoder.abstract_params(config)
-    places: dict[Any, tuple[str, tuple[int, ...]]] = {
+    found: dict[tuple[str, int | None], tuple[str, tuple[int, ...]]] = {
         (name, None): (_OUTER[name], state[name].shape) for name in _OUTER if name in state
     }
     for name, leaf in state["layers"].items():
         for i in range(config.num_layers):
-            if name in _KERNELS:
-                places[name, i] = f"blk.{i}.{_KERNELS[name]}", leaf.shape[:0:-1]
+            if name in KERNELS:
+                found[name, i] = f"blk.{i}.{KERNELS[name]}", leaf.shape[:0:-1]
             else:
-                places[name, i] = f"blk.{i}.{_VECTORS[name]}", leaf.shape[1:]
-    return places
+                found[name, i] = f"blk.{i}.{_VECTORS[name]}", leaf.shape[1:]
+    return found
 
 
 def _check(path, tensors, name, shape):
@@ -138,9 +141,9 @@ def _read_config(reader, path) -> DecoderConfig:
         return default if found is None else found.contents()
 
     family = field("general.architecture")
-    if family not in _FAMILIES:
+    if family not in FAMILIES:
         raise ValueError(
-            f"{path} holds architecture {family!r}; model.weights must be a GGUF file of {', '.join(_FAMILIES)}."
+            f"{path} holds architecture {family!r}; model.weights must be a GGUF file of {', '.join(FAMILIES)}."
         )
     for name in ("expert_count", "attention.sliding_window", "rope.scaling.type"):
         if field(f"{family}.{name}") not in (None, 0, "none"):
@@ -180,9 +183,9 @@ def _read_config(reader, path) -> DecoderConfig:
         raise ValueError(
             f"{path}: {family}.rope.dimension_count is not the heads' width; such models are not supported."
         )
-    if _ROPE_FACTORS not in tensors:
+    if ROPE_FACTORS not in tensors:
         return config
-    factors = gguf.dequantize(tensors[_ROPE_FACTORS].data, tensors[_ROPE_FACTORS].tensor_type)
+    factors = gguf.dequantize(tensors[ROPE_FACTORS].data, tensors[ROPE_FACTORS].tensor_type)
     return _with_scaling(config, factors, path)
 
 
@@ -200,6 +203,6 @@ def _with_scaling(config, factors, path):
         if factors.shape == expected.shape and np.allclose(factors, expected, rtol=1e-4):
             return scaled
     raise ValueError(
-        f"{path}: its {_ROPE_FACTORS} (divided by up to {math.ceil(float(factors.max()))}) are of no rope scaling that "
+        f"{path}: its {ROPE_FACTORS} (divided by up to {math.ceil(float(factors.max()))}) are of no rope scaling that "
         "is known here (Llama 3.1 to 3.3); use the model's safetensors instead."
     )
