@@ -3,6 +3,7 @@
 All of them start the real program, many times; they take minutes each.
 """
 
+import contextlib
 import gzip
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -40,24 +42,36 @@ def command(workdir, **changes):
     ]
 
 
-def start(workdir, *more, devices=1, **changes):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-    return subprocess.Popen([*command(workdir, **changes), *more], cwd=ROOT, **pipes)
+class Program(subprocess.Popen):
+    """The program, which writes to a file: a pipe that nobody reads would stop it one day."""
+
+    def __init__(self, workdir, *more, devices=1, **changes):
+        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        self._said = tempfile.TemporaryFile("w+")
+        super().__init__(
+            [*command(workdir, **changes), *more], cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags},
+            stdout=self._said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def said(self):
+        with self._said:
+            self._said.seek(0)
+            return self._said.read()
 
 
 def finish(process, code=0, timeout=400):
     try:
-        output, _ = process.communicate(timeout=timeout)
+        process.wait(timeout)
     finally:
         process.kill()
+        process.wait()
+    output = process.said()
     assert process.returncode == code, output
     return output
 
 
 def run(workdir, *more, code=0, devices=1, **changes):
-    return finish(start(workdir, *more, devices=devices, **changes), code)
+    return finish(Program(workdir, *more, devices=devices, **changes), code)
 
 
 def state(workdir):
@@ -117,7 +131,7 @@ def test_fifty_kills(tmp_path):
     workdir, draw = tmp_path / "killed", random.Random(0)
     kills = writing = 0
     while kills < 50:
-        process = start(workdir, **changes)
+        process = Program(workdir, **changes)
         try:
             if kills % 2:
                 deadline = time.monotonic() + 60
@@ -137,7 +151,7 @@ def test_fifty_kills(tmp_path):
             process.send_signal(signal.SIGKILL)
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
         kills += 1
     print(
         f"killed {kills} times, {writing} of them while a checkpoint was written, after {len(metrics(workdir))} steps"
@@ -178,7 +192,7 @@ def together(workdir, count=2, **changes):
     """So many processes of one run, each with one device."""
     address = f"--coordinator=localhost:{port()}"
     return [
-        start(workdir, address, f"--num_processes={count}", f"--process_id={index}", **changes)
+        Program(workdir, address, f"--num_processes={count}", f"--process_id={index}", **changes)
         for index in range(count)
     ]
 
@@ -202,7 +216,7 @@ def test_two_processes_are_as_good_as_one(tmp_path):
             time.sleep(0.05)
         for process in begun:
             process.kill()
-            process.communicate()
+            process.wait()
         done = checkpoint.newest(workdir)
         steps = max(done + 1, 4)
         outputs = [finish(one) for one in together(workdir, end, **changes | {"train.num_steps": steps})]
@@ -221,9 +235,7 @@ def test_sigterm_to_one_process_stops_both(tmp_path):
         time.sleep(0.05)
     both[1].send_signal(signal.SIGTERM)
     began = time.monotonic()
-    outputs = [process.communicate(timeout=100)[0] for process in both]
-    assert both[1].returncode == 85, outputs[1]
-    assert both[0].returncode == 85, outputs[0]
+    outputs = [finish(process, 85, timeout=100) for process in both]
     assert time.monotonic() - began < 30, "schedulers wait so long"
     step = checkpoint.newest(tmp_path)
     assert step >= 2 and f"step {step} is saved" in outputs[0]
@@ -236,9 +248,8 @@ def test_a_process_that_is_gone_is_named(tmp_path):
         assert all(process.poll() is None for process in both)
         time.sleep(0.05)
     both[1].kill()
-    both[1].communicate()
-    output = both[0].communicate(timeout=200)[0]
-    assert both[0].returncode == 75 and "process 1 of 2 (" in output, output
+    both[1].wait()
+    assert "process 1 of 2 (" in finish(both[0], 75, timeout=200)
 
 
 def test_eight_devices_one_and_back(tmp_path):
@@ -269,18 +280,14 @@ def test_a_full_disk(tmp_path, small_disk):
     changes = {"train.num_steps": 150, "train.checkpoint_every": 1}
     run(tmp_path / "undisturbed", **changes)
     workdir = small_disk / "run"
-    process = start(workdir, **changes)
+    process = Program(workdir, **changes)
     while len(writer.read_metrics(workdir)) < 5:
         assert process.poll() is None
         time.sleep(0.02)
     ballast = small_disk / "ballast"
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-                file.flush()
-        except OSError:
-            pass
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
     output = finish(process, code=74)
     assert "finemem_jax: " in output and "Traceback" not in output
     assert "space" in output
@@ -293,7 +300,7 @@ def test_a_full_disk(tmp_path, small_disk):
 
 def test_five_hundred_steps_leave_memory_and_files_as_they_are(tmp_path):
     changes = {"train.num_steps": 500, "train.checkpoint_every": 10, "train.evaluate_every": 100}
-    process = start(tmp_path, **changes)
+    process = Program(tmp_path, **changes)
     files = {}
     while process.poll() is None:
         steps = len(writer.read_metrics(tmp_path))
@@ -302,7 +309,7 @@ def test_five_hundred_steps_leave_memory_and_files_as_they_are(tmp_path):
         except OSError:
             break
         time.sleep(0.2)
-    finish(process)
+    finish(process, timeout=1)
     lines = writer.read_metrics(tmp_path)
     memory = [line["memory/host_gigabytes"] for line in lines]
     early, late = np.mean(memory[90:110]), np.mean(memory[480:])
