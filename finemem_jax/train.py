@@ -108,6 +108,8 @@ def train(
                 display.phase("evaluating before training")
                 _evaluate(config, workdir, parts, test_streams, "before", display, step)
             while step < config.train.num_steps:
+                # Not at the end of the step, so that a run that was killed meanwhile makes up for it.
+                _evaluate_if_due(config, workdir, parts, test_streams, display, step)
                 step_began = time.monotonic()
                 saved_position = batches.get_state()
                 streams = next(batches)
@@ -171,16 +173,10 @@ def train(
                 limit = config.train.stop_after_seconds
                 late = limit > 0 and processes.first(now - began > limit)
                 done = step == config.train.num_steps or late
-                evaluates = config.train.evaluate_every and step % config.train.evaluate_every == 0 and not done
-                saves = done or step % config.train.checkpoint_every == 0
-                # A checkpoint that is ranked by an evaluation is saved after it; others are safe before it begins.
-                for saving in (False, True) if _ranks_by_evaluation(config) else (True, False):
-                    if saving and saves:
-                        ranking = _ranking(config, workdir, processes, measures)
-                        checkpoints.save(step, state, saved_position, ranking)
-                    elif evaluates and not saving:
-                        display.phase("evaluating on held-out streams")
-                        _evaluate(config, workdir, parts, test_streams, f"step {step}", display, step)
+                if done or step % config.train.checkpoint_every == 0:
+                    if _ranks_by_evaluation(config) and not done:
+                        _evaluate_if_due(config, workdir, parts, test_streams, display, step)
+                    checkpoints.save(step, state, saved_position, _ranking(config, workdir, processes, measures))
                 guard.check(processes)
                 if done:
                     if step < config.train.num_steps:
@@ -346,6 +342,12 @@ def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
     """The workdir's `evaluation.json`; empty if there is none."""
     path = workdir / "evaluation.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _evaluate_if_due(config, workdir, parts, test_streams, display, step):
+    if step and config.train.evaluate_every and step % config.train.evaluate_every == 0:
+        display.phase("evaluating on held-out streams")
+        _evaluate(config, workdir, parts, test_streams, f"step {step}", display, step)
 
 
 def _evaluate(config, workdir, parts, test_streams, name, display, step):

@@ -47,7 +47,7 @@ class Program(subprocess.Popen):
 
     def __init__(self, workdir, *more, devices=1, **changes):
         flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        self._said = tempfile.TemporaryFile("w+")
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  `said` closes it.
         super().__init__(
             [*command(workdir, **changes), *more], cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags},
             stdout=self._said, stderr=subprocess.STDOUT,
