@@ -74,7 +74,7 @@ class Processes:
         self._polled = 0.0
         self._old: list[str] = []  # Keys of the last round, which still stand in the store.
         if count > 1:
-            self._set(f"who/{index}", f"{platform.node()}, process {os.getpid()}".encode())
+            self._set(f"who/{index}", f"{platform.node()}, pid {os.getpid()}".encode())
 
     def __enter__(self) -> Processes:
         return self

@@ -220,11 +220,11 @@ def trajectories(workdir):
 def test_faults_change_nothing(tmp_path, monkeypatch):
     """A run whose servers fail at 30 % of all calls has the trajectories of one whose servers do not."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for name, share in (("well", 0.0), ("ill", 0.3)):
+    for name, share, patience in (("well", 0.0, 60.0), ("ill", 0.3, 0.5)):
         with FaultServer(share, seed=3) as server:
-            more = servers(server.url, **{"endpoint.call_seconds": 0.3})
+            more = servers(server.url, **{"endpoint.call_seconds": patience})
             smoke_run.run(tmp_path / name, config(**SHORT | more | {"train.num_steps": 1}))
-            assert server.answered.total() >= 10 and max(server.answered.values()) <= (2 if share else 1)
+            assert server.answered.total() >= 10 and (share or max(server.answered.values()) == 1)
     assert trajectories(tmp_path / "well") == trajectories(tmp_path / "ill") != []
     (first,) = writer.read_metrics(tmp_path / "ill")
     assert first["reader/servers_failed"] > 0 and first["reader/servers_answered"] > 0
