@@ -93,7 +93,9 @@ class Checkpoints:
                 raise
             self._say(str(error))
         finally:
-            self._manager.close()
+            # What a save has met has been said; closing would raise it again.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     @property
     def latest(self) -> int | None:
