@@ -46,7 +46,7 @@ def test_saving_a_step_twice_is_harmless(tmp_path):
 
 
 # Reads that Orbax gives up when the first of them fails still come to an end, after their event loop has.
-given_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def steps_in(tmp_path):
@@ -81,7 +81,6 @@ def flip(path, place):
     path.write_bytes(data)
 
 
-@given_up
 def test_every_file_may_be_cut_short(tmp_path):
     save(tmp_path / "whole", 1, 2)
     went_back = 0
@@ -103,7 +102,6 @@ def test_every_file_may_be_cut_short(tmp_path):
     assert went_back >= 4
 
 
-@given_up
 @pytest.mark.parametrize("seed", range(3))
 def test_flipped_bits(tmp_path, seed):
     save(tmp_path / "whole", 1, 2)
@@ -118,7 +116,6 @@ def test_flipped_bits(tmp_path, seed):
         assert (step == 1) == bool(said)
 
 
-@given_up
 def test_arrays_that_are_not_what_was_saved(tmp_path):
     """Even where each file is whole: as if another checkpoint's arrays had come under this one's name."""
     save(tmp_path, 1, 2, 3)
@@ -136,7 +133,6 @@ def test_arrays_that_are_not_what_was_saved(tmp_path):
         checkpoint.load_params(tmp_path, like)
 
 
-@given_up
 def test_none_is_good(tmp_path):
     save(tmp_path, 1, 2)
     for step in (1, 2):
