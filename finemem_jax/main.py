@@ -122,7 +122,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
             # Ours have no number, and say what to do.
             if error.errno not in (None, *_DISK_ERRORS):
                 raise
-            more = " See to space and rights; then the same command goes on." if error.errno else ""
+            more = ". See to space and rights; then the same command goes on." if error.errno else ""
             print(f"finemem_jax: {error}{more}", file=sys.stderr)
             return _NO_WRITING
     return 0
