@@ -293,7 +293,7 @@ def test_a_full_disk(tmp_path, small_disk):
             file.write(b"\0" * 4096)
     output = finish(process, code=74)
     # What Orbax and TensorStore say of writes that they gave up stands there as well.
-    assert "finemem_jax: " in output and "free" in output.rpartition("finemem_jax: ")[2]
+    assert "finemem_jax: " in output and "to space and rights" in output.rpartition("finemem_jax: ")[2]
     output = run(workdir, code=1, **changes)
     assert "free some space" in output and "Traceback" not in output
     ballast.unlink()

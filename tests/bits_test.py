@@ -1,0 +1,42 @@
+"""Tests of finemem_jax/models/bits.py: the same on devices and in the host's memory, and other for other arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from finemem_jax.models import bits, sharding
+
+ARRAYS = {
+    "stacked": np.random.default_rng(0).normal(size=(30, 4, 6)).astype(np.float32),
+    "bfloat16": np.asarray(jnp.linspace(-3, 3, 84, dtype=jnp.bfloat16).reshape(14, 6)),
+    "count": np.int32(41) * np.ones((), np.int32),
+    "mask": np.arange(12).reshape(2, 6) % 5 == 0,
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_devices_and_host_agree(name):
+    (found,) = bits.sums({name: jnp.asarray(ARRAYS[name])}).values()
+    assert found == bits.sum_of(ARRAYS[name])
+    assert found.split()[0] == ARRAYS[name].dtype.name
+
+
+def test_the_mesh_does_not_matter():
+    mesh = sharding.make_mesh(1, 2, 1)
+    split = jax.device_put(ARRAYS["stacked"], NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+    assert bits.sums({"a": {"b": split}}) == {"a.b": bits.sum_of(ARRAYS["stacked"])}
+
+
+def test_every_bit_and_every_place_counts():
+    array, draw = ARRAYS["stacked"], np.random.default_rng(1)
+    whole = bits.sum_of(array)
+    for _ in range(200):
+        changed = array.copy()
+        changed.view(np.uint32).flat[draw.integers(array.size)] ^= np.uint32(1) << np.uint32(draw.integers(32))
+        assert bits.sum_of(changed) != whole
+        changed = array.copy()
+        first, second = draw.choice(array.size, 2, replace=False)
+        changed.flat[[first, second]] = changed.flat[[second, first]]
+        assert bits.sum_of(changed) != whole
