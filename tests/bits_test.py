@@ -29,14 +29,16 @@ def test_the_mesh_does_not_matter():
     assert bits.sums({"a": {"b": split}}) == {"a.b": bits.sum_of(ARRAYS["stacked"])}
 
 
-def test_every_bit_and_every_place_counts():
+def test_every_bit_counts_and_nearly_every_exchange():
     array, draw = ARRAYS["stacked"], np.random.default_rng(1)
-    whole = bits.sum_of(array)
-    for _ in range(200):
+    whole, unseen = bits.sum_of(array), 0
+    for _ in range(500):
         changed = array.copy()
-        changed.view(np.uint32).flat[draw.integers(array.size)] ^= np.uint32(1) << np.uint32(draw.integers(32))
+        changed.view(np.uint32).flat[draw.integers(array.size)] ^= np.uint32(1 << int(draw.integers(32)))
         assert bits.sum_of(changed) != whole
         changed = array.copy()
         first, second = draw.choice(array.size, 2, replace=False)
         changed.flat[[first, second]] = changed.flat[[second, first]]
-        assert bits.sum_of(changed) != whole
+        unseen += bits.sum_of(changed) == whole
+    # About one in a thousand: both elements' differences and their places' have many factors of two.
+    assert unseen <= 5
