@@ -139,7 +139,7 @@ def main() -> None:
         assembly.use_checkpoint(parts, pathlib.Path(given.workdir))
     options = assembly.rollout_options(config, evaluation=True)
     roll_out = functools.partial(
-        evaluate.run, options=options, environment=parts.environment, policy=parts.policy, answer=parts.answer,
+        evaluate.run, options=options, environment=parts.environment, policy=parts.manager, answer=parts.answer,
         key=(0, "chunking"), embed=parts.embed,
     )  # fmt: skip
     ways = {

@@ -57,7 +57,9 @@ class Setting:
         streams = [self.source[repeat * count + i] for i in range(count)]
         options = assembly.rollout_options(self.config, evaluation=False)
         began = time.perf_counter()
-        rollout.run(streams, options, parts.environment, policy or parts.policy, parts.answer, (0, repeat), parts.embed)
+        rollout.run(
+            streams, options, parts.environment, policy or parts.manager, parts.answer, (0, repeat), parts.embed
+        )
         seconds = time.perf_counter() - began
         manager, reader = (sampler.take_stats() for sampler in samplers)
         return {

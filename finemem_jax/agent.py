@@ -113,7 +113,7 @@ class MemoryAgent:
         path = store_lib.IN_PROCESS if store is None else pathlib.Path(store).expanduser()
         self._store = self._closing.enter_context(Store(path))
         answer = workers.Batched(parts.answer) if callable(parts.answer) else parts.answer
-        self._calls = Calls(parts.policy, answer, waits)
+        self._calls = Calls(parts.manager, answer, waits)
         self._closing.callback(self._calls.close)
 
     @classmethod
@@ -167,6 +167,9 @@ class MemoryAgent:
                 assembly.warm_up(config, parts, warm_up)
             options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
             agent = cls(parts, options, store, config.seed, step, waits=config.reader.kind != "endpoint")
+            # Whoever comes while others are served need not wait until one of these is done.
+            parts.manager.between = agent._calls.is_wanted
+            parts.answering.look_up(agent._calls.is_wanted)
             closing.push(agent._closing.pop_all())
             agent._closing = closing.pop_all()
         return agent

@@ -101,6 +101,15 @@ class Answering:
             line = "compiling what likelihoods are computed with"
             self._likelihoods.warm_up(trunk, positions, functools.partial(progress, line))
 
+    def look_up(self, between: Callable[[], bool | None]) -> None:
+        """Has all who are asked call this function while they work or are waited for.
+
+        Where it returns True, who waits gets nothing yet; what it raises ends the waiting.
+        """
+        self.models.look_up(between)
+        if self._likelihoods is not None:
+            self._likelihoods.between = between
+
     def begin_anew(self) -> None:
         """Empties the slots of what generates in this process; see `Sampler.begin_anew`."""
         self.models.begin_anew()

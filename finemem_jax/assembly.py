@@ -48,7 +48,7 @@ from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.processes import Processes
 from finemem_jax.reader import LikelihoodReader, Query, Reader
 from finemem_jax.retrieval import EmbedFn
-from finemem_jax.rollout import Policy, RolloutOptions
+from finemem_jax.rollout import RolloutOptions
 from finemem_jax.rules import Rule, Settings, Variant
 from finemem_jax.sampler import Sampler
 from finemem_jax.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ class Parts:
         processes: Those that share the mesh.
         params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies, each
             process on its own devices.
-        policy, answer: What rollouts call to sample from the manager, and to ask the reader.
+        manager, answer: What rollouts call to sample from the policy, and to ask the reader.
         judge, mark, likely: Who else they ask; see `Answering`, which these are of.
         embed: What retrieval embeds texts with; None if it needs no embeddings.
         constraint: What the manager must keep to in evaluation; None for nothing.
@@ -78,7 +78,6 @@ class Parts:
     tokenizer: Tokenizer
     environment: Environment
     manager: Sampler
-    policy: Policy
     answering: Answering
     answer: Reader
     judge: ContentJudge | None
@@ -166,7 +165,6 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Pr
         tokenizer=loaded.tokens,
         environment=environment(config, loaded.tokens),
         manager=manager,
-        policy=manager,
         answering=asked,
         answer=asked.answer,
         judge=asked.judge,

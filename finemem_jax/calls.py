@@ -57,6 +57,10 @@ class Calls:
             self._new.put(call)
         return call.done.result()
 
+    def is_wanted(self) -> bool:
+        """Whether there is more to do than what a worker is doing, so that it should come back before that is done."""
+        return not self._new.empty() or (self._manager.busy and self._reader.busy)
+
     def close(self) -> None:
         """Ends the thread. Calls that are not done yet end with a RuntimeError."""
         with self._lock:

@@ -197,7 +197,12 @@ class _Slot:
 
 
 class Endpoint:
-    """See the module. Use it from one thread; `close` it, or use it in a `with`."""
+    """See the module. Use it from one thread; `close` it, or use it in a `with`.
+
+    Attributes:
+        between: Called now and then while `collect` waits. Where it returns True, `collect` comes back; what it raises
+            ends `collect`, and what is being asked goes on.
+    """
 
     def __init__(self, options: EndpointOptions, keep: Callable[[Chat, str], None] | None = None):
         """Args:
@@ -208,6 +213,7 @@ class Endpoint:
             ValueError: the key is none that could be sent.
         """
         self.options = options
+        self.between: Callable[[], bool | None] = lambda: None
         self._keep = keep
         self._servers = [_Server(url) for url in options.urls]
         self._key = os.environ.get(options.key_variable, "").strip()
@@ -237,6 +243,8 @@ class Endpoint:
     def collect(self, wait: bool = True) -> list[tuple[int, str]]:
         """Waits until a chat is answered; returns all that are, as (ticket, reply). [] if none is to be answered.
 
+        It may come back earlier, with [], where `between` says so.
+
         Args:
             wait: False: return what has been answered already.
 
@@ -246,13 +254,15 @@ class Endpoint:
         found: list[tuple[int, str]] = []
         while self._pending and not found:
             try:
-                # With a time-out, so that Ctrl-C arrives.
+                # With a time-out, for Ctrl-C and `between`.
                 first = self._done.get(timeout=0.5) if wait else self._done.get_nowait()
             except queue.Empty:
                 if not wait:
                     break
                 if self._thread is None or not self._thread.is_alive():
                     raise EndpointError("The thread that asks the servers has ended; see the errors above.") from None
+                if self.between():
+                    break
                 continue
             results = [first, *_drained(self._done)]
             for i, (ticket, reply) in enumerate(results):

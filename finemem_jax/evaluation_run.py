@@ -299,7 +299,7 @@ def _manager(config, workdir, parts, name, display):
         retrieval, top_k = changed.memory.retrieval, changed.memory.top_k
         options = dataclasses.replace(options, retrieval=retrieval, top_k=top_k, constraint=None)
     roll_out = functools.partial(
-        evaluate.run, options=options, environment=environment, policy=parts.policy, answer=parts.answer,
+        evaluate.run, options=options, environment=environment, policy=parts.manager, answer=parts.answer,
         key=(config.seed, "evaluate"), embed=parts.embed, mark=parts.mark,
     )  # fmt: skip
     return methods.manager(roll_out, environment), step

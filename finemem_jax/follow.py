@@ -70,7 +70,7 @@ class _Reader:
     """The manager at work on one endless stream."""
 
     def __init__(self, config: ConfigDict, parts: Parts, options: RolloutOptions):
-        self._seed, self._policy, self._options = config.seed, parts.policy, options
+        self._seed, self._policy, self._options = config.seed, parts.manager, options
         self._environment: Environment = parts.environment
         self._index = retrieval.Index(options.retrieval, parts.embed)
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from finemem_jax.workers import Worker
-
-In, Out = TypeVar("In"), TypeVar("Out")
+from finemem_jax.processes import Processes, StoppedByPeer
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,12 +24,12 @@ class Interrupt:
         updating: Work is going on that cannot be given up; whoever does it says so.
     """
 
-    def __init__(self, others: Callable[[], None] = lambda: None):
+    def __init__(self, processes: Processes | None = None):
         """Args:
-        others: Raises if another process asks to stop (`Processes.check`).
+        processes: Those of the run, which stop together; None for this one alone.
         """
         self._asked: type[KeyboardInterrupt] | None = None
-        self._others = others
+        self._processes = processes or Processes()
         self._handlers: dict[int, Any] = {}
         self.updating = False
 
@@ -63,20 +60,17 @@ class Interrupt:
         """Raises KeyboardInterrupt or Terminated if one was asked for, here or in another process."""
         if self._asked:
             raise self._asked
-        self._others()
+        self._processes.check()
 
-    def before(self, worker: Worker[In, Out]) -> Worker[In, Out]:
-        """The same worker, with a check whenever it is to work."""
-        return _Checked(worker, self.check)
+    def check_together(self) -> None:
+        """The same for work that all processes do alike, where one alone must not stop: all call this at each point.
 
-
-class _Checked(Generic[In, Out]):
-    """A worker that calls a function before it works."""
-
-    def __init__(self, worker: Worker[In, Out], check: Callable[[], None]):
-        self.submit, self.cancel = worker.submit, worker.cancel
-        self._worker, self._check = worker, check
-
-    def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
-        self._check()
-        return self._worker.collect(wait)
+        Raises:
+            KeyboardInterrupt: or Terminated, in a process alone.
+            StoppedByPeer: in all of several.
+        """
+        if self._processes.count == 1:
+            return self.check()
+        for index, asked in enumerate(self._processes.gather(self._asked and self._asked.__name__)):
+            if asked:
+                raise StoppedByPeer(f"process {index} stops: {asked}")

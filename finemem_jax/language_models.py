@@ -96,6 +96,11 @@ class LanguageModels:
             self._made = self._local.sampler()
         return self._made
 
+    def look_up(self, between: Callable[[], bool | None]) -> None:
+        """Has all of them call this function while they work or are waited for; see `Sampler.between`."""
+        for asked in (*self._endpoints.values(), *([self.sampler()] if self.generates else [])):
+            asked.between = between
+
     def begin_anew(self) -> None:
         """Empties the frozen model's slots; see `Sampler.begin_anew`."""
         if self._made is not None:

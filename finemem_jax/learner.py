@@ -181,10 +181,13 @@ def update(
         The new state, and metrics; "loss/skipped_updates" is 1 where the gradient was not finite, and the state is as
         it was.
     """
-    sums = None
+    sums, last = None, None
     for batch in batches:
         sums = zero_sums(options, state.params) if sums is None else sums
         sums = accumulate(options, frozen, state.params, sums, batch, np.float32(temperature))
+        # Two at a time keep a device busy, and whoever makes the batches can still give the update up.
+        jax.block_until_ready(last)
+        last = jnp.copy(sums.diagnostics.tokens)  # The sums themselves are given away.
     if sums is None:
         return state, {}
     objective, diagnostics = sums.objective, sums.diagnostics

@@ -68,6 +68,7 @@ class Likelihoods:
 
     Attributes:
         stats: See `take_stats`.
+        between: Called before anything is computed. Where it returns True, nothing is; it may raise.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Likelihoods:
         self._engine, self._tokens, self._prompt = engine, tokens, prompt
         self._together, self._most = tokens_together, most
         self.stats = LikelihoodStats()
+        self.between: Callable[[], bool | None] = lambda: None
         self._tickets = 0
         self._trunks: dict[tuple[int, ...], Trunk] = {}
         self._waiting: dict[tuple[int, ...], dict[int, _Row]] = {}
@@ -143,7 +145,7 @@ class Likelihoods:
         Args:
             wait: False: compute nothing.
         """
-        if wait and not self._done and self._waiting:
+        if wait and not self._done and self._waiting and not self.between():
             began = time.perf_counter()
             self._done += self._compute_some()
             self.stats.seconds += time.perf_counter() - began

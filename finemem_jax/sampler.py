@@ -55,6 +55,8 @@ class Sampler:
 
     Attributes:
         engine: What computes; others may compute with the same weights.
+        between: Called while `collect` works, after every call that decodes. Where it returns True, `collect` comes
+            back although nothing may be done; what it raises ends `collect`, and all that is pending stays so.
 
     Requests are handed in one by one (`submit`) or all at once (`generate`). What comes out depends on the request
     alone: not on the others, their order, or the number of slots.
@@ -90,6 +92,7 @@ class Sampler:
         """
         self.config = config
         self.stats = SamplerStats()
+        self.between: Callable[[], bool | None] = lambda: None
         self._end_ids = frozenset(end_ids)
         self.engine = Engine(
             config, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, piece=prefill_tokens, dtype=dtype,
@@ -195,6 +198,8 @@ class Sampler:
     def collect(self, wait: bool = True) -> list[tuple[int, Completion | Refusal]]:
         """Works until at least one request is done. Returns all that are, with their tickets; [] if none is pending.
 
+        It may come back earlier, with [], where `between` says so.
+
         Args:
             wait: False: do no work, and return what is done already.
         """
@@ -205,6 +210,8 @@ class Sampler:
                 self._admit(slots)
             if self._slots is not None and any(self._slots.occupants):
                 self._decode(self._slots)
+            if self.between():
+                break
         done, self._done = self._done, []
         self.stats.seconds += time.perf_counter() - began
         self.stats.device_seconds += self.engine.device_seconds - waited

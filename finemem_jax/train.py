@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,7 +10,7 @@ import pathlib
 import random
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -82,10 +83,9 @@ def train(
         writer.Display(config.train.num_steps, silent=not processes.is_first) as display,
         _checkpoints(config, workdir, display, processes) as checkpoints,
         writer.MetricWriter(workdir, silent=not processes.is_first) as metric_writer,
-        Interrupt(processes.check) as interrupt,
+        Interrupt(processes) as interrupt,
+        _looking_up(parts, interrupt.check),
     ):
-        # All are called several times a step, which is how often Ctrl-C is looked for.
-        parts = _interruptible(parts, interrupt)
         if remark:
             display.say(remark)
         step, saved_position, measures = 0, batches.get_state(), {}
@@ -117,13 +117,13 @@ def train(
                 display.phase(f"step {step + 1}: rollouts and reader")
                 _begin_anew(parts)
                 mine = rollout.run(
-                    streams, assembly.with_likelihoods(config, rollout_options, step), parts.environment, parts.policy,
+                    streams, assembly.with_likelihoods(config, rollout_options, step), parts.environment, parts.manager,
                     parts.answer, (config.seed, "train", step), parts.embed, parts.judge, parts.mark, parts.likely,
                 )  # fmt: skip
                 trajectories, costs = _together(parts, mine)
-                # From here on all processes do the same: what one gave up, the others would wait for.
-                interrupt.updating = processes.count > 1
-                starting = _score_all(config, parts, options, reference, trajectories)
+                # From here on all processes do the same: what one gave up alone, the others would wait for.
+                interrupt.updating, check = processes.count > 1, interrupt.check_together
+                starting = _score_all(config, parts, options, reference, trajectories, check)
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
                 inputs = rewards.collect(trajectories, parts.environment.count_tokens, kl)
                 settings = method.settings._replace(likelihood_share=answering.chunk_share(config, step))
@@ -135,20 +135,19 @@ def train(
                     drop_truncated=config.objective.drop_truncated,
                     unclipped_factors=factors if config.credit.type_factor_on == "unclipped" else None,
                 )  # fmt: skip
-                groups = _with_log_probs(config, parts, options, lora.combine(frozen, state.params), groups, starting)
+                whole = lora.combine(frozen, state.params)
+                groups = _with_log_probs(config, parts, options, whole, groups, starting, check)
 
                 display.phase(f"step {step + 1}: update")
                 update_began = time.monotonic()
                 loss_metrics: dict[str, float] = {}
                 # The sampler's copy is about to be out of date, and the update needs the memory.
                 parts.manager.release()
-                for minibatch in _minibatches(config, parts, groups, step):
-                    # The first update of a step can be given up as long as it only adds up gradients.
-                    batches_of_it = minibatch if interrupt.updating else _looking(minibatch, interrupt)
+                for number, minibatch in enumerate(_minibatches(config, parts, groups, step)):
+                    batches_of_it = _until_updating(minibatch, interrupt) if number == 0 else minibatch
                     state, measured = learner.update(
                         options, tx, frozen, state, batches_of_it, config.rollout.temperature
                     )
-                    interrupt.updating = True
                     guard.look(step, minibatch, measured)
                     loss_metrics = metrics.of_sampler_difference(groups, measured) | loss_metrics | measured
                 loss_metrics["loss/skipped_updates"] = guard.skipped_in(step)
@@ -237,18 +236,24 @@ def _ranking(config, workdir, processes, measures):
     }
 
 
-def _looking(minibatch, interrupt):
+def _until_updating(minibatch, interrupt):
+    """The first update of a step can be given up as long as it only adds up gradients."""
     for batch in minibatch:
-        interrupt.check()
+        interrupt.check_together()
         yield batch
+    interrupt.updating = True
 
 
-def _interruptible(parts: Parts, interrupt: Interrupt) -> Parts:
-    """The same parts, which look for Ctrl-C whenever they are to work."""
-    asked = {name: getattr(parts, name) for name in ("policy", "answer", "judge", "mark", "likely")}
-    return dataclasses.replace(
-        parts, **{name: interrupt.before(worker) for name, worker in asked.items() if worker is not None}
-    )
+@contextlib.contextmanager
+def _looking_up(parts: Parts, check: Callable[[], None]) -> Iterator[None]:
+    """Has all that work on rollouts look for Ctrl-C and SIGTERM again and again."""
+    parts.manager.between = check
+    parts.answering.look_up(check)
+    try:
+        yield
+    finally:
+        parts.manager.between = lambda: None
+        parts.answering.look_up(lambda: None)
 
 
 def _reference(config: ConfigDict, params: Params) -> Params | None:
@@ -265,10 +270,11 @@ def _reference(config: ConfigDict, params: Params) -> Params | None:
 LogProbs = dict[tuple[int, int], tuple[np.ndarray, ...]]
 
 
-def _score(config, parts, options, params, groups) -> LogProbs:
+def _score(config, parts, options, params, groups, check) -> LogProbs:
     """log π of all response tokens of some groups under given weights."""
     found: LogProbs = {}
     for batch, packed in _microbatches(config, parts, groups):
+        check()
         scored = learner.score(options, params, _place(parts, batch), np.float32(config.rollout.temperature))
         at = iter(sharding.whole(scored))
         for group in packed:
@@ -276,7 +282,7 @@ def _score(config, parts, options, params, groups) -> LogProbs:
     return found
 
 
-def _score_all(config, parts, options, reference, trajectories) -> LogProbs:
+def _score_all(config, parts, options, reference, trajectories, check) -> LogProbs:
     """log π_ref of every response, dead groups' too; nothing where no reference is needed."""
     if reference is None:
         return {}
@@ -284,7 +290,7 @@ def _score_all(config, parts, options, reference, trajectories) -> LogProbs:
     nothing = np.zeros((*shape, config.rollout.max_new_tokens), np.float32)
     groups = batching.groups(trajectories, nothing, np.ones(shape[::2], bool), drop_dead=False)
     base = dataclasses.replace(options, model=lora.without(options.model))
-    return _score(config, parts, base, reference, groups)
+    return _score(config, parts, base, reference, groups, check)
 
 
 def _divergence(trajectories, starting: LogProbs):
@@ -298,13 +304,13 @@ def _divergence(trajectories, starting: LogProbs):
     ]
 
 
-def _with_log_probs(config, parts, options, params, groups, starting: LogProbs):
+def _with_log_probs(config, parts, options, params, groups, starting: LogProbs, check):
     """Adds to the groups what the objective compares the policy with, beyond the sampler's log-probabilities."""
     if config.objective.kl_weight:
         groups = [group._replace(reference_log_probs=starting[group.stream, group.step]) for group in groups]
     # The sampler's log-probabilities are the policy's only where it may draw any token, with the policy's own weights.
     if config.objective.importance_cap or config.sampler.int8 or config.rollout.top_k or config.rollout.top_p < 1:
-        old = _score(config, parts, options, params, groups)
+        old = _score(config, parts, options, params, groups, check)
         groups = [group._replace(old_log_probs=old[group.stream, group.step]) for group in groups]
     return groups
 
@@ -359,7 +365,7 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
     streams = [test_streams[i] for i in range(processes.index, len(test_streams), processes.count)]
     mine = evaluate.run(
-        streams, options, parts.environment, parts.policy, parts.answer, (config.seed, "evaluate"), parts.embed,
+        streams, options, parts.environment, parts.manager, parts.answer, (config.seed, "evaluate"), parts.embed,
         parts.mark,
     )  # fmt: skip
     trajectories = input_pipeline.interleave(processes.gather(mine))

@@ -25,7 +25,9 @@ class Worker(Protocol[In_contra, Out]):
         ...
 
     def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
-        """Works until something is done, and returns what is: (ticket, result). [] only if nothing is to be done.
+        """Works until something is done, and returns what is: (ticket, result). [] if nothing is to be done.
+
+        Some have a function `between`, which may call them away before something is done; that is [] as well.
 
         Args:
             wait: False: do no work, and return what is done already.

@@ -85,7 +85,7 @@ def test_it_does_what_evaluation_does(smoke):
     pieces = [f"Ship {i} came into the harbour with {goods}." for i, goods in enumerate(("tea", "silk", "tin", "oil"))]
     question = Question("Which ship came with tea?", ("0",))
     stream = Stream("s", "test", tuple(map(Chunk, pieces)), (question,))
-    (trajectory,) = evaluate.run([stream], options, parts.environment, parts.policy, parts.answer, (0,))
+    (trajectory,) = evaluate.run([stream], options, parts.environment, parts.manager, parts.answer, (0,))
     with agent.MemoryAgent(parts, options) as made:
         seen = [made.observe(piece) for piece in pieces]
         reply = made.ask(question.text)
@@ -271,6 +271,32 @@ def test_a_kill_loses_nothing_that_was_returned(tmp_path):
             for user, n in told.items():
                 held = texts(made.memory(f"user {user}"))
                 assert held == [f"thing {i} of {user}" for i in range(len(held))] and len(held) > n
+
+
+def test_a_question_does_not_wait_for_another_s_text():
+    """With a model: whoever comes while the manager writes is answered meanwhile."""
+    done, asking = [], []
+    changes = {"rollout.max_new_tokens": 256, "manager.chunk_tokens": 256}
+    with agent.MemoryAgent.from_config(smoke_run.config(**changes, seed=5)) as made:
+        engine = made._calls._manager._worker.engine
+        decode = engine.decode
+
+        def ask():
+            made.ask("Which ship came?", "b")
+            done.append("question")
+
+        def decode_and_ask(*arguments):
+            if not asking:
+                asking.append(threading.Thread(target=ask))
+                asking[0].start()
+                wait_until(made._calls.is_wanted)
+            return decode(*arguments)
+
+        engine.decode = decode_and_ask
+        made.observe("Ship 1 came into the harbour with tea.", "a")
+        done.append("text")
+        asking[0].join()
+    assert done == ["question", "text"]
 
 
 # --------------------------------------------------------------------------------------

@@ -203,6 +203,23 @@ def test_what_another_try_cannot_change(status, remedy):
         assert server.asked.total() == 1
 
 
+def test_who_waits_can_be_called_away():
+    """Ctrl-C and SIGTERM are looked for while servers are silent; what was asked goes on."""
+    with FaultServer(latency=1.2) as server, Endpoint(options(server, call_seconds=20.0)) as client:
+
+        def stop():
+            raise KeyboardInterrupt
+
+        client.submit(chat("question 0"))
+        client.between = stop
+        with pytest.raises(KeyboardInterrupt):
+            client.collect()
+        client.between = lambda: True
+        assert client.collect() == []
+        client.between = lambda: None
+        assert len(client.collect()) == 1 and server.asked.total() == 1
+
+
 def test_one_that_cannot_be_answered_leaves_the_others():
     with FaultServer(latency=0.02) as server, Endpoint(options(server)) as client:
         server.refuses = "question 3"

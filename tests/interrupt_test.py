@@ -4,28 +4,11 @@ import os
 import signal
 import threading
 
+import processes_test
 import pytest
 
 from finemem_jax.interrupt import Interrupt, Terminated
-from finemem_jax.processes import AskedByPeer
-
-
-class Echo:
-    """A worker that gives back what it was given."""
-
-    def __init__(self):
-        self._given = []
-
-    def submit(self, item):
-        self._given.append(item)
-        return len(self._given)
-
-    def collect(self, wait=True):
-        done, self._given = [*enumerate(self._given, 1)], []
-        return done
-
-    def cancel(self, ticket):
-        return ticket <= len(self._given)
+from finemem_jax.processes import AskedByPeer, StoppedByPeer
 
 
 def press():
@@ -58,11 +41,42 @@ def test_sigterm_never_cuts_anything():
 
 
 def test_others_may_ask_as_well():
-    def ask():
-        raise AskedByPeer("process 3")
+    def act(one):
+        if one.index == 2:
+            return one.stop("SIGTERM")
+        while True:
+            try:
+                Interrupt(one).check()
+            except AskedByPeer as error:
+                one.stop("with the other")
+                return str(error)
 
-    with Interrupt(ask) as interrupt, pytest.raises(AskedByPeer):
-        interrupt.before(Echo()).collect()
+    results, _ = processes_test.together(act)
+    assert results[2] is None and {"SIGTERM"} <= set(results[:2]) <= {"SIGTERM", "with the other"}
+
+
+def test_all_stop_at_the_same_point_of_common_work():
+    def act(one):
+        with Interrupt(one) as interrupt:
+            for point in range(5):
+                if one.index == 1 and point == 3:
+                    interrupt._take_note(signal.SIGTERM, None)
+                try:
+                    interrupt.check_together()
+                except StoppedByPeer as error:
+                    return point, str(error)
+        return None
+
+    results, _ = processes_test.together(act)
+    assert results == [(3, "process 1 stops: Terminated")] * 3
+
+
+def test_alone_common_work_is_ones_own():
+    with Interrupt() as interrupt:
+        interrupt.check_together()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Terminated):
+            interrupt.check_together()
 
 
 def test_an_update_is_never_cut():
@@ -73,17 +87,6 @@ def test_an_update_is_never_cut():
         interrupt.updating = False
         with pytest.raises(KeyboardInterrupt):
             interrupt.check()
-
-
-def test_workers_look_before_they_work():
-    with Interrupt() as interrupt:
-        worker = interrupt.before(Echo())
-        ticket = worker.submit("a")
-        assert worker.cancel(ticket)
-        assert worker.collect() == [(ticket, "a")]
-        press()
-        with pytest.raises(KeyboardInterrupt):
-            worker.collect()
 
 
 def test_the_handler_that_was_there_comes_back():

@@ -192,6 +192,15 @@ def test_nothing_is_computed_for_who_does_not_wait(params):
     assert [ticket for ticket, _ in worker.collect()] == tickets[2:] and worker.collect() == []
 
 
+def test_who_is_called_away_computes_nothing(params):
+    worker = likelihoods(params)
+    ticket = worker.submit(Claim(QUERY, ("a",)))
+    worker.between = lambda: True
+    assert worker.collect() == [] and not worker.stats.tokens
+    worker.between = lambda: None
+    assert [done for done, _ in worker.collect()] == [ticket]
+
+
 def test_what_the_model_cannot_take(params):
     worker = likelihoods(params, most=len(prompt(QUERY).ids) + 4)
     worker.submit(Claim(QUERY, ("Oslo",)))

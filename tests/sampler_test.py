@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import random
 import re
 
@@ -546,6 +547,30 @@ def test_requests_may_come_while_others_are_served(params, requests, completions
     results |= collected(sampler)
     assert_same([results[ticket] for ticket in tickets], completions)
     assert sampler.collect() == []
+
+
+def test_it_can_be_called_away_between_two_calls(params, requests, completions):
+    """And by an exception too; whatever was pending still is, and comes out as if nothing had been."""
+    sampler = make_sampler(params, num_slots=2, steps_per_call=1)
+    tickets = [sampler.submit(request) for request in requests]
+    results, empty, turns = {}, 0, itertools.count()
+
+    def between():
+        if next(turns) % 3 == 0:
+            raise KeyboardInterrupt
+        return True
+
+    sampler.between = between
+    while sampler.pending:
+        try:
+            done = sampler.collect()
+        except KeyboardInterrupt:
+            continue
+        empty += not done
+        results |= done
+    assert_same([results[ticket] for ticket in tickets], completions)
+    assert empty > 3
+    assert sampler.stats.new_tokens == sum(len(completion.ids) for completion in completions)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])

@@ -37,7 +37,7 @@ def make(store=None, policy=write_down, answer=None, waits=True):
     """An agent with this manager and reader."""
     policy = workers.Batched(policy) if callable(policy) else policy
     parts = types.SimpleNamespace(
-        environment=ENVIRONMENT, policy=policy, answer=answer or reader.evidence(), embed=None
+        environment=ENVIRONMENT, manager=policy, answer=answer or reader.evidence(), embed=None
     )
     return agent.MemoryAgent(parts, OPTIONS, store, waits=waits)
 
