@@ -91,6 +91,7 @@ def main(_) -> None:
 def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work], config, workdir) -> int:
     """Prepares a mode and does its work; returns what the program ends with."""
     from finemem_jax import config as config_lib
+    from finemem_jax import config_checks
     from finemem_jax.endpoint import EndpointError
     from finemem_jax.guards import StopError
     from finemem_jax.interrupt import Terminated
@@ -99,7 +100,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
 
     def prepare():
         config_lib.read_prompts(config)
-        config_lib.validate(config)
+        config_checks.validate(config)
         return mode(config, workdir, stack)
 
     with contextlib.ExitStack() as stack:

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax import assembly, backbone, decoding, engine, learner, optimizer
-from finemem_jax import config as config_lib
+from finemem_jax import assembly, backbone, config_checks, decoding, engine, learner, optimizer
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
 from finemem_jax.decoding import SlotState
@@ -144,7 +143,7 @@ def make(config: ConfigDict, topology: str) -> Plan:
     Raises:
         ValueError: an unknown or unavailable topology, or a mesh that does not divide it or the model.
     """
-    config_lib.validate(config)
+    config_checks.validate(config)
     method = assembly.method(config)
     model = backbone.shape(config)
     where = targets.find(topology)

@@ -8,6 +8,7 @@ import runpy
 from typing import Any
 
 from finemem_jax import config as config_lib
+from finemem_jax import config_checks
 from finemem_jax.config import ConfigDict
 
 # Written by --mode=export beside a model's files: how its manager was trained to work.
@@ -102,7 +103,7 @@ def for_use(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     except (TypeError, ValueError) as error:
         raise ValueError(f"a setting cannot be changed like this: {error}") from error
     config_lib.read_prompts(config)
-    config_lib.validate(config)
+    config_checks.validate(config)
     return config
 
 

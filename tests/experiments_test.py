@@ -6,7 +6,7 @@ import runpy
 import pytest
 import smoke_run
 
-from finemem_jax import assembly
+from finemem_jax import assembly, config_checks
 from finemem_jax import config as config_lib
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
@@ -35,7 +35,7 @@ def test_every_experiment_is_tried():
 @pytest.mark.parametrize(("name", "argument"), [(n, a) for n, given in ARGUMENTS.items() for a in given])
 def test_configs_are_valid(name, argument):
     config = get_config(name, argument)
-    config_lib.validate(config)
+    config_checks.validate(config)
     assembly.method(config)
     assert set(config_lib.flatten(config)) == set(config_lib.flatten(config_lib.default()))
     assert config.experiment

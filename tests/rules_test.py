@@ -8,7 +8,7 @@ import pytest
 import ragged
 from ragged import Asked, Evidence, Rollout
 
-from finemem_jax import config, rules
+from finemem_jax import config_checks, rules
 from finemem_jax.rules import Settings, Variant
 
 GROUP = 3
@@ -192,7 +192,7 @@ def test_a_stream_without_questions_earns_no_credit():
 
 
 def test_the_config_knows_all_rules():
-    assert set(config.RULE_NAMES) == set(rules.RULES)
+    assert set(config_checks.RULE_NAMES) == set(rules.RULES)
 
 
 def test_unknown_rules_are_refused():

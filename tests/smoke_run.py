@@ -3,8 +3,7 @@
 import contextlib
 import pathlib
 
-from finemem_jax import assembly, checkpoint, sources, train
-from finemem_jax import config as config_lib
+from finemem_jax import assembly, checkpoint, config_checks, sources, train
 
 from experiments import smoke  # isort: skip
 
@@ -19,7 +18,7 @@ def config(**changes):
 
 def prepare(settings, workdir=None):
     """What `main` prepares before it calls `train`."""
-    config_lib.validate(settings)
+    config_checks.validate(settings)
     parts = assembly.build(settings, workdir)
     splits = [sources.streams(settings, split, parts.environment) for split in ("train", "test")]
     return parts, *splits
