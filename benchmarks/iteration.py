@@ -90,7 +90,7 @@ class Ours:
         scored = self.parts.tokenizer.encode(SCORED)
         reply = Completion(tuple(scored), (0.0,) * len(scored), "length", 0)
         [batch] = self.batches([[reply] * GROUP_SIZE] * len(self.prompts))
-        log_probs = learner.score(self.options, self.parts.params, batch, np.float32(1))
+        log_probs = learner.score(self.parts.params, batch, np.float32(1), options=self.options)
         self.mean = float(log_probs[:, : len(scored)].mean())
         self.state = learner.init(self.parts.params, self.tx)
 

@@ -160,6 +160,7 @@ class MemoryAgent:
 
         config = trained.for_use(config, overrides)
         parts = assembly.build(config)
+        assembly.check_lengths(config, parts)
         with contextlib.ExitStack() as closing:
             closing.callback(parts.answering.close)
             step = 0 if workdir is None else assembly.use_checkpoint(parts, workdir)

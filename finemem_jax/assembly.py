@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,6 +49,7 @@ from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.processes import Processes
 from finemem_jax.reader import LikelihoodReader, Query, Reader
 from finemem_jax.retrieval import EmbedFn
+from finemem_jax.rewards import Sizes
 from finemem_jax.rollout import RolloutOptions
 from finemem_jax.rules import Rule, Settings, Variant
 from finemem_jax.sampler import Sampler
@@ -55,6 +57,8 @@ from finemem_jax.tokenizer import Tokenizer
 
 # How many of each call the tests' tokenizer knows; together with the bytes, 384 tokens.
 _TEST_INSERTS, _TEST_UPDATES, _TEST_DELETES, _TEST_OTHERS = 80, 24, 12, 10
+# Few responses have more; where one has, reward arrays are twice as large.
+_LEAST_OPERATIONS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +271,52 @@ def _lengths(prompt, tokens):
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
 
 
+class PromptLengths(NamedTuple):
+    """Tokens of the manager's longest prompt: what all begin with, a chunk, and the memory with the words around."""
+
+    trunk: int
+    text: int
+    view: int
+
+
+def prompt_lengths(config: ConfigDict, environment: Environment) -> PromptLengths:
+    """Of the longest prompt that there can be."""
+    # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
+    around = 64 if config.memory.layout == "flat" else 192
+    trunk = environment.observe(Chunk(""), Memory()).cuts[0]
+    return PromptLengths(trunk, config.manager.chunk_tokens, config.memory.view_tokens + around)
+
+
+def check_lengths(config: ConfigDict, parts: Parts) -> None:
+    """Refuses settings with which a prompt and its response could exceed the model.
+
+    Raises:
+        ValueError: the message names the fields.
+    """
+    lengths = prompt_lengths(config, parts.environment)
+    longest = sum(lengths) + config.rollout.max_new_tokens
+    if longest > parts.model.max_length:
+        raise ValueError(
+            f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
+            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({lengths.trunk}) can "
+            f"reach {longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
+        )
+
+
+def reward_sizes(config: ConfigDict) -> Sizes:
+    """How many of each thing the reward arrays of a training step have room for."""
+    rollout, kept = config.rollout, config.data.questions_per_stream
+    asked = max(rollout.global_question_threshold, math.ceil(rollout.global_question_fraction * kept))
+    return Sizes(
+        steps=config.data.chunks_per_stream,
+        operations=_LEAST_OPERATIONS,
+        chunk_questions=max(config.data.questions_per_chunk, 1),
+        questions=max(min(kept, asked), 1),
+        evidence=retrieval.max_evidence(config.memory.top_k, config.memory.layout),
+        tokens=rollout.max_new_tokens,
+    )
+
+
 def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Refuses micro-batches that this mesh cannot share out; how large an axis of -1 is, only the mesh knows.
 
@@ -395,16 +445,7 @@ def check(config: ConfigDict, parts: Parts, train_streams: Mixture, test_streams
     Raises:
         ValueError: the longest prompt and response exceed the model; too few streams; a chunk that is to be refused.
     """
-    trunk = parts.environment.observe(Chunk(""), Memory()).cuts[0]
-    longest = trunk + config.manager.chunk_tokens + config.memory.view_tokens + config.rollout.max_new_tokens
-    # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
-    longest += 64 if config.memory.layout == "flat" else 192
-    if longest > parts.model.max_length:
-        raise ValueError(
-            f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
-            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({trunk}) can reach "
-            f"{longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
-        )
+    check_lengths(config, parts)
     if config.rollout.streams_per_step % parts.processes.count:
         raise ValueError(
             f"rollout.streams_per_step={config.rollout.streams_per_step} must be a multiple of the number of "

@@ -7,13 +7,14 @@ A batch holds B groups of G rows over one trunk (see `models.decoder.hidden_stat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax import grpo
+from finemem_jax import buckets, grpo
 from finemem_jax.episode import Step, Trajectory
 from finemem_jax.grpo import Array, Rows
 
@@ -117,18 +118,19 @@ def microbatches(
     pad_id: int,
     aggregation: str = "row",
     shares: int = 1,
+    max_trunk: int | None = None,
 ) -> Iterator[tuple[Batch, list[Group]]]:
     """Packs groups of like length together. Missing groups at the end are padding with an empty mask.
 
     Args:
         selected: All groups of one optimizer update: the objective averages over these.
         groups_per_batch: B; a multiple of `shares`.
-        length_multiple: Branch and leaf lengths are rounded up to multiples of this, and the trunk's down, so that few
-            shapes compile.
+        length_multiple: Unit of lengths (`buckets.rounded`); the trunk's is rounded down to a multiple of it.
         max_response: A; no response is longer.
         pad_id: Fills the padding; any valid token id.
         aggregation: See `grpo.aggregation_weights`.
         shares: T, in how many parts devices share out a batch's groups.
+        max_trunk: The longest trunk: all that every group begins with, and not what a few groups happen to.
 
     Returns:
         Batches, each with its groups in the order of its rows.
@@ -145,13 +147,79 @@ def microbatches(
     ordered = sorted(zip(selected, per_group, strict=True), key=lambda pair: size(pair[0]))
     common = _common_prefix([_shared_prompt(group) for group in selected])
     # Cut to a multiple, a trunk has no padding, and its length seldom changes from update to update.
-    trunk = common[: len(common) // length_multiple * length_multiple]
+    trunk = common[: trunk_length(len(common) if max_trunk is None else min(len(common), max_trunk), length_multiple)]
     for start in range(0, len(ordered), groups_per_batch):
         some = ordered[start : start + groups_per_batch]
         yield (
             _pack(some, [trunk] * shares, groups_per_batch, length_multiple, max_response, pad_id),
             [group for group, _ in some],
         )
+
+
+def trunk_length(tokens: int, length_multiple: int) -> int:
+    """How long the trunk of groups is that have so many tokens in common."""
+    return tokens // length_multiple * length_multiple
+
+
+def blank(
+    trunks: Sequence[Sequence[int]],
+    num_groups: int,
+    group_size: int,
+    sizes: tuple[int, int],
+    max_response: int,
+    pad_id: int,
+    with_reference: bool,
+    with_factors: bool,
+) -> Batch:
+    """A batch of padding.
+
+    Args:
+        sizes: C and L.
+    """
+    rows, (branch_size, leaf_size) = num_groups * group_size, sizes
+
+    def floats():
+        return np.zeros((rows, max_response), np.float32)
+
+    return Batch(
+        trunk=np.asarray(trunks, np.int32).reshape(len(trunks), len(trunks[0])),
+        trunk_length=np.full(len(trunks), len(trunks[0]), np.int32),
+        branch=np.full((num_groups, branch_size), pad_id, np.int32),
+        branch_length=np.zeros(num_groups, np.int32),
+        leaf=np.full((rows, leaf_size), pad_id, np.int32),
+        leaf_length=np.ones(rows, np.int32),
+        response_start=np.ones(rows, np.int32),
+        response=np.full((rows, max_response), pad_id, np.int32),
+        rows=Rows(
+            token_mask=np.zeros((rows, max_response), bool),
+            advantages=floats(),
+            old_log_probs=floats(),
+            weight=np.zeros(rows, np.float32),
+            share=np.zeros(rows, np.float32),
+            sampler_log_probs=floats(),
+            reference_log_probs=floats() if with_reference else None,
+            unclipped_factor=floats() if with_factors else None,
+        ),
+    )
+
+
+def all_sizes(prompt: int, leaf: int, max_response: int, length_multiple: int) -> list[tuple[int, int]]:
+    """C and L of all batches that there can be.
+
+    Args:
+        prompt: The longest prompt beyond the trunk, in tokens.
+        leaf: As much of it as the rows of a group may not share.
+        max_response: A.
+    """
+    branches = buckets.all_up_to(prompt, length_multiple)
+    leaves = buckets.all_up_to(leaf + max_response, length_multiple)
+    # A size is only needed for lengths above the size before; both together are a row.
+    return [
+        (branch, own)
+        for shorter_branch, branch in itertools.pairwise((0, *branches))
+        for shorter_own, own in itertools.pairwise((0, *leaves))
+        if shorter_branch + 1 + shorter_own + 1 <= prompt + max_response
+    ]
 
 
 def _shared_prompt(group):
@@ -173,40 +241,23 @@ def _trained_tokens(group, row):
 
 
 def _pack(selected, trunks, num_groups, multiple, max_response, pad_id):
-    def rounded(length):
-        return -(-length // multiple) * multiple
-
     trunk_size = len(trunks[0])
     parts = [_parts(group, trunk_size) for group, _ in selected]
     rows_per_group = len(parts[0][1])
-    rows = num_groups * rows_per_group
-    branch_size = rounded(max(len(branch) for branch, _ in parts))
-    leaf_size = rounded(max(len(rest) + len(response) for _, leaves in parts for rest, response in leaves))
-
-    def if_given(name):
-        given = [getattr(group, name) is not None for group, _ in selected]
-        return np.zeros((rows, max_response), np.float32) if any(given) else None
-
-    batch = Batch(
-        trunk=np.asarray(trunks, np.int32).reshape(len(trunks), trunk_size),
-        trunk_length=np.full(len(trunks), trunk_size, np.int32),
-        branch=np.full((num_groups, branch_size), pad_id, np.int32),
-        branch_length=np.zeros(num_groups, np.int32),
-        leaf=np.full((rows, leaf_size), pad_id, np.int32),
-        leaf_length=np.ones(rows, np.int32),
-        response_start=np.ones(rows, np.int32),
-        response=np.full((rows, max_response), pad_id, np.int32),
-        rows=Rows(
-            token_mask=np.zeros((rows, max_response), bool),
-            advantages=np.zeros((rows, max_response), np.float32),
-            old_log_probs=np.zeros((rows, max_response), np.float32),
-            weight=np.zeros(rows, np.float32),
-            share=np.zeros(rows, np.float32),
-            sampler_log_probs=np.zeros((rows, max_response), np.float32),
-            reference_log_probs=if_given("reference_log_probs"),
-            unclipped_factor=if_given("unclipped_factors"),
-        ),
+    longest = max(len(branch) for branch, _ in parts)
+    # Rows with nothing in common have no branch.
+    branch_size = buckets.rounded(longest, multiple) if longest else 0
+    leaf_size = buckets.rounded(
+        max(len(rest) + len(response) for _, leaves in parts for rest, response in leaves), multiple
     )
+
+    def is_given(name):
+        return any(getattr(group, name) is not None for group, _ in selected)
+
+    batch = blank(
+        trunks, num_groups, rows_per_group, (branch_size, leaf_size), max_response, pad_id,
+        is_given("reference_log_probs"), is_given("unclipped_factors"),
+    )  # fmt: skip
     for b, ((group, weights), (branch, leaves)) in enumerate(zip(selected, parts, strict=True)):
         batch.branch[b, : len(branch)] = branch
         batch.branch_length[b] = len(branch)

@@ -6,15 +6,20 @@ as the process, and are shared by all who call the same function with arguments 
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
+import os
 import threading
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
 # What JAX reports once for each program that it has compiled.
 _EVENT = "/jax/core/compile/backend_compile_duration"
+# Compilers of large programs take gigabytes of the host's memory each.
+_MOST_AT_ONCE = 8
 
 
 @dataclasses.dataclass
@@ -23,6 +28,13 @@ class Counts:
 
     programs: int = 0
     seconds: float = 0.0
+
+
+class Call(NamedTuple):
+    """A call to the device: a jitted function with its arguments, and the static ones."""
+
+    arguments: tuple[Any, ...]
+    statics: Mapping[str, Any] = {}
 
 
 _counts = Counts()
@@ -46,14 +58,49 @@ def call(function: Any, *arguments: Any, **statics: Hashable) -> Any:
 
 def prepare(function: Any, *arguments: Any, **statics: Hashable) -> Callable[..., Any]:
     """The program that `call` would call: compiled, but not run. It takes the arguments without the static ones."""
-    leaves, tree = jax.tree.flatten(arguments)
-    shapes = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
-    key = (function, tree, shapes, *sorted(statics.items()))
+    key = _key(function, *arguments, **statics)
     if key not in _programs:
         compiled = function.lower(*arguments, **statics).compile()
         with _lock:
             _programs.setdefault(key, compiled)
     return _programs[key]
+
+
+def prepare_all(calls: Sequence[Call], say: Callable[[int, int], None]) -> None:
+    """Compiles programs for all these calls, several at a time.
+
+    Args:
+        say: Called with the number of programs that are ready and the number of all, before each and at the end. What
+            it raises ends the rest.
+    """
+    programs = {_key(*call.arguments, **call.statics): call for call in calls}
+    # Where processes share devices, compilers may talk to one another: in the same order everywhere.
+    workers = 1 if jax.process_count() > 1 else min(_MOST_AT_ONCE, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            futures = [pool.submit(prepare, *call.arguments, **call.statics) for call in programs.values()]
+            for done, future in enumerate(concurrent.futures.as_completed(futures)):
+                say(done, len(programs))
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    say(len(programs), len(programs))
+
+
+def _key(function, *arguments, **statics):
+    leaves, tree = jax.tree.flatten(arguments)
+    shapes = tuple((x.shape, x.dtype, _placed(getattr(x, "sharding", None), x.shape)) for x in leaves)
+    return (function, tree, shapes, *sorted(statics.items()))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _placed(sharding, shape):
+    """Which part of an array is where: what a program returns is where its arguments were, under another name."""
+    if sharding is None:
+        return None
+    parts = sharding.devices_indices_map(shape).items()
+    where = ((device.id, *((part.start, part.stop) for part in index)) for device, index in parts)
+    return tuple(sorted(where, key=str)), sharding.memory_kind
 
 
 def forget() -> None:

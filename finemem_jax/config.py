@@ -255,7 +255,9 @@ def default() -> ConfigDict:
     config.train.minibatches = 1  # Optimizer updates per rollout batch.
     config.train.epochs = 1  # Passes over each rollout batch.
     config.train.groups_per_microbatch = 2  # (stream, step) groups whose gradients are computed together.
-    config.train.length_multiple = 128  # Lengths of training rows are rounded up to multiples of this.
+    config.train.length_multiple = 128  # Unit of the lengths of training rows: up to 8 of it, then four to an octave.
+    config.train.precompile = False  # Compile what updates need for all lengths there can be before the first step (on
+    # large models many minutes, once), instead of when each comes.
     config.train.stop_after_seconds = 0  # Stop after the step in which so much wall time has passed; 0 = never.
     config.train.checkpoint_every = 10  # Steps between checkpoints; the last step is always saved.
     config.train.keep_checkpoints = 2  # The newest so many are kept.
@@ -421,6 +423,7 @@ _FREE = (
     "train.max_memory_gigabytes",
     "train.barrier_seconds",
     "train.groups_per_microbatch",
+    "train.precompile",
     "train.evaluate_every",
     "train.evaluate_first",
     "train.continue_workdir",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from finemem_jax import compilation, decoding
+from finemem_jax.compilation import Call
 from finemem_jax.decoding import SlotState
 from finemem_jax.drawing import Draw
 from finemem_jax.models import axes, cached
@@ -26,13 +27,6 @@ from finemem_jax.models.presets import DecoderConfig
 # What prefill is compiled for: one row of each share or at most so many, and these parts of a piece.
 _MOST_ROWS = 4
 _PARTS = (4, 1)
-
-
-class _Call(NamedTuple):
-    """A call to the device: a jitted function with its arguments, and the static ones."""
-
-    arguments: tuple[Any, ...]
-    statics: Mapping[str, Any] = {}
 
 
 class Trunk(NamedTuple):
@@ -54,13 +48,6 @@ def targets_in(shape: tuple[int, int]) -> int:
     """How many targets `Engine.teacher_force` has room for, beside tokens of this shape."""
     together = decoding.TARGETS_TOGETHER
     return -(-shape[0] * shape[1] // together) * together
-
-
-def _prepare(calls, say):
-    for done, call in enumerate(calls):
-        say(done, len(calls))
-        compilation.prepare(*call.arguments, **call.statics)
-    say(len(calls), len(calls))
 
 
 class Engine:
@@ -172,7 +159,7 @@ class Engine:
 
     def _empty(self, rows, positions):
         sizes = {"config": self._config, "rows": rows, "positions": positions, "dtype": self._dtype}
-        return _Call((decoding.empty,), {**sizes, "mesh": self._mesh})
+        return Call((decoding.empty,), {**sizes, "mesh": self._mesh})
 
     def _shape(self, rows, positions):
         """What `empty` returns, without its memory."""
@@ -218,7 +205,7 @@ class Engine:
         calls += [self._lengthen(shorter, longer) for shorter, longer in itertools.combinations(sizes, 2)]
         if trunk_length:
             calls.append(self._trunk_piece(trunk.cache, (0,), 0))
-        _prepare(calls, say)
+        compilation.prepare_all(calls, say)
 
     def _states(self, rows):
         """Where the last hidden states of rows live that have been prefilled."""
@@ -292,7 +279,7 @@ class Engine:
             calls.append(self._teacher_force(trunk, tokens, Tree(tokens, tokens), some, some, some, 0))
         if trunk_length:
             calls.append(self._trunk_piece(trunk.cache, (0,), 0))
-        _prepare(calls, say)
+        compilation.prepare_all(calls, say)
 
     def copy(
         self, target: list[LayerCache], source: list[LayerCache] | None, pairs: Sequence[tuple[int, int]]
@@ -325,7 +312,7 @@ class Engine:
         return fetched
 
     def _prefill(self, trunk, rows, tokens, lengths, starts):
-        return _Call(
+        return Call(
             (decoding.prefill, self.weights, trunk.cache, rows, tokens, lengths, trunk.length, starts),
             {"config": self._config, "mesh": self._mesh},
         )
@@ -341,10 +328,10 @@ class Engine:
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         state = state._replace(filled=state.filled - 1)
         arguments = (decoding.draw_first, self.weights, hidden, rows, state, trunk.length, allowed)
-        return _Call(arguments, {"config": self._config})
+        return Call(arguments, {"config": self._config})
 
     def _decode(self, trunk, cache, state, leave_at, allowed=None):
-        return _Call(
+        return Call(
             (decoding.decode, self.weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
              self._end_ids, allowed),
             {"config": self._config, "num_steps": 1 if allowed is not None else self._steps_per_call,
@@ -352,7 +339,7 @@ class Engine:
         )  # fmt: skip
 
     def _teacher_force(self, trunk, tokens, tree, rows, places, targets, count):
-        return _Call(
+        return Call(
             (decoding.teacher_forced, self.weights, trunk.cache, tokens, tree, rows, places, targets, np.int32(count),
              trunk.length, self._end_ids),
             {"config": self._config, "mesh": self._mesh},
@@ -369,12 +356,12 @@ class Engine:
             counts[share] += 1
         places = targets.reshape(-1), rows.reshape(-1), counts
         if source is None:
-            return _Call((decoding.copy_within, target, *places), {"mesh": self._mesh})
-        return _Call((decoding.copy_rows, target, source, *places), {"mesh": self._mesh})
+            return Call((decoding.copy_within, target, *places), {"mesh": self._mesh})
+        return Call((decoding.copy_rows, target, source, *places), {"mesh": self._mesh})
 
     def _lengthen(self, cache, longer):
         rows = len(cache[0][0])
         shares = cached.shares(self._mesh, rows)
         places = np.tile(np.arange(rows // shares, dtype=np.int32), shares)
         counts = np.full(shares, rows // shares, np.int32)
-        return _Call((decoding.copy_rows, longer, cache, places, places, counts), {"mesh": self._mesh})
+        return Call((decoding.copy_rows, longer, cache, places, places, counts), {"mesh": self._mesh})

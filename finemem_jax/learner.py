@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,9 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from finemem_jax import grpo
+from finemem_jax import compilation, grpo
 from finemem_jax.batching import Batch
+from finemem_jax.compilation import Call
 from finemem_jax.grpo import ObjectiveOptions
 from finemem_jax.models import decoder, log_probs, lora, sharding
 from finemem_jax.models.decoder import Compute, Params
@@ -97,8 +98,8 @@ def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, te
     return chosen.reshape(rows, width), entropy.reshape(rows, width)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def score(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="options")
+def score(params: Params, batch: Batch, temperature: jax.Array, *, options: LearnerOptions) -> jax.Array:
     """log π of every response token, [R, A], without gradients: of the policy before an update, or of a reference.
 
     Args:
@@ -107,8 +108,8 @@ def score(options: LearnerOptions, params: Params, batch: Batch, temperature: ja
     return response_log_probs(options, params, batch, temperature)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def zero_sums(options: LearnerOptions, params: Params) -> Sums:
+@functools.partial(jax.jit, static_argnames="options")
+def zero_sums(params: Params, *, options: LearnerOptions) -> Sums:
     """What no micro-batch adds up to. Gradients are summed in float32, whatever the parameters are stored in."""
     zero = jnp.zeros(())
     diagnostics = grpo.Diagnostics(*(zero for _ in grpo.Diagnostics._fields))
@@ -116,9 +117,9 @@ def zero_sums(options: LearnerOptions, params: Params) -> Sums:
     return Sums(_as_stored(options, zeros), grpo.Objective(zero, zero), diagnostics)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+@functools.partial(jax.jit, static_argnames="options", donate_argnames="sums")
 def accumulate(
-    options: LearnerOptions, frozen: Params, params: Params, sums: Sums, batch: Batch, temperature: jax.Array
+    frozen: Params, params: Params, sums: Sums, batch: Batch, temperature: jax.Array, *, options: LearnerOptions
 ) -> Sums:
     """Adds one micro-batch to `sums`: the gradient with respect to `params`.
 
@@ -147,8 +148,8 @@ def _as_stored(options, gradients):
     return jax.lax.with_sharding_constraint(gradients, wanted)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums) -> tuple[TrainState, jax.Array]:
+@functools.partial(jax.jit, static_argnames="optimizer", donate_argnames="state")
+def apply(state: TrainState, sums: Sums, *, optimizer: optax.GradientTransformation) -> tuple[TrainState, jax.Array]:
     """One optimizer update with the mean gradient; returns the new state and the gradient's norm.
 
     The division by the objective's denominator happens here, after all micro-batches, so that how rows were split
@@ -162,6 +163,34 @@ def apply(optimizer: optax.GradientTransformation, state: TrainState, sums: Sums
     updated = state._replace(params=params, opt_state=opt_state, updates=state.updates + 1)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.objective.numerator)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), norm
+
+
+def warm_up(
+    options: LearnerOptions,
+    optimizer: optax.GradientTransformation,
+    frozen: Params,
+    state: TrainState,
+    batches: Iterable[Batch],
+    temperature: float,
+    say: Callable[[int, int], None],
+) -> None:
+    """Compiles what `update` needs for batches of these shapes.
+
+    Args:
+        batches: Shapes with shardings.
+        say: See `compilation.prepare_all`.
+    """
+    zero: Any = compilation.prepare(zero_sums, state.params, options=options)
+    shapes = jax.eval_shape(functools.partial(zero_sums, options=options), state.params)
+    sums = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, zero.output_shardings
+    )
+    calls = [Call((apply, state, sums), {"optimizer": optimizer})]
+    calls += [
+        Call((accumulate, frozen, state.params, sums, batch, np.float32(temperature)), {"options": options})
+        for batch in batches
+    ]
+    compilation.prepare_all(calls, say)
 
 
 def update(
@@ -183,15 +212,16 @@ def update(
     """
     sums, last = None, None
     for batch in batches:
-        sums = zero_sums(options, state.params) if sums is None else sums
-        sums = accumulate(options, frozen, state.params, sums, batch, np.float32(temperature))
+        if sums is None:
+            sums = compilation.call(zero_sums, state.params, options=options)
+        sums = compilation.call(accumulate, frozen, state.params, sums, batch, np.float32(temperature), options=options)
         # Two at a time keep a device busy, and whoever makes the batches can still give the update up.
         jax.block_until_ready(last)
         last = jnp.copy(sums.diagnostics.tokens)  # The sums themselves are given away.
     if sums is None:
         return state, {}
     objective, diagnostics = sums.objective, sums.diagnostics
-    state, norm = apply(optimizer, state, sums)
+    state, norm = compilation.call(apply, state, sums, optimizer=optimizer)
     tokens = max(float(diagnostics.tokens), 1.0)
     finite = math.isfinite(float(norm)) and math.isfinite(float(objective.numerator))
     return state, {

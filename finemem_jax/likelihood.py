@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from finemem_jax import workers
+from finemem_jax import buckets, workers
 from finemem_jax.engine import Engine, Trunk, targets_in
 from finemem_jax.episode import Likelihood
 from finemem_jax.models.cached import Tree
@@ -101,9 +101,7 @@ class Likelihoods:
             longest: Tokens beyond it, of prompt and answers.
             say: See `Engine.warm_up`.
         """
-        lengths = [self._bucket(1)]
-        while lengths[-1] < longest:
-            lengths.append(self._bucket(lengths[-1] + 1))
+        lengths = sorted({_length(length) for length in buckets.all_up_to(longest, _UNIT)})
         self._engine.warm_up_teacher(trunk, [(self._rows(length), length) for length in lengths], say)
 
     def take_stats(self) -> LikelihoodStats:
@@ -165,11 +163,6 @@ class Likelihoods:
 
     # ---------------------------------------------------------------------------------- computing
 
-    def _bucket(self, length):
-        units = max(-(-length // _UNIT), 2)
-        step = max((1 << (units.bit_length() - 1)) // 4, 1)
-        return _UNIT * -(-units // step) * step
-
     def _rows(self, length):
         shares = self._engine.shares
         return max(self._together // length // shares, 1) * shares
@@ -178,7 +171,7 @@ class Likelihoods:
         # The longest first: what is left over at the end pads short rows.
         trunk_ids = next(iter(self._waiting))
         waiting = sorted(self._waiting[trunk_ids].values(), key=lambda row: (-row.length, row.ticket))
-        length = self._bucket(waiting[0].length)
+        length = _length(waiting[0].length)
         taken = waiting[: self._rows(length)]
         found = self._compute(self._trunk(trunk_ids), taken, length)
         for row in taken:
@@ -228,6 +221,11 @@ class Likelihoods:
             at = int(ends[-1])
             found.append((row.ticket, _likelihood(row, sums, means, tops)))
         return found
+
+
+def _length(longest):
+    """How long rows are of which the longest has so many tokens."""
+    return buckets.rounded(max(longest, 2 * _UNIT), _UNIT)
 
 
 def _likelihood(row, sums, means, tops):

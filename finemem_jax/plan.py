@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax import assembly, backbone, config_checks, decoding, engine, learner, optimizer
+from finemem_jax import assembly, backbone, batching, buckets, config_checks, decoding, engine, learner, optimizer
 from finemem_jax.batching import Batch
 from finemem_jax.config import ConfigDict
 from finemem_jax.decoding import SlotState
 from finemem_jax.drawing import Sampling
-from finemem_jax.grpo import Rows
 from finemem_jax.learner import LearnerOptions, TrainState
 from finemem_jax.models import axes, cached, decoder, flops, hlo, lora, sharding, targets
 from finemem_jax.models.chips import Chip
@@ -207,14 +206,10 @@ def _attention(config, where):
 
 def _lengths(config, model):
     multiple = config.train.length_multiple
-
-    def rounded(length):
-        return -(-length // multiple) * multiple
-
-    trunk = INSTRUCTION_TOKENS // multiple * multiple
-    branch = rounded(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk)
+    trunk = batching.trunk_length(INSTRUCTION_TOKENS, multiple)
+    branch = buckets.rounded(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
     response = config.rollout.max_new_tokens
-    view = rounded(config.memory.view_tokens + response) - response
+    view = buckets.rounded(config.memory.view_tokens + response, multiple) - response
     if trunk + branch + view + response > model.max_length:
         raise ValueError(
             f"instructions ({INSTRUCTION_TOKENS}, as the plan assumes) + manager.chunk_tokens "
@@ -253,7 +248,7 @@ class _Shapes:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(self.mesh, shape[0]))
 
     def sums(self, options):
-        shapes = jax.eval_shape(functools.partial(learner.zero_sums, options), self.trained)
+        shapes = jax.eval_shape(functools.partial(learner.zero_sums, options=options), self.trained)
         everywhere = jax.tree.map(lambda x: _at(x, NamedSharding(self.mesh, P())), shapes)
         return everywhere._replace(
             gradients=jax.tree.map(lambda x, like: _at(x, like.sharding), shapes.gradients, self.trained)
@@ -261,21 +256,12 @@ class _Shapes:
 
     def batch(self) -> Batch:
         config, lengths = self.config, self.lengths
-        shares, groups = axes.size(self.mesh, axes.ROWS), config.train.groups_per_microbatch
-        r, a = groups * config.rollout.group_size, config.rollout.max_new_tokens
-        floats = functools.partial(self.rows, dtype=jnp.float32)
-        return Batch(
-            trunk=self.rows((shares, lengths.trunk)), trunk_length=self.rows((shares,)),
-            branch=self.rows((groups, lengths.branch)), branch_length=self.rows((groups,)),
-            leaf=self.rows((r, lengths.leaf)), leaf_length=self.rows((r,)),
-            response_start=self.rows((r,)), response=self.rows((r, a)),
-            rows=Rows(
-                token_mask=self.rows((r, a), bool), advantages=floats((r, a)), old_log_probs=floats((r, a)),
-                weight=floats((r,)), share=floats((r,)), sampler_log_probs=floats((r, a)),
-                reference_log_probs=floats((r, a)) if config.objective.kl_weight else None,
-                unclipped_factor=floats((r, a)) if config.credit.type_factor_on == "unclipped" else None,
-            ),
+        blank = batching.blank(
+            [[0] * lengths.trunk] * axes.size(self.mesh, axes.ROWS), config.train.groups_per_microbatch,
+            config.rollout.group_size, (lengths.branch, lengths.leaf), config.rollout.max_new_tokens, 0,
+            bool(config.objective.kl_weight), config.credit.type_factor_on == "unclipped",
         )  # fmt: skip
+        return jax.tree.map(lambda array: self.rows(array.shape, array.dtype), blank)
 
     def cache(self, model, rows, positions):
         """Rows over data and fsdp, heads over tensor."""
@@ -303,8 +289,8 @@ def _update_programs(config, options, shapes, work, groups):
     updates = config.train.minibatches * config.train.epochs
     gradients = _compile(
         "gradients", updates * per_update, learner.accumulate,
-        (options, shapes.frozen, shapes.trained, sums, batch, shapes.scalar()),
-        resident | {"gradients": _bytes(sums), "batch": _bytes(batch)},
+        (shapes.frozen, shapes.trained, sums, batch, shapes.scalar()),
+        resident | {"gradients": _bytes(sums), "batch": _bytes(batch)}, options=options,
     )  # fmt: skip
     gradients.flops = flops.executed(options.model, work, options.compute.remat, options.compute.attention)
     gradients.flops /= shapes.mesh.shape["tensor"]
@@ -313,8 +299,8 @@ def _update_programs(config, options, shapes, work, groups):
     passes = 3 if options.compute.remat == "full" else 2
     gradients.hbm_bytes += passes * flops.matrices(options.model) * width / shapes.mesh.shape["tensor"]
     update = _compile(
-        "optimizer", updates, learner.apply, (shapes.tx, shapes.state, sums),
-        resident | {"gradients": _bytes(sums)},
+        "optimizer", updates, learner.apply, (shapes.state, sums), resident | {"gradients": _bytes(sums)},
+        optimizer=shapes.tx,
     )  # fmt: skip
     return gradients, update
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from finemem_jax import advantages, rules
+from finemem_jax import advantages, buckets, rules
 from finemem_jax.advantages import Advantages
 from finemem_jax.episode import MEMORY_TYPES, Action, Answer, Malformed, Trajectory
 from finemem_jax.grpo import Normaliser
@@ -18,28 +19,52 @@ _ACTIONS = tuple(Action)
 assert len(_TYPES) == rules.NUM_TYPES and _TYPES[rules.CORE_TYPE] == MEMORY_TYPES[0]
 
 
+class Sizes(NamedTuple):
+    """How many of each there may be. Arrays are that large, or larger where that is not enough: few shapes compile.
+
+    Attributes:
+        operations: Of one response. Where there are more, arrays are twice as large, or four times, ….
+        chunk_questions, questions: Of one chunk, and of a stream as a whole.
+        evidence: Items retrieved for a question.
+        tokens: Of one response.
+    """
+
+    steps: int = 1
+    operations: int = 1
+    chunk_questions: int = 1
+    questions: int = 1
+    evidence: int = 1
+    tokens: int = 1
+
+
 def collect(
     groups: Sequence[Sequence[Trajectory]],
     count_tokens: Callable[[str], int],
     kl: Sequence[Sequence[Sequence[float]]] | None = None,
+    sizes: Sizes = Sizes(),  # noqa: B008  It cannot be changed.
+    needs: frozenset[str] = frozenset(),
 ) -> RewardInputs:
-    """Measures the rollouts of each stream, padded to the longest.
+    """Measures the rollouts of each stream, padded to `sizes`.
 
     Args:
         groups: groups[s][i] is rollout i of stream s.
         count_tokens: Length of a text in tokens; r_comp's unit.
         kl: kl[s][i][t], Σ over the response's tokens of log π_old - log π_ref, in nats.
+        needs: What the rule must have measured (`rules.Rule.needs`): there are arrays for it even where there was
+            nothing to measure.
     """
     rollouts = [trajectory for group in groups for trajectory in group]
     chunk_answers = [answer for r in rollouts for step in r.steps for answer in step.answers]
     final_answers = [answer for r in rollouts for answer in r.answers]
     shape = (len(groups), len(groups[0]))
     # At least one slot everywhere, since reductions over empty axes are special cases for nobody's benefit.
-    t = _largest(len(r.steps) for r in rollouts)
-    o = _largest(len(step.outcomes) for r in rollouts for step in r.steps)
-    j = _largest(len(step.answers) for r in rollouts for step in r.steps)
-    q = _largest(len(r.answers) for r in rollouts)
-    k = _largest(len(answer.evidence) for answer in (*chunk_answers, *final_answers))
+    t = _size(sizes.steps, (len(r.steps) for r in rollouts))
+    o = sizes.operations
+    while o < max((len(step.outcomes) for r in rollouts for step in r.steps), default=0):
+        o *= 2
+    j = _size(sizes.chunk_questions, (len(step.answers) for r in rollouts for step in r.steps))
+    q = _size(sizes.questions, (len(r.answers) for r in rollouts))
+    k = _size(sizes.evidence, (len(answer.evidence) for answer in (*chunk_answers, *final_answers)))
 
     def zeros(*size: int, dtype: type = float) -> np.ndarray:
         return np.zeros((*shape, *size), dtype)
@@ -62,14 +87,14 @@ def collect(
         operation_action=zeros(t, o, dtype=np.int32),
         memory_tokens=zeros(dtype=np.int32),
         stream_tokens=np.ones(shape, np.int32),
-        cited=zeros(q, k, dtype=bool) if any(a.cited for a in final_answers) else None,
+        cited=zeros(q, k, dtype=bool) if "citations" in needs or any(a.cited for a in final_answers) else None,
         kl=None if kl is None else _padded(kl, zeros(t)),
     )
     if any(answer.likelihood for answer in chunk_answers):
         x = x._replace(chunk_likelihoods=zeros(t, j), likelihood_mask=zeros(t, j, dtype=bool))
-    if any(step.verdicts for r in rollouts for step in r.steps):
+    if "content" in needs or any(step.verdicts for r in rollouts for step in r.steps):
         x = x._replace(content=zeros(t, o), content_mask=zeros(t, o, dtype=bool))
-    x = x._replace(**_probe_arrays(rollouts, zeros, t, o, q, k))
+    x = x._replace(**_probe_arrays([r.probes for r in rollouts], needs, zeros, t, o, q, k))
     for s, group in enumerate(groups):
         stream_tokens = max(sum(count_tokens(chunk.text) for chunk in group[0].stream.chunks), 1)
         for g, rollout in enumerate(group):
@@ -81,12 +106,9 @@ def collect(
     return x
 
 
-def _largest(sizes):
-    """The largest size, rounded up to one of four to an octave (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …)."""
-    largest = max(max(sizes, default=0), 1)
-    # Each new shape is compiled; in the end only these few occur.
-    unit = 2 ** max(largest.bit_length() - 3, 0)
-    return -(-largest // unit) * unit
+def _size(expected, sizes):
+    largest = max(sizes, default=0)
+    return expected if largest <= expected else buckets.rounded(largest)
 
 
 def _padded(values, into):
@@ -96,19 +118,16 @@ def _padded(values, into):
     return into
 
 
-def _probe_arrays(rollouts, zeros, t, o, q, k):
+def _probe_arrays(probes, needs, zeros, t, o, q, k):
     arrays = {}
-    probes = [r.probes for r in rollouts]
-    # Where there is no question, nothing is missing either.
-    nobody_asked = not any(r.answers for r in rollouts)
-    if nobody_asked or any(p.states for p in probes):
+    if "states" in needs or any(p.states for p in probes):
         arrays["state_scores"] = zeros(t * o + 1, q)
-    if nobody_asked or any(p.without for p in probes):
+    if "without" in needs or any(p.without for p in probes):
         arrays["without"] = zeros(q, k)
     if any(p.full for p in probes):
         arrays["full"] = zeros(q)
-    if nobody_asked or any(p.games for p in probes):
-        players = _largest(len(game.players) for p in probes for game in p.games)
+    if "subsets" in needs or any(p.games for p in probes):
+        players = _size(1, (len(game.players) for p in probes for game in p.games))
         arrays["subset_scores"] = zeros(q, 2**players)
         arrays["player_slot"] = zeros(q, players, dtype=np.int32)
         arrays["is_player"] = zeros(q, players, dtype=bool)
@@ -188,12 +207,17 @@ def judge(
         return jax.tree.map(np.asarray, (earned, compared))
 
 
-def spread(groups: Sequence[Sequence[Trajectory]], compared: Advantages) -> tuple[np.ndarray, np.ndarray]:
+def spread(
+    groups: Sequence[Sequence[Trajectory]], compared: Advantages, tokens: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and factors of the unclipped term for every token of every response, float32 [S, G, T, A].
 
     Tokens of an operation have the operation's, the others their step's.
+
+    Args:
+        tokens: A, unless a response is longer.
     """
-    length = _largest(len(step.completion.ids) for group in groups for r in group for step in r.steps)
+    length = _size(tokens, (len(step.completion.ids) for group in groups for r in group for step in r.steps))
     owners = np.full((*compared.step.shape, length), -1, np.int32)
     for s, group in enumerate(groups):
         for g, rollout in enumerate(group):

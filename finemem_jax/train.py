@@ -28,6 +28,7 @@ from finemem_jax import (
     learner,
     metrics,
     optimizer,
+    precompile,
     records,
     rewards,
     rollout,
@@ -66,7 +67,7 @@ def train(
         OSError: something cannot be written; checkpoints are as they were.
     """
     began, processes = time.monotonic(), parts.processes
-    method = assembly.method(config)
+    method, sizes = assembly.method(config), assembly.reward_sizes(config)
     compute, remark = assembly.compute(config, parts.mesh)
     options = LearnerOptions(parts.model, compute, method.objective)
     tx = optimizer.make(OptimizerOptions(**config.optimizer))
@@ -104,6 +105,8 @@ def train(
                 display.phase(line)
 
             assembly.warm_up(config, parts, compiling)
+            if config.train.precompile:
+                _precompile(config, parts, options, tx, frozen, state, reference, method, compiling)
             if step == 0 and config.train.evaluate_first:
                 display.phase("evaluating before training")
                 _evaluate(config, workdir, parts, test_streams, "before", display, step)
@@ -125,10 +128,11 @@ def train(
                 interrupt.updating, check = processes.count > 1, interrupt.check_together
                 starting = _score_all(config, parts, options, reference, trajectories, check)
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
-                inputs = rewards.collect(trajectories, parts.environment.count_tokens, kl)
+                needs = method.rule.needs
+                inputs = rewards.collect(trajectories, parts.environment.count_tokens, kl, sizes, needs)
                 settings = method.settings._replace(likelihood_share=answering.chunk_share(config, step))
                 earned, compared = rewards.judge(inputs, settings, method.variant, method.normaliser)
-                advantages, factors = rewards.spread(trajectories, compared)
+                advantages, factors = rewards.spread(trajectories, compared, sizes.tokens)
                 groups = batching.groups(
                     trajectories, advantages, compared.alive,
                     drop_dead=config.objective.drop_dead_groups,
@@ -275,7 +279,8 @@ def _score(config, parts, options, params, groups, check) -> LogProbs:
     found: LogProbs = {}
     for batch, packed in _microbatches(config, parts, groups):
         check()
-        scored = learner.score(options, params, _place(parts, batch), np.float32(config.rollout.temperature))
+        temperature = np.float32(config.rollout.temperature)
+        scored = compilation.call(learner.score, params, _place(parts, batch), temperature, options=options)
         at = iter(sharding.whole(scored))
         for group in packed:
             found[group.stream, group.step] = tuple(next(at)[: len(step.completion.ids)] for step in group.steps)
@@ -289,8 +294,7 @@ def _score_all(config, parts, options, reference, trajectories, check) -> LogPro
     shape = (len(trajectories), len(trajectories[0]), max(len(group[0].steps) for group in trajectories))
     nothing = np.zeros((*shape, config.rollout.max_new_tokens), np.float32)
     groups = batching.groups(trajectories, nothing, np.ones(shape[::2], bool), drop_dead=False)
-    base = dataclasses.replace(options, model=lora.without(options.model))
-    return _score(config, parts, base, reference, groups, check)
+    return _score(config, parts, _without_adapters(options), reference, groups, check)
 
 
 def _divergence(trajectories, starting: LogProbs):
@@ -308,11 +312,28 @@ def _with_log_probs(config, parts, options, params, groups, starting: LogProbs, 
     """Adds to the groups what the objective compares the policy with, beyond the sampler's log-probabilities."""
     if config.objective.kl_weight:
         groups = [group._replace(reference_log_probs=starting[group.stream, group.step]) for group in groups]
-    # The sampler's log-probabilities are the policy's only where it may draw any token, with the policy's own weights.
-    if config.objective.importance_cap or config.sampler.int8 or config.rollout.top_k or config.rollout.top_p < 1:
+    if _scores_policy(config):
         old = _score(config, parts, options, params, groups, check)
         groups = [group._replace(old_log_probs=old[group.stream, group.step]) for group in groups]
     return groups
+
+
+def _scores_policy(config):
+    # The sampler's log-probabilities are the policy's only where it may draw any token, with the policy's own weights.
+    cut = config.rollout.top_k or config.rollout.top_p < 1
+    return config.objective.importance_cap or config.sampler.int8 or cut
+
+
+def _without_adapters(options):
+    return dataclasses.replace(options, model=lora.without(options.model))
+
+
+def _precompile(config, parts, options, tx, frozen, state, reference, method, say):
+    scored = [] if reference is None else [(_without_adapters(options), reference, False)]
+    if _scores_policy(config):
+        scored.append((options, lora.combine(frozen, state.params), True))
+    precompile.updates(config, parts, options, tx, frozen, state, scored, say)
+    precompile.credit(config, method)
 
 
 def _minibatches(
@@ -337,6 +358,7 @@ def _microbatches(config, parts, groups):
         parts.tokenizer.end_ids[0],
         config.objective.aggregation,
         axes.size(parts.mesh, axes.ROWS),
+        assembly.prompt_lengths(config, parts.environment).trunk,
     )
 
 

@@ -55,14 +55,14 @@ def make_batch(params, seed=0, groups=2, size=4, trunk=5, branch=6, leaf=12, res
             share=np.ones(rows, np.float32),
         ),
     )
-    old = np.asarray(learner.score(OPTIONS, params, batch, ONE))
+    old = np.asarray(learner.score(params, batch, ONE, options=OPTIONS))
     return batch._replace(rows=batch.rows._replace(old_log_probs=old, sampler_log_probs=old))
 
 
 def accumulated(params, batches, options=OPTIONS):
-    sums = learner.zero_sums(options, params)
+    sums = learner.zero_sums(params, options=options)
     for batch in batches:
-        sums = learner.accumulate(options, {}, params, sums, batch, ONE)
+        sums = learner.accumulate({}, params, sums, batch, ONE, options=options)
     return sums
 
 

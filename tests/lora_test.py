@@ -86,8 +86,8 @@ def test_the_gradient_is_that_of_the_merged_matrices(trained):
     merged = lora.merge(ADAPTED, trained)
     batch = learner_test.make_batch(merged)
     whole = learner_test.accumulated(merged, [batch]).gradients["layers"]
-    sums = learner.zero_sums(OPTIONS, adapters)
-    got = learner.accumulate(OPTIONS, frozen, adapters, sums, batch, jnp.float32(1)).gradients["layers"]
+    sums = learner.zero_sums(adapters, options=OPTIONS)
+    got = learner.accumulate(frozen, adapters, sums, batch, jnp.float32(1), options=OPTIONS).gradients["layers"]
     scale = ADAPTED.lora.alpha / ADAPTED.lora.rank
     for name in ADAPTED.lora.targets:
         a, b = (adapters["layers"][f"{name}_lora_{part}"] for part in "ab")
