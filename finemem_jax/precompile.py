@@ -17,7 +17,7 @@ from finemem_jax.compilation import Call
 from finemem_jax.config import ConfigDict
 from finemem_jax.episode import Chunk, Completion, Malformed, Memory, Outcome, Status, Step, Stream, Trajectory
 from finemem_jax.learner import LearnerOptions, TrainState
-from finemem_jax.models import axes, sharding
+from finemem_jax.models import axes, bits, sharding
 from finemem_jax.models.decoder import Params
 
 
@@ -31,7 +31,7 @@ def updates(
     scored: Sequence[tuple[LearnerOptions, Params, bool]],
     say: Callable[[str], None],
 ) -> None:
-    """All micro-batches that there can be, and the optimizer.
+    """All micro-batches that there can be, the optimizer, and the checksums of checkpoints.
 
     Args:
         scored: What else computes log-probabilities: options, parameters, and whether a reference is compared with.
@@ -44,6 +44,7 @@ def updates(
     reference, factors = bool(config.objective.kl_weight), config.credit.type_factor_on == "unclipped"
     temperature = config.rollout.temperature
     learner.warm_up(options, tx, frozen, state, _batches(config, parts, reference, factors), temperature, progress)
+    bits.prepare(state)  # Checkpoints'.
     compilation.prepare_all(
         [
             Call((learner.score, params, batch, np.float32(temperature)), {"options": its_options})

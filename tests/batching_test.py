@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import batching
+from finemem_jax import batching, buckets
 from finemem_jax.batching import Group
 from finemem_jax.episode import Chunk, Completion, Memory, Step, Stream, Trajectory
 
@@ -89,14 +89,11 @@ def test_every_token_is_found_again(count, size, per_batch, shares):
 
 
 @pytest.mark.parametrize("multiple", [1, 8, 64])
-def test_lengths_are_multiples(multiple):
+def test_lengths_are_rounded_multiples(multiple):
     for batch in pack(some_groups(0, 6, 3), multiple=multiple):
         assert batch.trunk.shape[1] == len(TRUNK) // multiple * multiple
-        assert batch.branch.shape[1] % multiple == 0
-        assert batch.leaf.shape[1] % multiple == 0
-        # And no longer than they must be.
-        assert batch.branch.shape[1] - batch.branch_length.max() < multiple
-        assert batch.leaf.shape[1] - batch.leaf_length.max() < multiple
+        assert batch.branch.shape[1] == buckets.rounded(int(batch.branch_length.max()), multiple)
+        assert batch.leaf.shape[1] == buckets.rounded(int(batch.leaf_length.max()), multiple)
         assert batch.response.shape[1] == LONGEST
 
 
@@ -136,7 +133,34 @@ def test_groups_of_like_length_share_a_batch():
     draw = random.Random(0)
     short, long = ((9,) * n for n in (3, 60))
     groups = [a_group((a_step(draw, branch),) * 2, (1.0, -1.0)) for branch in (long, short, long, short)]
-    assert [batch.branch.shape[1] for batch in pack(groups, multiple=8)] == [16, 72]
+    assert [batch.branch.shape[1] for batch in pack(groups, multiple=8)] == [16, 80]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_sizes_that_come_are_known_before(seed):
+    """For prompts of at most 30 tokens beyond the trunk, of which rows share all but 13."""
+    draw = random.Random(seed)
+    known = batching.all_sizes(30, 13, LONGEST, 4)
+    assert len(set(known)) == len(known)
+    trunk = len(TRUNK) // 4 * 4
+    groups = []
+    for _ in range(8):
+        own = draw.randint(1, 13)
+        branch = tuple(draw.choices(range(50, 90), k=draw.randint(0, 30 - (len(TRUNK) - trunk) - own)))
+        steps = [a_step(draw, branch, leaf=own, response=draw.randint(1, LONGEST)) for _ in range(2)]
+        groups.append(a_group(tuple(steps), (1.0, -1.0)))
+    for batch, _ in batching.microbatches(groups, 1, 4, LONGEST, PAD, max_trunk=len(TRUNK)):
+        assert batch.trunk.shape[1] == trunk
+        assert (batch.branch.shape[1], batch.leaf.shape[1]) in known
+
+
+def test_what_a_few_groups_happen_to_share_is_no_trunk():
+    group = a_group((a_step(random.Random(0), (20, 21, 22, 23, 24, 25), leaf=3, response=2),) * 2, (1.0, -1.0))
+    shapes = [
+        next(batching.microbatches([group], 1, 2, LONGEST, PAD, max_trunk=most))[0].trunk.shape[1]
+        for most in (None, len(TRUNK))
+    ]
+    assert shapes[0] > shapes[1] == len(TRUNK) // 2 * 2
 
 
 def test_nothing_to_train_on():

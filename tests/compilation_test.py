@@ -5,8 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from finemem_jax import compilation
+from finemem_jax.compilation import Call
 
 
 @functools.partial(jax.jit, static_argnames="factor")
@@ -41,6 +43,42 @@ def test_what_is_prepared_is_not_compiled_again():
     with pytest.raises(TypeError):
         program(np.ones(8, np.float32))
     assert shape.shape == program(np.ones(7, np.float32)).shape
+
+
+def test_one_placement_has_one_program_whatever_it_is_called():
+    """What programs return is where their arguments were, but often under another name."""
+    mesh = jax.make_mesh((1, 1), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    places = [NamedSharding(mesh, PartitionSpec(*names)) for names in ((), (None,), ("a",), (("a", "b"),))]
+    places.append(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+    def act():
+        return [compilation.call(scaled, jax.device_put(np.arange(9.0), place), factor=11.0) for place in places]
+
+    count, results = compiled_by(act)
+    assert count == 1
+    for result in results:
+        np.testing.assert_array_equal(result, 11 * np.arange(9.0))
+
+
+def test_many_are_prepared_at_once():
+    calls = [Call((scaled, np.zeros(n)), {"factor": 13.0}) for n in (2, 3, 4, 3, 2)]
+    said = []
+    count, _ = compiled_by(lambda: compilation.prepare_all(calls, lambda *counts: said.append(counts)))
+    assert count == 3 and said[-1] == (3, 3) and said[:-1] == [(i, 3) for i in range(3)]
+    assert compiled_by(lambda: compilation.prepare_all(calls, lambda done, total: None))[0] == 0
+
+
+def test_preparing_many_can_be_stopped_and_says_what_fails():
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    calls = [Call((scaled, np.zeros(n)), {"factor": 17.0}) for n in range(1, 60)]
+    before = compilation.counts().programs
+    with pytest.raises(KeyboardInterrupt):
+        compilation.prepare_all(calls, stop)
+    assert compilation.counts().programs - before < 59
+    with pytest.raises(TypeError):
+        compilation.prepare_all([Call((scaled, np.zeros(2)), {"factor": "text"})], lambda done, total: None)
 
 
 def test_what_others_compile_is_counted():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import assembly, compilation, reader, sources, workers
+from finemem_jax import assembly, compilation, likelihood, reader, sources, workers
 from finemem_jax.episode import Likelihood, Request
 from finemem_jax.likelihood import LEAST_LOG_PROB, Likelihoods
 from finemem_jax.models import decoder, presets
@@ -221,8 +221,8 @@ def test_nothing_is_compiled_after_the_warm_up(params):
 
 def test_rows_fall_into_few_lengths(params):
     worker = likelihoods(params)
-    buckets = {1: 32, 32: 32, 33: 48, 48: 48, 49: 64, 65: 80, 97: 112, 128: 128, 129: 160, 300: 320, 512: 512, 513: 640}
-    assert {length: worker._bucket(length) for length in buckets} == buckets
+    lengths = {1: 32, 32: 32, 33: 48, 48: 48, 49: 64, 65: 80, 97: 112, 128: 128, 129: 160, 300: 320, 512: 512, 513: 640}
+    assert {longest: likelihood._length(longest) for longest in lengths} == lengths
     assert [worker._rows(length) for length in (32, 96, 384)] == [8, 2, 1]
 
 

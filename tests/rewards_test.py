@@ -10,6 +10,7 @@ from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, insert
 from finemem_jax import rewards, rules
 from finemem_jax.episode import Game, Likelihood, Probes
 from finemem_jax.grpo import Normaliser
+from finemem_jax.rewards import Sizes
 from finemem_jax.rules import Settings, Variant
 
 PAPER = Settings(beta=0.5, global_weight=1.0, chunk_weight=0.5, compression_weight=0.05, format_weight=1.0)
@@ -32,7 +33,8 @@ GROUPS = [[GOOD_ROLLOUT, IDLE_ROLLOUT], [SKIPPED, dataclasses.replace(SKIPPED, r
 
 
 def judge(groups, settings=PAPER, variant=FULL, normaliser=STANDARD, kl=None):
-    return rewards.judge(rewards.collect(groups, len, kl), settings, variant, normaliser)
+    inputs = rewards.collect(groups, len, kl, needs=rules.rule(variant.rule).needs)
+    return rewards.judge(inputs, settings, variant, normaliser)
 
 
 # --------------------------------------------------------------------------------------
@@ -89,8 +91,8 @@ def test_verdicts_of_the_content_judge():
     outcomes = [inserted(), inserted(), MALFORMED]
     rollout = trajectory([step(outcomes, verdicts=(True, False, None))])
     got = rewards.collect([[rollout]], len)
-    np.testing.assert_array_equal(got.content[0, 0], [[1, 0, 0]])
-    np.testing.assert_array_equal(got.content_mask[0, 0], [[True, True, False]])
+    np.testing.assert_array_equal(got.content[0, 0], [[1, 0, 0, 0]])
+    np.testing.assert_array_equal(got.content_mask[0, 0], [[True, True, False, False]])
 
 
 def test_likelihoods_of_the_chunks():
@@ -207,26 +209,34 @@ def test_without_any_question_or_operation_there_is_one_empty_slot():
     assert not (got.question_mask.any() or got.is_evidence.any() or got.chunk_mask.any() or got.written.any())
 
 
-@pytest.mark.parametrize(
-    ("sizes", "rounded"),
-    [([], 1), ([0], 1), ([1], 1), ([2, 7], 7), ([8], 8), ([9], 10), ([3, 11], 12), ([15], 16), ([17], 20), ([33], 40)],
-)
-def test_sizes_are_rounded_up(sizes, rounded):
-    assert rewards._largest(sizes) == rounded
+def test_arrays_are_as_large_as_is_said_unless_more_comes():
+    sizes = Sizes(steps=5, operations=4, chunk_questions=2, questions=3, evidence=3, tokens=7)
+    got = rewards.collect(GROUPS, len, sizes=sizes)
+    assert got.chunk_slot.shape[2:] == (5, 2, 3) and got.slot.shape[2:] == (3, 3) and got.written.shape[2:] == (5, 4)
+    many = trajectory([step([MALFORMED] * 9)] * 11, answers(*[1.0] * 9))
+    got = rewards.collect([[many]], len, sizes=sizes)
+    assert got.written.shape[2:] == (12, 16) and got.scores.shape[2:] == (10,)
 
 
-def test_few_sizes_occur_and_little_is_wasted():
-    # 1 to 8 as they are, then four to an octave up to 1024: 8 + 7 · 4.
-    rounded = [rewards._largest([n]) for n in range(1, 1025)]
-    assert len(set(rounded)) == 36
-    assert all(n <= size <= 1.25 * n for n, size in enumerate(rounded, start=1))
+@pytest.mark.parametrize("rule", list(rules.RULES))
+def test_larger_arrays_change_no_reward(rule):
+    variant = Variant(rule=rule)
+    needs = rules.rule(rule).needs
+    sizes = Sizes(steps=7, operations=8, chunk_questions=3, questions=5, evidence=4)
+    (want, compared), (got, again) = (
+        rewards.judge(rewards.collect(GROUPS, len, None, some, needs), PAPER, variant, STANDARD)
+        for some in (Sizes(), sizes)
+    )
+    steps = want.total.shape[2]
+    np.testing.assert_allclose(got.total[..., :steps], want.total, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(again.step[..., :steps], compared.step, rtol=1e-6, atol=1e-9)
 
 
 def test_rounding_up_changes_no_reward():
     crowded = dataclasses.replace(IDLE_ROLLOUT, steps=(step([MALFORMED] * 9), step()))
     inputs = rewards.collect([[GOOD_ROLLOUT, crowded]], len)
-    assert inputs.written.shape == (1, 2, 2, 10)
-    np.testing.assert_array_equal(inputs.slot[0, 0, 0], [0, 1, 10])
+    assert inputs.written.shape == (1, 2, 2, 16)
+    np.testing.assert_array_equal(inputs.slot[0, 0, 0], [0, 1, 16])
     alone, _ = judge([[GOOD_ROLLOUT, IDLE_ROLLOUT]])
     beside, _ = rewards.judge(inputs, PAPER, FULL, STANDARD)
     np.testing.assert_allclose(beside.total[0, 0], alone.total[0, 0], rtol=1e-12)

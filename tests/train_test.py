@@ -112,6 +112,18 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_continues(tmp_path, nu
     assert [line["step"] for line in writer.read_metrics(tmp_path)] == list(range(done + 1))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora.rank": 2, "objective.kl_weight": 0.1, "rollout.top_p": 0.9, "credit.rule": "step_gain"}],
+    ids=["plain", "adapters and a reference"],
+)
+def test_all_is_compiled_before_the_first_step(tmp_path, changes):
+    few = {"manager.chunk_tokens": 300, "memory.view_tokens": 60, "train.evaluate_first": False}
+    smoke_run.run(tmp_path, smoke_run.config(**{"train.num_steps": 4, "train.precompile": True} | few | changes))
+    # Between the first two steps Orbax compiles what it cuts arrays with that several devices hold.
+    assert [line["compile/programs"] for line in writer.read_metrics(tmp_path)][2:] == [0] * 2
+
+
 def test_starting_weights_and_sampler_are_compared_with(tmp_path):
     """Everything that the objective can compare the policy with, in one run of two steps."""
     changes = {

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finemem_jax import compilation
+
 _UNSIGNED = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
@@ -20,10 +22,15 @@ def _sums(tree):
     return jax.tree.map(lambda leaf: _sum(leaf, jax.lax.bitcast_convert_type, jnp), tree)
 
 
+def prepare(tree: Any) -> None:
+    """Compiles what `sums` needs for trees like this one."""
+    compilation.prepare(_sums, tree)
+
+
 def sums(tree: Any) -> dict[str, str]:
     """{path: dtype and checksum, e.g. "float32 1234"} of every array of a tree, of elements of 1, 2 or 4 bytes."""
     leaves = jax.tree.leaves(tree)
-    totals = jax.tree_util.tree_leaves_with_path(_sums(tree))
+    totals = jax.tree_util.tree_leaves_with_path(compilation.call(_sums, tree))
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype.name} {int(total)}"
         for leaf, (path, total) in zip(leaves, totals, strict=True)
