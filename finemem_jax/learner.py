@@ -210,14 +210,13 @@ def update(
         The new state, and metrics; "loss/skipped_updates" is 1 where the gradient was not finite, and the state is as
         it was.
     """
-    sums, last = None, None
+    sums = None
     for batch in batches:
         if sums is None:
             sums = compilation.call(zero_sums, state.params, options=options)
         sums = compilation.call(accumulate, frozen, state.params, sums, batch, np.float32(temperature), options=options)
-        # Two at a time keep a device busy, and whoever makes the batches can still give the update up.
-        jax.block_until_ready(last)
-        last = jnp.copy(sums.diagnostics.tokens)  # The sums themselves are given away.
+        # Not all at once: whoever makes the batches may give the update up between two of them.
+        jax.block_until_ready(sums.diagnostics.tokens)
     if sums is None:
         return state, {}
     objective, diagnostics = sums.objective, sums.diagnostics

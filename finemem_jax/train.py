@@ -111,6 +111,7 @@ def train(
                 display.phase("evaluating before training")
                 _evaluate(config, workdir, parts, test_streams, "before", display, step)
             while step < config.train.num_steps:
+                interrupt.check()
                 # Not at the end of the step, so that a run that was killed meanwhile makes up for it.
                 _evaluate_if_due(config, workdir, parts, test_streams, display, step)
                 step_began = time.monotonic()
@@ -245,6 +246,7 @@ def _until_updating(minibatch, interrupt):
     for batch in minibatch:
         interrupt.check_together()
         yield batch
+    interrupt.check_together()
     interrupt.updating = True
 
 
