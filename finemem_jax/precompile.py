@@ -45,14 +45,13 @@ def updates(
     temperature = config.rollout.temperature
     learner.warm_up(options, tx, frozen, state, _batches(config, parts, reference, factors), temperature, progress)
     bits.prepare(state)  # Checkpoints'.
-    compilation.prepare_all(
-        [
-            Call((learner.score, params, batch, np.float32(temperature)), {"options": its_options})
-            for its_options, params, compared in scored
-            for batch in _batches(config, parts, reference and compared, factors and compared)
-        ],
-        progress,
-    )
+    calls = [
+        Call((learner.score, params, batch, np.float32(temperature)), {"options": its_options})
+        for its_options, params, compared in scored
+        for batch in _batches(config, parts, reference and compared, factors and compared)
+    ]
+    if calls:
+        compilation.prepare_all(calls, progress)
 
 
 def _batches(config, parts, with_reference, with_factors) -> list[Batch]:
