@@ -200,7 +200,7 @@ def default() -> ConfigDict:
     config.export = ConfigDict()  # --mode=export: the trained manager as a folder that other programs load.
     config.export.folder = ""  # Where to; empty = "export" in the workdir.
     config.export.form = "merged"  # A model's folder; "gguf": one file for llama.cpp; "lora": an adapter alone (PEFT).
-    config.export.dtype = ""  # Of its weights: "float32" or "bfloat16"; empty = model.param_dtype.
+    config.export.dtype = ""  # Of its weights: "float32", "bfloat16", "float16" ("gguf" only); "" = model.param_dtype.
     config.export.shard_gigabytes = 5.0  # Largest file of weights.
     config.export.verify_tokens = 2_000  # How many tokens' log-probabilities --verify compares.
 

@@ -100,7 +100,7 @@ _CHOICES = {
     "questions.generator.kind": ("model", "endpoint"),
     "questions.verifier.kind": ("model", "endpoint"),
     "export.form": ("merged", "lora", "gguf"),
-    "export.dtype": ("", "float32", "bfloat16"),
+    "export.dtype": ("", "float32", "bfloat16", "float16"),
     "credit.rule": RULE_NAMES,
     "credit.type_factor_on": ("advantage", "unclipped"),
     "credit.gain_transform": ("prob", "log"),
@@ -141,6 +141,11 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             "sampler.in_place=True decodes with the trainer's arrays as they are; set sampler.int8=False and "
             f"sampler.dtype={config.model.param_dtype!r} (model.param_dtype), or sampler.in_place=False."
+        )
+    if config.export.dtype == "float16" and config.export.form != "gguf":
+        raise ValueError(
+            f"export.dtype='float16' is for export.form='gguf' only, got export.form={config.export.form!r}; set "
+            "export.dtype='bfloat16'."
         )
     for name in ("optimizer.b1", "optimizer.b2"):
         if not 0 <= value_of(config, name) < 1:

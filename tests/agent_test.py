@@ -119,8 +119,10 @@ def test_the_example_in_the_docstring_runs():
     assert result.attempted and not result.failed
 
 
-def test_a_runs_workdir(tmp_path):
-    smoke_run.run(tmp_path / "run", smoke_run.config(**{"train.num_steps": 1, "train.evaluate_first": False}))
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_runs_workdir(tmp_path, rank):
+    settings = {"train.num_steps": 1, "train.evaluate_first": False, "lora.rank": rank}
+    smoke_run.run(tmp_path / "run", smoke_run.config(**settings))
     overrides = {"reader.kind": "evidence"}
     with finemem_jax.MemoryAgent.load(tmp_path / "run", tmp_path / "m.sqlite", **overrides) as made:
         made.observe("Ada moved to Oslo.", "ada")

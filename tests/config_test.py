@@ -196,6 +196,14 @@ def test_endpoints_that_cannot_be(changes, message):
         config_checks.validate(config)
 
 
+def test_float16_is_for_llama_cpp():
+    config = with_value("export.dtype", "float16")
+    with pytest.raises(ValueError, match="export.dtype='float16' is for export.form='gguf' only, got .*'merged'"):
+        config_checks.validate(config)
+    config.export.form = "gguf"
+    config_checks.validate(config)
+
+
 def test_servers_may_move():
     config = config_lib.default()
     config.update_from_flattened_dict(SERVERS)

@@ -13,11 +13,11 @@ PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 # beside `train` because they lay out tables with `evaluate`, `plan` because it reads configs with `assembly`.
 SHELVES = (
     ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page", "source_rules",
-     "processes"),
+     "processes", "buckets", "compilation"),
     (
         "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
-        "models", "drawing", "report_plots", "workers", "compilation", "prefixes",
-        "endpoint", "published_results",
+        "models", "drawing", "report_plots", "workers", "prefixes",
+        "endpoint", "published_results", "config_checks",
     ),
     (
         "environment", "reader", "embedding", "probes", "decoding", "learner", "advantages", "constraints", "interrupt",
@@ -29,6 +29,7 @@ SHELVES = (
     ("language_models", "questions", "evaluate", "methods"),
     ("answering", "scoreboard"),
     ("assembly", "metrics", "export_card"),
+    ("precompile",),
     ("train", "report", "sweep", "plan", "question_run", "evaluation_run", "follow", "agent", "export"),
     ("plan_tables", "serve", "export_check"),
     ("main",),
