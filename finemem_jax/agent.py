@@ -160,9 +160,9 @@ class MemoryAgent:
 
         config = trained.for_use(config, overrides)
         parts = assembly.build(config)
-        assembly.check_lengths(config, parts)
         with contextlib.ExitStack() as closing:
             closing.callback(parts.answering.close)
+            assembly.check_lengths(config, parts)
             step = 0 if workdir is None else assembly.use_checkpoint(parts, workdir)
             if warm_up is not None:
                 assembly.warm_up(config, parts, warm_up)

@@ -39,6 +39,7 @@ class Call(NamedTuple):
 
 _counts = Counts()
 _programs: dict[Hashable, Callable[..., Any]] = {}
+_places: dict[Hashable, int] = {}
 _lock = threading.Lock()
 
 
@@ -100,7 +101,9 @@ def _placed(sharding, shape):
         return None
     parts = sharding.devices_indices_map(shape).items()
     where = ((device.id, *((part.start, part.stop) for part in index)) for device, index in parts)
-    return tuple(sorted(where, key=str)), sharding.memory_kind
+    # A number: of many devices, the rest is long, and would be hashed at every call.
+    with _lock:
+        return _places.setdefault((tuple(sorted(where, key=str)), sharding.memory_kind), len(_places))
 
 
 def forget() -> None:

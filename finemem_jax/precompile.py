@@ -20,6 +20,9 @@ from finemem_jax.learner import LearnerOptions, TrainState
 from finemem_jax.models import axes, bits, sharding
 from finemem_jax.models.decoder import Params
 
+# Responses with more are rare, and some rules' arrays for them would take gigabytes.
+_MOST_OPERATIONS = 64
+
 
 def updates(
     config: ConfigDict,
@@ -79,8 +82,8 @@ def _batches(config, parts, with_reference, with_factors) -> list[Batch]:
 
 
 def credit(config: ConfigDict, method: Method) -> None:
-    """Rewards, comparisons and their spreading over tokens, for all numbers of operations in a response."""
-    sizes, most = assembly.reward_sizes(config), config.rollout.max_new_tokens
+    """Rewards, comparisons and their spreading over tokens, for up to so many operations in a response."""
+    sizes, most = assembly.reward_sizes(config), min(config.rollout.max_new_tokens, _MOST_OPERATIONS)
     counts = itertools.takewhile(lambda n: n < 2 * most, (sizes.operations * 2**i for i in itertools.count()))
     for count in counts:
         nothing = Outcome(Malformed("", ""), Status.MALFORMED)

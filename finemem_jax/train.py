@@ -87,6 +87,7 @@ def train(
         Interrupt(processes) as interrupt,
         _looking_up(parts, interrupt.check),
     ):
+        check = interrupt.check_together
         if remark:
             display.say(remark)
         step, saved_position, measures = 0, batches.get_state(), {}
@@ -126,7 +127,7 @@ def train(
                 )  # fmt: skip
                 trajectories, costs = _together(parts, mine)
                 # From here on all processes do the same: what one gave up alone, the others would wait for.
-                interrupt.updating, check = processes.count > 1, interrupt.check_together
+                interrupt.updating = processes.count > 1
                 starting = _score_all(config, parts, options, reference, trajectories, check)
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
                 needs = method.rule.needs

@@ -336,12 +336,12 @@ def test_the_card(merged, tmp_path):
 )
 def test_the_card_names_the_base(tmp_path, changes, front, base):
     config = config_lib.default()
-    config.update_from_flattened_dict(changes | {"data.source_dir": "/home/me", "data.name": "squad"})
+    config.update_from_flattened_dict(changes | {"data.source_dir": "/private/originals", "data.name": "squad"})
     text = export_card.write(config, 1, "a ```` b", False, {}, {})
     (tmp_path / "README.md").write_text(text)
     found = huggingface_hub.metadata_load(tmp_path / "README.md") or {}
     assert front.items() <= found.items() and ("base_model" in found) == ("base_model" in front)
-    assert base in text and "## Results" not in text and "/home/me" not in text and "1 training step " in text
+    assert base in text and "## Results" not in text and "/private/originals" not in text and "1 training step " in text
     assert "`````text\na ```` b\n`````" in text
     assert ("PeftModel" in text, "MemoryAgent" in text) == ((True, False) if "lora.rank" in changes else (False, True))
 
