@@ -21,13 +21,15 @@ import gguf
 import jax
 
 from experiments import smollm2_135m
-from finemem_jax import backbone
 from finemem_jax.config import ConfigDict
-from finemem_jax.episode import Request, random_key
-from finemem_jax.models import hf_weights, sharding, weights
+from finemem_jax.models import sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.sampler import Sampler
+from finemem_jax.sampling.sampler import Sampler
+from finemem_jax.types import Request, random_key
+from finemem_jax.weights import files as weights
+from finemem_jax.weights import hf_weights
+from finemem_jax.weights import pretrained as backbone
 
 THREADS = common.machine()["cores"]
 ROWS = 16  # Prompts at a time.

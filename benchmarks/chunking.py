@@ -30,8 +30,11 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 import _common as common
 
-from finemem_jax import assembly, evaluate, input_pipeline, methods
-from finemem_jax.episode import Chunk, Question, Stream, StreamSpec
+from finemem_jax import build as assembly
+from finemem_jax import input_pipeline
+from finemem_jax.evaluation import baselines as methods
+from finemem_jax.evaluation import evaluate
+from finemem_jax.types import Chunk, Question, Stream, StreamSpec
 
 from experiments import smollm2_benchmarks  # isort: skip
 

@@ -22,9 +22,10 @@ import _common as common
 import jax
 import numpy as np
 
-from finemem_jax import advantages, rules
-from finemem_jax.grpo import Normaliser
-from finemem_jax.rules import RewardInputs, Settings, Variant
+from finemem_jax.rl import advantages
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl.credit_rules import RewardInputs, Settings, Variant
+from finemem_jax.rl.grpo import Normaliser
 
 S, G, T, O, Q, K, J = 64, 8, 128, 4, 100, 20, 5  # noqa: E741
 REPEATS, CALLS = 7, 5

@@ -41,7 +41,9 @@ import _common as common
 import _decode_sides as sides
 import numpy as np
 
-from finemem_jax import assembly, rollout, sources
+from finemem_jax import build as assembly
+from finemem_jax import sources
+from finemem_jax.rl import rollout
 
 CASES = ("rollout", "plain")
 # How many times a peer's speed ours must be in a rollout; the plain case is only reported.

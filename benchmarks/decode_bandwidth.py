@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finemem_jax import decoding
-from finemem_jax.engine import Engine
 from finemem_jax.models import decoder, presets
+from finemem_jax.sampling import decode as decoding
+from finemem_jax.sampling.engine import Engine
 
 READ_BYTES = 2**30
 STEPS = 32

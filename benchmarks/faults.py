@@ -17,9 +17,9 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 import _common as common
 
-from finemem_jax import workers
-from finemem_jax.endpoint import Endpoint, EndpointOptions
-from finemem_jax.episode import Chat, Message
+from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chat, Message
 from tests.fault_server import FaultServer, reply_to
 
 QUESTIONS = 2_000

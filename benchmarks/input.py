@@ -24,8 +24,8 @@ import pyarrow.parquet
 import rollout as rollout_benchmark
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import Memory, StreamSpec
 from finemem_jax.input_pipeline import Stage
+from finemem_jax.types import Memory, StreamSpec
 
 REPEATS, STREAMS, CHUNKS, READ = 3, 2, 2, 300
 # About 1,400 tokens each, as many as in Mem-alpha's streams.

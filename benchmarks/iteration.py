@@ -36,10 +36,14 @@ import jax
 import numpy as np
 
 from experiments import smollm2_135m
-from finemem_jax import assembly, batching, grpo, learner, operations, optimizer, sources, tokenizer
+from finemem_jax import build as assembly
+from finemem_jax import optimizer, sources
 from finemem_jax.config import ConfigDict
-from finemem_jax.episode import Completion, Memory, Operation, Request, Step, random_key
-from finemem_jax.models import hf_weights
+from finemem_jax.memory import operations
+from finemem_jax.models import tokenizer
+from finemem_jax.rl import batching, grpo, learner
+from finemem_jax.types import Completion, Memory, Operation, Request, Step, random_key
+from finemem_jax.weights import hf_weights
 
 GROUP_SIZE, MAX_NEW_TOKENS = 8, 80
 SCORED = '{"name": "memory_insert", "arguments": {"content": "Nadia plays the flute."}}'

@@ -24,10 +24,13 @@ import _common as common
 import scipy.stats
 
 from experiments import smollm2_135m
-from finemem_jax import assembly, reader, scoring, sources, workers
-from finemem_jax.episode import MemoryItem
-from finemem_jax.reader import Query
-from finemem_jax.retrieval import Index
+from finemem_jax import build as assembly
+from finemem_jax import sources
+from finemem_jax.memory.retrieval import Index
+from finemem_jax.reading import reader, scoring
+from finemem_jax.reading.reader import Query
+from finemem_jax.runtime import workers
+from finemem_jax.types import MemoryItem
 
 REPEATS = 3
 TARGET = 5.0

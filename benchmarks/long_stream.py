@@ -23,8 +23,10 @@ import tracemalloc
 
 import _common as common
 
-from finemem_jax import assembly, retrieval, rollout
-from finemem_jax.episode import Chunk, Completion, Memory, Question, Stream
+from finemem_jax import build as assembly
+from finemem_jax.memory import retrieval
+from finemem_jax.rl import rollout
+from finemem_jax.types import Chunk, Completion, Memory, Question, Stream
 
 from experiments import smollm2_135m  # isort: skip
 

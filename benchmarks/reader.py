@@ -19,9 +19,11 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 import _common as common
 
-from finemem_jax import answers, reader, workers
-from finemem_jax.endpoint import Endpoint, EndpointOptions
-from finemem_jax.reader import Query, ReaderOptions
+from finemem_jax.clients import reply_cache as answers
+from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
+from finemem_jax.reading import reader
+from finemem_jax.reading.reader import Query, ReaderOptions
+from finemem_jax.runtime import workers
 
 QUESTIONS = 2_000
 LATENCY = 0.05

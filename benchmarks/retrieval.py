@@ -22,8 +22,8 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import _common as common
 import numpy as np
 
-from finemem_jax import retrieval
-from finemem_jax.episode import MemoryItem
+from finemem_jax.memory import retrieval
+from finemem_jax.types import MemoryItem
 
 NUM_ITEMS = (10, 100, 3_000)
 REPEATS = 7

@@ -21,10 +21,14 @@ from unittest import mock
 
 import _common as common
 
-from finemem_jax import assembly, rollout, slots, sources, workers
-from finemem_jax.engine import Engine
-from finemem_jax.episode import Request
-from finemem_jax.prefixes import Prefixes
+from finemem_jax import build as assembly
+from finemem_jax import sources
+from finemem_jax.rl import rollout
+from finemem_jax.runtime import workers
+from finemem_jax.sampling import slots
+from finemem_jax.sampling.engine import Engine
+from finemem_jax.sampling.prefix_cache import Prefixes
+from finemem_jax.types import Request
 
 from experiments import smollm2_135m  # isort: skip
 

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finemem_jax import batching, grpo, learner, optimizer
+from finemem_jax import optimizer
 from finemem_jax.models import decoder, presets
+from finemem_jax.rl import batching, grpo, learner
 
 MODEL = presets.preset("smollm2_135m")
 CASES = {"plain": (1, 8, 0, 400, 100), "shared": (2, 8, 230, 75, 50)}  # Groups, rows, shared and own tokens, trained.

@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _styles, _text, _windows
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from finemem_jax.episode import Chunk, Question, Stream, StreamSource, StreamSpec
+from finemem_jax.types import Chunk, Question, Stream, StreamSource, StreamSpec
 
 from . import _files, _parquet, _published, _tfds, _windows
 

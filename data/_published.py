@@ -8,8 +8,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 
-from finemem_jax import source_rules
-from finemem_jax.episode import Question, StreamSpec
+from finemem_jax.reading import dataset_metrics as source_rules
+from finemem_jax.types import Question, StreamSpec
 
 # Patterns of a row's data source, as in `source_rules.SOURCES`.
 _COMPETENCIES: Mapping[str, str] = {

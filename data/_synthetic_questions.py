@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from finemem_jax.episode import Question
+from finemem_jax.types import Question
 
 from ._synthetic_story import Event, Story
 from ._synthetic_text import FRAMES, WORDINGS

@@ -14,8 +14,8 @@ import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from finemem_jax import source_rules
-from finemem_jax.episode import Chunk, Question, Stream, StreamSpec
+from finemem_jax.reading import dataset_metrics as source_rules
+from finemem_jax.types import Chunk, Question, Stream, StreamSpec
 
 from . import _chunking, _styles
 

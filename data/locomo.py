@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Collection
 
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _chunking, _files, _text, _windows
 

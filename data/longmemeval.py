@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _chats, _files, _windows
 

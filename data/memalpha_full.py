@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finemem_jax.episode import StreamSource, StreamSpec
+from finemem_jax.types import StreamSource, StreamSpec
 
 from . import _memalpha, _tfds
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from finemem_jax.episode import Chunk, Stream, StreamSource, StreamSpec
+from finemem_jax.types import Chunk, Stream, StreamSource, StreamSpec
 
 from . import _chunking, _files, _published, _tfds, _windows
 

@@ -10,8 +10,8 @@ import collections
 import random
 from typing import NamedTuple
 
-from finemem_jax import scoring
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.reading import scoring
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _files, _styles, _text, _windows
 

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _files, _styles, _text, _windows
 

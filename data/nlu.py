@@ -8,7 +8,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator
 
-from finemem_jax.episode import StreamSource, StreamSpec
+from finemem_jax.types import StreamSource, StreamSpec
 
 from . import _labels, _tables, _windows
 

@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from finemem_jax.episode import StreamSource, StreamSpec
+from finemem_jax.types import StreamSource, StreamSpec
 
 from . import _files, _labels, _tables, _windows
 

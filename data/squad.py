@@ -11,7 +11,7 @@ import dataclasses
 import random
 import re
 
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _files, _styles, _text, _windows
 

@@ -15,7 +15,7 @@ import logging
 import random
 import re
 
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _chunking, _files, _styles, _windows
 

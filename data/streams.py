@@ -11,8 +11,8 @@ import operator
 import pathlib
 from typing import Any, BinaryIO, cast
 
-from finemem_jax import scoring
-from finemem_jax.episode import Chunk, Question, Stream, StreamSource, StreamSpec
+from finemem_jax.reading import scoring
+from finemem_jax.types import Chunk, Question, Stream, StreamSource, StreamSpec
 
 from . import _files, _windows
 

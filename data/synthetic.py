@@ -12,7 +12,7 @@ import dataclasses
 import operator
 import random
 
-from finemem_jax.episode import Chunk, Stream, StreamSource, StreamSpec
+from finemem_jax.types import Chunk, Stream, StreamSource, StreamSpec
 
 from . import _synthetic_questions as questions
 from . import _synthetic_story as story_

@@ -17,8 +17,8 @@ import pathlib
 import random
 import re
 
-from finemem_jax import scoring
-from finemem_jax.episode import Question, StreamSource, StreamSpec
+from finemem_jax.reading import scoring
+from finemem_jax.types import Question, StreamSource, StreamSpec
 
 from . import _chats, _chunking, _files, _growing, _windows
 

@@ -1,6 +1,6 @@
 """Streams like those of `trec`, with the fine classes ("COARSE:fine") as labels."""
 
-from finemem_jax.episode import StreamSource, StreamSpec
+from finemem_jax.types import StreamSource, StreamSpec
 
 from . import trec
 

@@ -5,7 +5,8 @@ import sys
 
 import matplotlib.figure
 
-from finemem_jax import report_plots, writer
+from finemem_jax.evaluation import report_plots
+from finemem_jax.runtime import metric_writer as writer
 
 PANELS = {
     "valid operations": "operations/valid_fraction",

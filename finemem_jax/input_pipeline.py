@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import grain
 
-from finemem_jax.episode import Stream, StreamSource, StreamSpec
+from finemem_jax.types import Stream, StreamSource, StreamSpec
 
 Item = TypeVar("Item")
 

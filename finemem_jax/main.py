@@ -58,7 +58,7 @@ def main(_) -> None:
     if _TOPOLOGY.value and _MODE.value != "plan":
         sys.exit("finemem_jax: --topology needs --mode=plan.")
     if _MODE.value == "plan":
-        from finemem_jax import plan_tables
+        from finemem_jax.planning import tables as plan_tables
 
         folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
         sys.exit(_stop_on_bad_input(lambda: plan_tables.run(config, _TOPOLOGY.value, folder)))
@@ -66,7 +66,7 @@ def main(_) -> None:
         sys.exit("finemem_jax: --workdir is missing: the folder for everything the run writes.")
     workdir = pathlib.Path(_WORKDIR.value)
     if _MODE.value == "report":
-        from finemem_jax import report
+        from finemem_jax.evaluation import report
 
         _stop_on_bad_input(lambda: print(f"report         {report.write(workdir)}"))
         return
@@ -91,12 +91,12 @@ def main(_) -> None:
 def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work], config, workdir) -> int:
     """Prepares a mode and does its work; returns what the program ends with."""
     from finemem_jax import config as config_lib
-    from finemem_jax import config_checks
-    from finemem_jax.endpoint import EndpointError
-    from finemem_jax.guards import StopError
-    from finemem_jax.interrupt import Terminated
-    from finemem_jax.processes import PeerError, PeerStops
-    from finemem_jax.question_costs import BudgetError
+    from finemem_jax.clients.endpoint import EndpointError
+    from finemem_jax.config import checks as config_checks
+    from finemem_jax.questions.costs import BudgetError
+    from finemem_jax.runtime.distributed import PeerError, PeerStops
+    from finemem_jax.runtime.preemption import Terminated
+    from finemem_jax.runtime.watchdog import StopError
 
     def prepare():
         config_lib.read_prompts(config)
@@ -132,7 +132,13 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
 def _train(config, workdir, stack):
     import jax
 
-    from finemem_jax import assembly, checkpoint, evaluate, processes, sources, train, writer
+    from finemem_jax import build as assembly
+    from finemem_jax import sources
+    from finemem_jax.evaluation import evaluate
+    from finemem_jax.runtime import checkpoint
+    from finemem_jax.runtime import distributed as processes
+    from finemem_jax.runtime import metric_writer as writer
+    from finemem_jax.training import train
 
     together = stack.enter_context(
         processes.connect(
@@ -176,7 +182,8 @@ def _train(config, workdir, stack):
 
 
 def _evaluate(config, workdir, stack):
-    from finemem_jax import checkpoint, evaluation_run
+    from finemem_jax.evaluation import benchmark as evaluation_run
+    from finemem_jax.runtime import checkpoint
 
     checkpoint.check(workdir, config)
     evaluation_run.check(config, workdir)
@@ -187,7 +194,9 @@ def _evaluate(config, workdir, stack):
 
 
 def _follow(config, workdir, stack):
-    from finemem_jax import assembly, checkpoint, follow
+    from finemem_jax import build as assembly
+    from finemem_jax.runtime import checkpoint
+    from finemem_jax.serving import follow
 
     checkpoint.check(workdir, config)
     follow.check(config)
@@ -198,14 +207,16 @@ def _follow(config, workdir, stack):
 
 
 def _questions(config, workdir, stack):
-    from finemem_jax import question_run
+    from finemem_jax.questions import run as question_run
 
     del stack  # It opens nothing before its work begins.
     return lambda: _stop_on_bad_input(lambda: question_run.run(config, workdir))
 
 
 def _export(config, workdir, stack):
-    from finemem_jax import checkpoint, export, export_check
+    from finemem_jax.runtime import checkpoint
+    from finemem_jax.serving import export
+    from finemem_jax.serving import parity as export_check
 
     del stack  # It opens nothing before its work begins.
     checkpoint.check(workdir, config)
@@ -227,7 +238,7 @@ def _export(config, workdir, stack):
 
 def _build(config, workdir, stack, processes=None):
     """The parts of a run, whose readers are closed when it ends."""
-    from finemem_jax import assembly
+    from finemem_jax import build as assembly
 
     parts = assembly.build(config, workdir, processes)
     stack.callback(parts.answering.close)
@@ -235,7 +246,7 @@ def _build(config, workdir, stack, processes=None):
 
 
 def _sweep(workdir):
-    from finemem_jax import sweep
+    from finemem_jax.training import sweep
 
     flag = flags.FLAGS["config"]
     experiment, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)

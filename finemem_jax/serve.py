@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Annotated, Any
 
-from finemem_jax.agent import MemoryAgent
-from finemem_jax.episode import Malformed, MemoryItem, Outcome, Status
+from finemem_jax.serving.agent import MemoryAgent
+from finemem_jax.types import Malformed, MemoryItem, Outcome, Status
 
 NAME = "finemem_jax"
 _PATH = "/mcp"

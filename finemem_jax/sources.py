@@ -8,9 +8,9 @@ import functools
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.config import ConfigDict
-from finemem_jax.environment import Environment
-from finemem_jax.episode import StreamSpec
 from finemem_jax.input_pipeline import Mixture, Stage
+from finemem_jax.memory.environment import Environment
+from finemem_jax.types import StreamSpec
 
 
 def load(config: ConfigDict, split: str, chunks_per_stream: int | None = None, part: str = "") -> Mixture:

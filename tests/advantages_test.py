@@ -8,9 +8,10 @@ import pytest
 import ragged
 from ragged import Asked, Evidence, Rollout
 
-from finemem_jax import advantages, rules
-from finemem_jax.grpo import Normaliser
-from finemem_jax.rules import Settings, Variant
+from finemem_jax.rl import advantages
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl.grpo import Normaliser
 
 GROUP = 3
 PAPER, PLAIN = Settings(), Normaliser()

@@ -18,11 +18,16 @@ import scripted_agent
 import smoke_run
 
 import finemem_jax
-from finemem_jax import agent, assembly, evaluate, reader, tokenizer, trained
+from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
-from finemem_jax.episode import Action, Chunk, Memory, MemoryItem, Operation, Question, Refusal, Status, Stream
-from finemem_jax.models import decoder, hf_weights, presets
-from finemem_jax.store import Store
+from finemem_jax.evaluation import evaluate
+from finemem_jax.memory.store import Store
+from finemem_jax.models import decoder, presets, tokenizer
+from finemem_jax.reading import reader
+from finemem_jax.serving import agent
+from finemem_jax.serving import load as trained
+from finemem_jax.types import Action, Chunk, Memory, MemoryItem, Operation, Question, Refusal, Status, Stream
+from finemem_jax.weights import hf_weights
 
 TESTS = pathlib.Path(__file__).parent
 

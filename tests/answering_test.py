@@ -11,9 +11,13 @@ import programs
 import pytest
 import smoke_run
 
-from finemem_jax import answering, assembly, language_models, workers, writer
-from finemem_jax.episode import Chat, Message
-from finemem_jax.reader import Query
+from finemem_jax import build as assembly
+from finemem_jax.clients import language_models
+from finemem_jax.reading import answering
+from finemem_jax.reading.reader import Query
+from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chat, Message
 from tests.fault_server import FaultServer, reply_to
 
 KEY = "sk-very-secret-key"

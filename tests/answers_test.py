@@ -9,9 +9,10 @@ import threading
 
 import pytest
 
-from finemem_jax import answers, workers
-from finemem_jax.answers import Answers, Cached, key_of
-from finemem_jax.episode import Chat, Message
+from finemem_jax.clients import reply_cache as answers
+from finemem_jax.clients.reply_cache import Answers, Cached, key_of
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chat, Message
 
 CHAT = Chat((Message("system", ("Be brief.",)), Message("user", ("Where?", "Now"))), 5, 0.1, 1)
 LARGE = 10**9

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import smoke_run
 
-from finemem_jax import assembly, rules, sources, tokenizer, writer
+from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
-from finemem_jax.episode import Action, Operation
-from finemem_jax.models import decoder, hf_weights, presets, sharding
-from finemem_jax.operations import Dialect, parse
+from finemem_jax import sources
+from finemem_jax.memory.operations import Dialect, parse
+from finemem_jax.models import decoder, presets, sharding, tokenizer
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.types import Action, Operation
+from finemem_jax.weights import hf_weights
 
 
 def config(**changes):

@@ -9,8 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 import smoke_run
 
-from finemem_jax import backbone
 from finemem_jax.models import lora, sharding
+from finemem_jax.weights import pretrained as backbone
 
 ONE_STEP = {"train.num_steps": 1, "data.num_test": 1, "data.num_train": 4}
 

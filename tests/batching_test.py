@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import batching, buckets
-from finemem_jax.batching import Group
-from finemem_jax.episode import Chunk, Completion, Memory, Step, Stream, Trajectory
+from finemem_jax import buckets
+from finemem_jax.rl import batching
+from finemem_jax.rl.batching import Group
+from finemem_jax.types import Chunk, Completion, Memory, Step, Stream, Trajectory
 
 PAD, LONGEST = 999, 12
 TRUNK = tuple(range(1, 8))

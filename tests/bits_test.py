@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from finemem_jax.models import bits, sharding
+from finemem_jax.models import sharding
+from finemem_jax.runtime import checksums as bits
 
 ARRAYS = {
     "stacked": np.random.default_rng(0).normal(size=(30, 4, 6)).astype(np.float32),

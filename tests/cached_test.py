@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.models import cached, decoder, presets, sharding
+from finemem_jax.models import decoder, presets, sharding
+from finemem_jax.models import kv_cache as cached
 
 from slow_llama import as_checkpoint, cached_rows, extend, slow_hidden, strong_params  # isort: skip
 

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from finemem_jax import checkpoint, learner
 from finemem_jax import config as config_lib
-from finemem_jax.models import bits
+from finemem_jax.rl import learner
+from finemem_jax.runtime import checkpoint
+from finemem_jax.runtime import checksums as bits
 
 
 def state(value=1.0):

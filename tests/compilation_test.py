@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from finemem_jax import compilation
-from finemem_jax.compilation import Call
+from finemem_jax.runtime import compilation
+from finemem_jax.runtime.compilation import Call
 
 
 @functools.partial(jax.jit, static_argnames="factor")

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from finemem_jax import config as config_lib
-from finemem_jax import config_checks
+from finemem_jax.config import checks as config_checks
 
 FIELDS = sorted(config_lib.flatten(config_lib.default()))
 

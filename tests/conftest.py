@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 
-from finemem_jax import compilation
+from finemem_jax.runtime import compilation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

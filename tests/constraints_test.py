@@ -5,12 +5,13 @@ import pytest
 
 pytest.importorskip("llguidance", reason="constrained decoding needs llguidance")
 
-from finemem_jax import constraints, operations
-from finemem_jax.episode import CORE, EPISODIC, SEMANTIC, Action, Malformed, Operation, Request
+from finemem_jax.memory import grammar as constraints
+from finemem_jax.memory import operations
+from finemem_jax.memory.operations import Dialect
 from finemem_jax.models import decoder, presets
-from finemem_jax.operations import Dialect
-from finemem_jax.sampler import Sampler
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.sampling.sampler import Sampler
+from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Malformed, Operation, Request
 
 TOKENS = ByteTokenizer(['{"name": "memory_insert", "arguments": {"content": "', "memory", "content"])
 FLAT, TYPED = Dialect(), Dialect("typed")

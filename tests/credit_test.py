@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import credit
+from finemem_jax.rl import credit
 
 # Q=2, K=3, T=3, one operation a step, so that slots are steps: evidence of q0 from steps 0, 0, 2; of q1 from steps 1, 2
 # and a padding slot, which holds step 0.

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.models import axes, decoder, presets, sharding, weights
+from finemem_jax.models import decoder, presets, sharding
+from finemem_jax.models import logical_axes as axes
+from finemem_jax.weights import files as weights
 
 from slow_llama import as_checkpoint, cached_rows, log_softmax, slow_hidden, strong_params  # isort: skip
 

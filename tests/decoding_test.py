@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax import decoding
-from finemem_jax.decoding import SlotState
-from finemem_jax.drawing import Sampling
-from finemem_jax.models import cached, decoder, presets
+from finemem_jax.models import decoder, presets
+from finemem_jax.models import kv_cache as cached
+from finemem_jax.sampling import decode as decoding
+from finemem_jax.sampling.decode import SlotState
+from finemem_jax.sampling.token_sampling import Sampling
 
 TINY = presets.preset("tiny")
 POSITIONS = 16

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax import drawing
-from finemem_jax.drawing import Sampling
+from finemem_jax.sampling import token_sampling as drawing
+from finemem_jax.sampling.token_sampling import Sampling
 
 inverse_cdf = jax.jit(drawing.inverse_cdf)
 draw = jax.jit(drawing.draw)

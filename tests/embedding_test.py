@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax import embedding, retrieval
-from finemem_jax.episode import MemoryItem
+from finemem_jax.memory import embedders as embedding
+from finemem_jax.memory import retrieval
 from finemem_jax.models import decoder, presets
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.types import MemoryItem
 
 TINY = presets.preset("tiny")
 

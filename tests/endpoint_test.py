@@ -11,9 +11,11 @@ import time
 
 import pytest
 
-from finemem_jax import answers, endpoint, workers
-from finemem_jax.endpoint import Endpoint, EndpointError, EndpointOptions
-from finemem_jax.episode import Chat, Message
+from finemem_jax.clients import endpoint
+from finemem_jax.clients import reply_cache as answers
+from finemem_jax.clients.endpoint import Endpoint, EndpointError, EndpointOptions
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chat, Message
 from tests.fault_server import FAULTS, FaultServer, reply_to
 
 KEY = "sk-9f3e-very-secret/4477"

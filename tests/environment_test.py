@@ -6,9 +6,11 @@ import re
 
 import pytest
 
-from finemem_jax import operations, prompts
-from finemem_jax.environment import Environment
-from finemem_jax.episode import (
+from finemem_jax.memory import operations, prompts
+from finemem_jax.memory.environment import Environment
+from finemem_jax.memory.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.types import (
     CORE,
     EPISODIC,
     SEMANTIC,
@@ -21,8 +23,6 @@ from finemem_jax.episode import (
     Status,
     Stream,
 )
-from finemem_jax.operations import LAYOUTS, WIRES, Dialect
-from finemem_jax.tokenizer import ByteTokenizer
 
 TOKENS = ByteTokenizer()
 START, END = 256, 257

@@ -5,9 +5,10 @@ import math
 import pytest
 from small_trajectories import ENVIRONMENT, MALFORMED, TOKENS, answers, inserted, item, step, trajectory
 
-from finemem_jax import evaluate, operations
-from finemem_jax.episode import Action, Chunk, Completion, Operation, Question, Stream
-from finemem_jax.rollout import RolloutOptions
+from finemem_jax.evaluation import evaluate
+from finemem_jax.memory import operations
+from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.types import Action, Chunk, Completion, Operation, Question, Stream
 
 ONE = trajectory(
     [

@@ -8,7 +8,8 @@ import programs
 import pytest
 import smoke_run
 
-from finemem_jax import checkpoint, evaluation_run
+from finemem_jax.evaluation import benchmark as evaluation_run
+from finemem_jax.runtime import checkpoint
 
 QUICK = {"evaluate.methods": "none,verbatim,untrained", "reader.kind": "evidence", "data.num_test": 5,
          "evaluate.batch": 2, "evaluate.resamples": 200}  # fmt: skip

@@ -6,8 +6,9 @@ import runpy
 import pytest
 import smoke_run
 
-from finemem_jax import assembly, config_checks
+from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
+from finemem_jax.config import checks as config_checks
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 ARGUMENTS = {

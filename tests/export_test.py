@@ -19,10 +19,18 @@ import pytest
 import smoke_run
 import transformers
 
-from finemem_jax import assembly, backbone, checkpoint, export, export_card, export_check, learner, sources, tokenizer
+from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
-from finemem_jax.episode import Chunk, Memory, Message
-from finemem_jax.models import decoder, hf_weights, lora, presets, sharding
+from finemem_jax import sources
+from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
+from finemem_jax.rl import learner
+from finemem_jax.runtime import checkpoint
+from finemem_jax.serving import export
+from finemem_jax.serving import model_card as export_card
+from finemem_jax.serving import parity as export_check
+from finemem_jax.types import Chunk, Memory, Message
+from finemem_jax.weights import hf_weights
+from finemem_jax.weights import pretrained as backbone
 
 # A small Qwen3, with rows beyond its tokenizer's vocabulary as published models have.
 SMALL = dataclasses.replace(

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from finemem_jax.models import decoder, flops, lora, presets
+from finemem_jax.models import decoder, lora, presets
 from finemem_jax.models.decoder import Compute
+from finemem_jax.planning import flops
 
 TINY = presets.preset("tiny")
 # Lengths of trunk, branches and leaves; two branches, three leaves on each.

@@ -5,8 +5,8 @@ import pathlib
 import programs
 import pytest
 
-from finemem_jax import follow
-from finemem_jax.store import Store
+from finemem_jax.memory.store import Store
+from finemem_jax.serving import follow
 
 FLAGS = ["--mode=follow", "--config.reader.kind=evidence", "--config.data.chunk_words=30",
          "--config.memory.budget_tokens=400"]  # fmt: skip

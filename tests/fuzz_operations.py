@@ -19,11 +19,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from finemem_jax import memory, operations, tokenizer
-from finemem_jax.environment import Environment
-from finemem_jax.episode import CORE, EPISODIC, SEMANTIC, Action, Malformed, Memory, MemoryItem, Operation, Status
-from finemem_jax.operations import Dialect
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.memory import operations
+from finemem_jax.memory import transition as memory
+from finemem_jax.memory.environment import Environment
+from finemem_jax.memory.operations import Dialect
+from finemem_jax.models import tokenizer
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Malformed, Memory, MemoryItem, Operation, Status
 
 DIALECTS = tuple(Dialect(layout, wire) for layout in operations.LAYOUTS for wire in operations.WIRES)
 # Memories start anew when they are full. In small ones texts and ids meet more often, in large ones time would show.

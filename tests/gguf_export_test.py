@@ -18,9 +18,15 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from finemem_jax import MemoryAgent, assembly, export, export_check, tokenizer, trained
-from finemem_jax.episode import Message
-from finemem_jax.models import decoder, gguf_export, gguf_weights, hf_weights, lora, presets, sharding, weights
+from finemem_jax import MemoryAgent
+from finemem_jax import build as assembly
+from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
+from finemem_jax.serving import export
+from finemem_jax.serving import load as trained
+from finemem_jax.serving import parity as export_check
+from finemem_jax.types import Message
+from finemem_jax.weights import files as weights
+from finemem_jax.weights import gguf_export, gguf_weights, hf_weights
 
 # Rows beyond the tokenizer's vocabulary, as published models have them.
 ROWS = 280

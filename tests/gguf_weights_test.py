@@ -9,7 +9,9 @@ import numpy as np
 import parity_cases
 import pytest
 
-from finemem_jax.models import axes, decoder, gguf_weights, presets, sharding
+from finemem_jax.models import decoder, presets, sharding
+from finemem_jax.models import logical_axes as axes
+from finemem_jax.weights import gguf_weights
 
 TINY = presets.preset("tiny")
 CASES = {config.name: config for config in (TINY, *parity_cases.CASES.values())}

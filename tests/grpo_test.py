@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax import grpo
-from finemem_jax.grpo import Normaliser, ObjectiveOptions, Rows
+from finemem_jax.rl import grpo
+from finemem_jax.rl.grpo import Normaliser, ObjectiveOptions, Rows
 
 S, G, T = 5, 4, 3
 N, A = 6, 7

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from finemem_jax import config as config_lib
-from finemem_jax import guards
-from finemem_jax.guards import Guard, StopError
-from finemem_jax.processes import Processes
+from finemem_jax.runtime import watchdog as guards
+from finemem_jax.runtime.distributed import Processes
+from finemem_jax.runtime.watchdog import Guard, StopError
 from tests import smoke_run
 
 

@@ -6,7 +6,8 @@ import json
 import parity_cases
 import pytest
 
-from finemem_jax.models import hf_config, presets
+from finemem_jax.models import presets
+from finemem_jax.weights import hf_config
 
 CASES = list(parity_cases.CASES.values())
 SCALED = parity_cases.CASES["llama_scaled"]

@@ -14,8 +14,10 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from finemem_jax.models import axes, decoder, hf_config, hf_weights, lora, presets, sharding
-from finemem_jax.models.hf_weights import HfFolder
+from finemem_jax.models import decoder, lora, presets, sharding
+from finemem_jax.models import logical_axes as axes
+from finemem_jax.weights import hf_config, hf_weights
+from finemem_jax.weights.hf_weights import HfFolder
 
 CASES = list(parity_cases.CASES.values())
 each_case = pytest.mark.parametrize("config", CASES, ids=list(parity_cases.CASES))

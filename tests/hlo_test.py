@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from finemem_jax.models import hlo
+from finemem_jax.planning import hlo
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Eight devices as [4, 2]; x is [8, 128] float32, split over the first axis of the mesh.

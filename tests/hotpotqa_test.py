@@ -7,7 +7,7 @@ import json
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 hotpotqa = input_pipeline.builder("hotpotqa")
 

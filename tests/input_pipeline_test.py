@@ -7,8 +7,8 @@ import json
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import Chunk, Stream, StreamSpec
 from finemem_jax.input_pipeline import Stage
+from finemem_jax.types import Chunk, Stream, StreamSpec
 
 SPEC = StreamSpec("train", 0, 2, 1, 50, 1, 1)
 

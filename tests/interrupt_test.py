@@ -7,8 +7,8 @@ import threading
 import processes_test
 import pytest
 
-from finemem_jax.interrupt import Interrupt, Terminated
-from finemem_jax.processes import AskedByPeer, StoppedByPeer
+from finemem_jax.runtime.distributed import AskedByPeer, StoppedByPeer
+from finemem_jax.runtime.preemption import Interrupt, Terminated
 
 
 def press():

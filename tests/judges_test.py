@@ -5,9 +5,11 @@ import random
 
 import pytest
 
-from finemem_jax import judges, prompts, workers
-from finemem_jax.episode import Action, Operation, Question
-from finemem_jax.judges import Judged, JudgeOptions
+from finemem_jax.memory import prompts
+from finemem_jax.reading import judges
+from finemem_jax.reading.judges import Judged, JudgeOptions
+from finemem_jax.runtime import workers
+from finemem_jax.types import Action, Operation, Question
 
 OPTIONS = JudgeOptions(max_new_tokens=9, temperature=0.0, tries=3)
 WRITTEN = [Operation(Action.INSERT, f"fact {i}") for i in range(3)]

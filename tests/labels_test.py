@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from finemem_jax import input_pipeline, scoring
-from finemem_jax.episode import StreamSpec
+from finemem_jax import input_pipeline
+from finemem_jax.reading import scoring
+from finemem_jax.types import StreamSpec
 
 nlu, trec, trec_fine, pubmed_rct = map(input_pipeline.builder, ("nlu", "trec", "trec_fine", "pubmed_rct"))
 _labels = nlu._labels

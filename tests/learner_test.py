@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from finemem_jax import batching, learner
-from finemem_jax.episode import Completion, Memory, Step
-from finemem_jax.grpo import ObjectiveOptions, Rows, aggregation_weights
 from finemem_jax.models import decoder, presets, sharding
+from finemem_jax.rl import batching, learner
+from finemem_jax.rl.grpo import ObjectiveOptions, Rows, aggregation_weights
+from finemem_jax.types import Completion, Memory, Step
 
 MODEL = presets.preset("tiny")
 OPTIONS = learner.LearnerOptions(MODEL, decoder.Compute(), ObjectiveOptions())

@@ -8,13 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import assembly, compilation, likelihood, reader, sources, workers
-from finemem_jax.episode import Likelihood, Request
-from finemem_jax.likelihood import LEAST_LOG_PROB, Likelihoods
+from finemem_jax import build as assembly
+from finemem_jax import sources
 from finemem_jax.models import decoder, presets
-from finemem_jax.reader import Claim, Query, ReaderOptions
-from finemem_jax.sampler import Sampler
-from finemem_jax.tokenizer import ByteTokenizer, EncodedChat
+from finemem_jax.models.tokenizer import ByteTokenizer, EncodedChat
+from finemem_jax.reading import likelihood, reader
+from finemem_jax.reading.likelihood import LEAST_LOG_PROB, Likelihoods
+from finemem_jax.reading.reader import Claim, Query, ReaderOptions
+from finemem_jax.runtime import compilation, workers
+from finemem_jax.sampling.sampler import Sampler
+from finemem_jax.types import Likelihood, Request
 
 from experiments import smollm2_135m  # isort: skip
 

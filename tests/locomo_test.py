@@ -10,7 +10,7 @@ import pathlib
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 locomo = input_pipeline.builder("locomo")
 

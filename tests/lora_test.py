@@ -11,9 +11,9 @@ import optax
 import pytest
 import safetensors.numpy
 
-from finemem_jax import learner
-from finemem_jax.grpo import ObjectiveOptions
 from finemem_jax.models import decoder, lora, presets
+from finemem_jax.rl import learner
+from finemem_jax.rl.grpo import ObjectiveOptions
 
 BASE = presets.preset("tiny")
 ADAPTED = dataclasses.replace(BASE, lora=lora.parse(3, 6.0, "query,value,down"))

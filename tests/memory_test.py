@@ -4,8 +4,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax import memory
-from finemem_jax.episode import (
+from finemem_jax.memory import transition as memory
+from finemem_jax.types import (
     CORE,
     EPISODIC,
     MEMORY_TYPES,

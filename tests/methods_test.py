@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from finemem_jax import evaluate, methods, workers
-from finemem_jax.environment import Environment
-from finemem_jax.episode import Chunk, Completion, Question, Stream
-from finemem_jax.rollout import RolloutOptions
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.evaluation import baselines as methods
+from finemem_jax.evaluation import evaluate
+from finemem_jax.memory.environment import Environment
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chunk, Completion, Question, Stream
 
 TOKENS = ByteTokenizer()
 RULES = Environment(TOKENS, num_examples=0, view_tokens=500, chunk_tokens=500, long_chunk="split", repair_json=False)

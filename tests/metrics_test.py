@@ -10,10 +10,14 @@ import ragged
 import small_trajectories as small
 from small_trajectories import answer, answers, trajectory
 
-from finemem_jax import compilation, metrics, rewards
-from finemem_jax.advantages import Normaliser
-from finemem_jax.batching import Group
-from finemem_jax.episode import (
+from finemem_jax.rl import rewards
+from finemem_jax.rl.advantages import Normaliser
+from finemem_jax.rl.batching import Group
+from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.runtime import compilation
+from finemem_jax.sampling.sampler import SamplerStats
+from finemem_jax.training import metrics
+from finemem_jax.types import (
     Action,
     Chunk,
     Completion,
@@ -27,8 +31,6 @@ from finemem_jax.episode import (
     Stream,
     Trajectory,
 )
-from finemem_jax.rules import Settings, Variant
-from finemem_jax.sampler import SamplerStats
 
 
 def of_rewards(inputs):

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 mquake = input_pipeline.builder("mquake")
 EDITS = "requested_rewrite"

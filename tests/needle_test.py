@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 needle = input_pipeline.builder("needle")
 SPEC = StreamSpec(

@@ -7,9 +7,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax import operations
-from finemem_jax.episode import CORE, EPISODIC, SEMANTIC, Action, Malformed, Operation
-from finemem_jax.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.memory import operations
+from finemem_jax.memory.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Malformed, Operation
 
 few_examples = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

@@ -13,9 +13,10 @@ import numpy as np
 import parity_cases
 import pytest
 
-from finemem_jax.episode import Request
-from finemem_jax.models import cached, decoder
-from finemem_jax.sampler import Sampler
+from finemem_jax.models import decoder
+from finemem_jax.models import kv_cache as cached
+from finemem_jax.sampling.sampler import Sampler
+from finemem_jax.types import Request
 
 CASES = list(parity_cases.CASES.values())
 PREFILLED = 30

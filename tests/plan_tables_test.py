@@ -7,11 +7,13 @@ import jax
 import pytest
 import smoke_run
 
-from finemem_jax import plan, plan_tables
-from finemem_jax.models import chips, sharding
-from finemem_jax.models.chips import GIB
-from finemem_jax.models.targets import Target
-from finemem_jax.plan import Lengths, Plan, Program
+from finemem_jax.models import sharding
+from finemem_jax.planning import hardware as chips
+from finemem_jax.planning import plan
+from finemem_jax.planning import tables as plan_tables
+from finemem_jax.planning.hardware import GIB
+from finemem_jax.planning.plan import Lengths, Plan, Program
+from finemem_jax.planning.topology import Target
 
 CHIP = chips.TPUS["v5e"]
 

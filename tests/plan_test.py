@@ -10,10 +10,14 @@ import programs
 import pytest
 import smoke_run
 
-from finemem_jax import learner, optimizer, plan
-from finemem_jax.models import chips, decoder, lora, presets, sharding, targets
-from finemem_jax.models.targets import Target
+from finemem_jax import optimizer
+from finemem_jax.models import decoder, lora, presets, sharding
 from finemem_jax.optimizer import OptimizerOptions
+from finemem_jax.planning import hardware as chips
+from finemem_jax.planning import plan
+from finemem_jax.planning import topology as targets
+from finemem_jax.planning.topology import Target
+from finemem_jax.rl import learner
 
 TINY = presets.preset("tiny")
 # Small next to the assumed instructions of 2,048 tokens, which would make the tests slow.

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from finemem_jax.prefixes import Prefixes
+from finemem_jax.sampling.prefix_cache import Prefixes
 
 
 def test_by_hand():

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from finemem_jax import memory as memory_lib
-from finemem_jax import probes
-from finemem_jax.episode import Action, Completion, Memory, Operation, Question, Step
-from finemem_jax.retrieval import Index
+from finemem_jax.memory import transition as memory_lib
+from finemem_jax.memory.retrieval import Index
+from finemem_jax.rl import probes
+from finemem_jax.types import Action, Completion, Memory, Operation, Question, Step
 
 CITY = Question("In which city does Ana live?", ("Oslo",))
 PET = Question("Which pet does Ben have?", ("cat",))

@@ -8,8 +8,8 @@ import time
 import jax
 import pytest
 
-from finemem_jax import processes
-from finemem_jax.processes import AskedByPeer, PeerError, Processes, StoppedByPeer
+from finemem_jax.runtime import distributed as processes
+from finemem_jax.runtime.distributed import AskedByPeer, PeerError, Processes, StoppedByPeer
 
 
 class Store:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.models import products
+from finemem_jax.models import matmul as products
 
 
 @pytest.mark.parametrize("shape", [(7, 3, 5), (7, 5, 3), (2, 7, 4, 4), (0, 3, 5)], ids=str)

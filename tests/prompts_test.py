@@ -6,19 +6,10 @@ import re
 
 import pytest
 
-from finemem_jax import memory, operations, prompts
-from finemem_jax.episode import (
-    CORE,
-    EPISODIC,
-    MEMORY_TYPES,
-    SEMANTIC,
-    Action,
-    Memory,
-    MemoryItem,
-    Operation,
-    Status,
-)
-from finemem_jax.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.memory import operations, prompts
+from finemem_jax.memory import transition as memory
+from finemem_jax.memory.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.types import CORE, EPISODIC, MEMORY_TYPES, SEMANTIC, Action, Memory, MemoryItem, Operation, Status
 
 ITEMS = (MemoryItem(3, "Ana lives in Oslo.", 0), MemoryItem(7, 'The "old" mill\nburnt down.', 1))
 TYPED_ITEMS = (

@@ -6,9 +6,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax import proposals, scoring
-from finemem_jax.episode import Malformed
-from finemem_jax.proposals import AskedBefore, Proposal, Worded
+from finemem_jax.questions import proposals
+from finemem_jax.questions.proposals import AskedBefore, Proposal, Worded
+from finemem_jax.reading import scoring
+from finemem_jax.types import Malformed
 
 
 def line(question, answer):

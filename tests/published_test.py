@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 SPEC = StreamSpec("test", 0, 0, 10, 40, 5, 100)
 MEMALPHA = ("instance_id", "prompt", "chunks", "questions_and_answers", "data_source", "metadata")

@@ -7,8 +7,9 @@ import programs
 import pytest
 import smoke_run
 
-from finemem_jax import question_run, train
-from finemem_jax.question_costs import BudgetError
+from finemem_jax.questions import run as question_run
+from finemem_jax.questions.costs import BudgetError
+from finemem_jax.training import train
 from tests.fault_server import FaultServer
 
 

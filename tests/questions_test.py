@@ -7,11 +7,18 @@ import re
 
 import pytest
 
-from finemem_jax import answers, prompts, proposals, question_costs, question_report, questions, scoring, workers
-from finemem_jax.episode import Chat, Chunk, Malformed, Question, Stream, to_json
-from finemem_jax.proposals import Proposal
-from finemem_jax.question_costs import BudgetError, Prices, Tokens
-from finemem_jax.question_options import QuestionOptions
+from finemem_jax.clients import reply_cache as answers
+from finemem_jax.memory import prompts
+from finemem_jax.questions import costs as question_costs
+from finemem_jax.questions import pipeline as questions
+from finemem_jax.questions import proposals
+from finemem_jax.questions import report as question_report
+from finemem_jax.questions.costs import BudgetError, Prices, Tokens
+from finemem_jax.questions.options import QuestionOptions
+from finemem_jax.questions.proposals import Proposal
+from finemem_jax.reading import scoring
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chat, Chunk, Malformed, Question, Stream, to_json
 
 # --------------------------------------------------------------------------------------
 # A world of facts, and models that know it

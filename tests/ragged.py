@@ -9,7 +9,7 @@ import random
 import jax
 import numpy as np
 
-from finemem_jax.rules import RewardInputs, Settings
+from finemem_jax.rl.credit_rules import RewardInputs, Settings
 
 STEPS, OPERATIONS, QUESTIONS, PER_CHUNK, EVIDENCE, PLAYERS = 5, 3, 4, 3, 3, 3
 # Memory types: flat, core (exempt), semantic, episodic.

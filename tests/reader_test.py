@@ -2,11 +2,12 @@
 
 import pytest
 
-from finemem_jax import reader, workers
-from finemem_jax.episode import Chat, Completion, Message, Question, Refusal, random_key
-from finemem_jax.reader import Claim, Query, ReaderOptions
-from finemem_jax.tokenizer import ByteTokenizer
-from finemem_jax.workers import Batched
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.reading import reader
+from finemem_jax.reading.reader import Claim, Query, ReaderOptions
+from finemem_jax.runtime import workers
+from finemem_jax.runtime.workers import Batched
+from finemem_jax.types import Chat, Completion, Message, Question, Refusal, random_key
 
 TOKENS = ByteTokenizer()
 OPTIONS = ReaderOptions(max_new_tokens=9, temperature=0.1, num_examples=0)

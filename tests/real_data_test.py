@@ -4,8 +4,9 @@ import collections
 
 import pytest
 
-from finemem_jax import input_pipeline, scoring
-from finemem_jax.episode import StreamSpec
+from finemem_jax import input_pipeline
+from finemem_jax.reading import scoring
+from finemem_jax.types import StreamSpec
 
 SIZES = {"squality": (30, 512), "longmemeval": (30, 512)}
 BUILDERS = (

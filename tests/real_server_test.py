@@ -10,9 +10,12 @@ import os
 import pytest
 import smoke_run
 
-from finemem_jax import language_models, train, workers, writer
-from finemem_jax.endpoint import Endpoint, EndpointError
-from finemem_jax.episode import Chat, Message
+from finemem_jax.clients import language_models
+from finemem_jax.clients.endpoint import Endpoint, EndpointError
+from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import workers
+from finemem_jax.training import train
+from finemem_jax.types import Chat, Message
 
 URL = os.environ.get("FINEMEM_SERVER", "")
 MODEL = os.environ.get("FINEMEM_SERVER_MODEL", "smollm2")

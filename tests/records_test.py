@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from small_trajectories import TOKENS, deleted, inserted, item, trajectory, updated
 
-from finemem_jax import records, rewards
-from finemem_jax.episode import (
+from finemem_jax.rl import records, rewards
+from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.types import (
     Action,
     Answer,
     Chunk,
@@ -24,8 +26,6 @@ from finemem_jax.episode import (
     Stream,
     Trajectory,
 )
-from finemem_jax.grpo import Normaliser
-from finemem_jax.rules import Settings, Variant
 
 OSLO = item(text="Ana lives in Oslo.")
 AS_JSON = {"item_id": 1, "text": "Ana lives in Oslo.", "source_step": 0, "source_operation": 0, "memory_type": ""}

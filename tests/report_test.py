@@ -10,8 +10,13 @@ import re
 import pytest
 from small_trajectories import ENVIRONMENT, TOKENS, answer, answers, deleted, inserted, item, step, trajectory, updated
 
-from finemem_jax import operations, records, report, report_plots, rewards, writer
-from finemem_jax.episode import (
+from finemem_jax.evaluation import report, report_plots
+from finemem_jax.memory import operations
+from finemem_jax.rl import records, rewards
+from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.types import (
     Action,
     Answer,
     Chunk,
@@ -25,8 +30,6 @@ from finemem_jax.episode import (
     Stream,
     Trajectory,
 )
-from finemem_jax.grpo import Normaliser
-from finemem_jax.rules import Settings, Variant
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&\"'"
 CONFIG = {"experiment": "a run", "manager.num_examples": 2, "train.num_steps": 5, "credit.rule": "full", "seed": 0}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax import retrieval
-from finemem_jax.episode import CORE, EPISODIC, SEMANTIC, MemoryItem
+from finemem_jax.memory import retrieval
+from finemem_jax.types import CORE, EPISODIC, SEMANTIC, MemoryItem
 
 few_examples = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

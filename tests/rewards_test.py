@@ -7,11 +7,12 @@ import pytest
 import small_trajectories as small
 from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
-from finemem_jax import rewards, rules
-from finemem_jax.episode import Game, Likelihood, Probes
-from finemem_jax.grpo import Normaliser
-from finemem_jax.rewards import Sizes
-from finemem_jax.rules import Settings, Variant
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import rewards
+from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.rl.rewards import Sizes
+from finemem_jax.types import Game, Likelihood, Probes
 
 PAPER = Settings(beta=0.5, global_weight=1.0, chunk_weight=0.5, compression_weight=0.05, format_weight=1.0)
 FULL = Variant("full")

@@ -6,11 +6,12 @@ import math
 
 import pytest
 
-from finemem_jax import rollout, workers
-from finemem_jax.environment import Environment
-from finemem_jax.episode import Chunk, Completion, Likelihood, Probes, Question, Refusal, Stream
-from finemem_jax.rollout import RolloutOptions
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.memory.environment import Environment
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.rl import rollout
+from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chunk, Completion, Likelihood, Probes, Question, Refusal, Stream
 
 TOKENS = ByteTokenizer()
 RULES = Environment(TOKENS, num_examples=0, view_tokens=500, chunk_tokens=500, long_chunk="split", repair_json=False)

@@ -8,8 +8,9 @@ import pytest
 import ragged
 from ragged import Asked, Evidence, Rollout
 
-from finemem_jax import config_checks, rules
-from finemem_jax.rules import Settings, Variant
+from finemem_jax.config import checks as config_checks
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl.credit_rules import Settings, Variant
 
 GROUP = 3
 PAPER = Settings()

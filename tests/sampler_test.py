@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import compilation
-from finemem_jax.episode import Completion, Refusal, Request, random_key
 from finemem_jax.models import decoder, presets, sharding
-from finemem_jax.sampler import Sampler, SamplerStats
+from finemem_jax.runtime import compilation
+from finemem_jax.sampling.sampler import Sampler, SamplerStats
+from finemem_jax.types import Completion, Refusal, Request, random_key
 
 TINY = presets.preset("tiny")
 # Compiling is nearly all the time that these tests take: the lengths below fall into few buckets.

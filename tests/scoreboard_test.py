@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from finemem_jax import published_results, scoreboard
+from finemem_jax.evaluation import published_results
+from finemem_jax.evaluation import tables as scoreboard
 
 
 def line(method, source, stream, scores, **changes):

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from finemem_jax import scoring
+from finemem_jax.reading import scoring
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax import scoring
-from finemem_jax.episode import Question
+from finemem_jax.reading import scoring
+from finemem_jax.types import Question
 
 few_examples = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

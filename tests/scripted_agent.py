@@ -5,12 +5,15 @@ No JAX, so that it is there at once. As a program it is `finemem_jax.serve` with
 
 import types
 
-from finemem_jax import agent, reader, serve, workers
-from finemem_jax.environment import Environment
-from finemem_jax.episode import Action, Completion, Operation
-from finemem_jax.operations import render
-from finemem_jax.rollout import RolloutOptions
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax import serve
+from finemem_jax.memory.environment import Environment
+from finemem_jax.memory.operations import render
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.reading import reader
+from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.runtime import workers
+from finemem_jax.serving import agent
+from finemem_jax.types import Action, Completion, Operation
 
 TOKENS = ByteTokenizer()
 ENVIRONMENT = Environment(TOKENS, 0, view_tokens=100, chunk_tokens=60, long_chunk="split", repair_json=False)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from finemem_jax.store import Store
+from finemem_jax.memory.store import Store
 
 # What follows needs it.
 pytest.importorskip("mcp.server.mcpserver", reason="the package mcp, version 2 or newer, is not installed")

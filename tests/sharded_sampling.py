@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import sampler_test
 
-from finemem_jax import compilation
 from finemem_jax.models import sharding
-from finemem_jax.sampler import Sampler
+from finemem_jax.runtime import compilation
+from finemem_jax.sampling.sampler import Sampler
 
 # Data × fsdp × tensor, and how weights lie.
 WHOLE, PARTS, IN_PLACE = {"whole": True}, {"whole": False}, {"in_place": True}

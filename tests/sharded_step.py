@@ -13,9 +13,9 @@ import learner_test
 import numpy as np
 import optax
 
-from finemem_jax import batching, learner
-from finemem_jax.grpo import ObjectiveOptions
 from finemem_jax.models import decoder, lora, presets, sharding
+from finemem_jax.rl import batching, learner
+from finemem_jax.rl.grpo import ObjectiveOptions
 
 TINY = presets.preset("tiny")
 MESHES = ((2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 4, 2)) if "--all" in sys.argv else ((2, 2, 2),)

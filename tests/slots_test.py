@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from finemem_jax.episode import Request
-from finemem_jax.slots import SLOTS, STORE, Slots
+from finemem_jax.sampling.slots import SLOTS, STORE, Slots
+from finemem_jax.types import Request
 
 TRUNK, POSITIONS = (1, 2, 3), 24
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finemem_jax.models import cached, decoder
+from finemem_jax.models import decoder
+from finemem_jax.models import kv_cache as cached
 
 extend = jax.jit(cached.extend, static_argnums=0, donate_argnums=3)
 

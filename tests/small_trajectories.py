@@ -5,8 +5,9 @@ Everything has a default, so that a test spells out only what it is about.
 
 from collections.abc import Sequence
 
-from finemem_jax.environment import Environment
-from finemem_jax.episode import (
+from finemem_jax.memory.environment import Environment
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.types import (
     Action,
     Answer,
     Chunk,
@@ -24,7 +25,6 @@ from finemem_jax.episode import (
     Stream,
     Trajectory,
 )
-from finemem_jax.tokenizer import ByteTokenizer
 
 TOKENS = ByteTokenizer()
 ENVIRONMENT = Environment(

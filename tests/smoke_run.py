@@ -3,7 +3,11 @@
 import contextlib
 import pathlib
 
-from finemem_jax import assembly, checkpoint, config_checks, sources, train
+from finemem_jax import build as assembly
+from finemem_jax import sources
+from finemem_jax.config import checks as config_checks
+from finemem_jax.runtime import checkpoint
+from finemem_jax.training import train
 
 from experiments import smoke  # isort: skip
 

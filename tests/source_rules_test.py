@@ -4,7 +4,8 @@ import fnmatch
 
 import pytest
 
-from finemem_jax import scoring, source_rules
+from finemem_jax.reading import dataset_metrics as source_rules
+from finemem_jax.reading import scoring
 
 # Published names: ours, published, published in training.
 NAMES = {

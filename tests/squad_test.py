@@ -9,7 +9,7 @@ import pathlib
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 squad = input_pipeline.builder("squad")
 _windows, _text = squad._windows, squad._text

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 squality = input_pipeline.builder("squality")
 

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from finemem_jax import store as store_lib
-from finemem_jax.episode import Memory, MemoryItem
-from finemem_jax.store import Conflict, Saved, Store
+from finemem_jax.memory import store as store_lib
+from finemem_jax.memory.store import Conflict, Saved, Store
+from finemem_jax.types import Memory, MemoryItem
 
 MEMORY = Memory((MemoryItem(1, "Ada – Oslo", 0), MemoryItem(3, "x", 2, 1, "semantic")), 7)
 

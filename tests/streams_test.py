@@ -10,8 +10,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax import input_pipeline, questions, scoring, workers
-from finemem_jax.episode import Chunk, Question, Stream, StreamSpec, to_json
+from finemem_jax import input_pipeline
+from finemem_jax.questions import pipeline as questions
+from finemem_jax.reading import scoring
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chunk, Question, Stream, StreamSpec, to_json
 
 ALL = StreamSpec("train", 0, 0, 99, 1, 99, 99)
 

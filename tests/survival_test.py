@@ -21,7 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from finemem_jax import checkpoint, writer
+from finemem_jax.runtime import checkpoint
+from finemem_jax.runtime import metric_writer as writer
 
 pytestmark = pytest.mark.slow
 

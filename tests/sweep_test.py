@@ -17,7 +17,9 @@ import programs
 import pytest
 
 from finemem_jax import config as config_lib
-from finemem_jax import evaluate, rules, sweep
+from finemem_jax.evaluation import evaluate
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.training import sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = str(ROOT / "experiments" / "smoke.py")

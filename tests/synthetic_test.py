@@ -8,7 +8,7 @@ import re
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import Stream, StreamSpec
+from finemem_jax.types import Stream, StreamSpec
 
 synthetic = input_pipeline.builder("synthetic")
 text = synthetic.text

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from finemem_jax import input_pipeline
-from finemem_jax.episode import StreamSpec
+from finemem_jax.types import StreamSpec
 
 texts = input_pipeline.builder("texts")
 SPEC = StreamSpec("train", 1, 0, chunks_per_stream=2, chunk_words=12, questions_per_chunk=3, questions_per_stream=9)

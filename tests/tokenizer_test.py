@@ -15,10 +15,10 @@ import tokenizers
 import transformers
 from hypothesis import strategies as st
 
-from finemem_jax import tokenizer
-from finemem_jax.episode import Message
-from finemem_jax.models import weights
-from finemem_jax.tokenizer import ByteTokenizer
+from finemem_jax.models import tokenizer
+from finemem_jax.models.tokenizer import ByteTokenizer
+from finemem_jax.types import Message
+from finemem_jax.weights import files as weights
 
 few_examples = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import smoke_run
 
-from finemem_jax import checkpoint, learner, optimizer, train, writer
+from finemem_jax import optimizer
 from finemem_jax.optimizer import OptimizerOptions
+from finemem_jax.rl import learner
+from finemem_jax.runtime import checkpoint
+from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 

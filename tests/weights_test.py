@@ -6,9 +6,9 @@ import parity_cases
 import pytest
 from hf_weights_test import publish
 
-from finemem_jax.models import weights
-from finemem_jax.models.gguf_weights import GgufFile
-from finemem_jax.models.hf_weights import HfFolder
+from finemem_jax.weights import files as weights
+from finemem_jax.weights.gguf_weights import GgufFile
+from finemem_jax.weights.hf_weights import HfFolder
 
 QWEN3 = parity_cases.CASES["qwen3_untied"]
 

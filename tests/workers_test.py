@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from finemem_jax import workers
+from finemem_jax.runtime import workers
 
 
 class Slow:

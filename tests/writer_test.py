@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from finemem_jax import writer
+from finemem_jax.runtime import metric_writer as writer
 
 
 def lines_of(workdir):

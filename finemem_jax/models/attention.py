@@ -26,8 +26,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax.models import axes
-from finemem_jax.models.axes import Array
+from finemem_jax.models import logical_axes as axes
+from finemem_jax.models.logical_axes import Array
 
 # Name of what a rematerialising policy should keep of "blocked" attention.
 KEPT = "attention"

@@ -19,7 +19,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from finemem_jax.models import attention, axes, lookup, products
+from finemem_jax.models import attention
+from finemem_jax.models import embedding as lookup
+from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import matmul as products
 from finemem_jax.models.attention import Array, Level
 from finemem_jax.models.presets import DecoderConfig
 

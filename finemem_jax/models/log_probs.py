@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
-from finemem_jax.models import axes
+from finemem_jax.models import logical_axes as axes
 from finemem_jax.models.attention import Array
 
 _VOCAB, _EMBED = axes.STORED["vocab"], axes.STORED["embed"]

@@ -11,7 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax.models import axes, decoder
+from finemem_jax.models import decoder
+from finemem_jax.models import logical_axes as axes
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 

@@ -1,0 +1,499 @@
+"""From a config to the objects of a run. Below the programs only this module and `backbone` read a ConfigDict."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from finemem_jax import sources
+from finemem_jax.clients import language_models
+from finemem_jax.clients.language_models import Local
+from finemem_jax.config import ConfigDict
+from finemem_jax.input_pipeline import Mixture
+from finemem_jax.memory import embedders as embedding
+from finemem_jax.memory import grammar as constraints
+from finemem_jax.memory import operations, retrieval
+from finemem_jax.memory.environment import Environment
+from finemem_jax.memory.retrieval import EmbedFn
+from finemem_jax.models import attention, lora, sharding, tokenizer
+from finemem_jax.models import logical_axes as axes
+from finemem_jax.models.decoder import Compute, Params
+from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.models.tokenizer import Tokenizer
+from finemem_jax.reading.answering import Answering, chunk_share
+from finemem_jax.reading.judges import AnswerJudge, ContentJudge
+from finemem_jax.reading.reader import LikelihoodReader, Query, Reader
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import probes
+from finemem_jax.rl.credit_rules import Rule, Settings, Variant
+from finemem_jax.rl.grpo import Normaliser, ObjectiveOptions
+from finemem_jax.rl.rewards import Sizes
+from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.runtime import checkpoint
+from finemem_jax.runtime.distributed import Processes
+from finemem_jax.sampling.sampler import Sampler
+from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Chunk, Constraint, Memory, Operation
+from finemem_jax.weights import pretrained as backbone
+from finemem_jax.weights.pretrained import Backbone
+
+# How many of each call the tests' tokenizer knows; together with the bytes, 384 tokens.
+_TEST_INSERTS, _TEST_UPDATES, _TEST_DELETES, _TEST_OTHERS = 80, 24, 12, 10
+# Few responses have more; where one has, reward arrays are twice as large.
+_LEAST_OPERATIONS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What training and evaluation have in common.
+
+    Attributes:
+        processes: Those that share the mesh.
+        params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies, each
+            process on its own devices.
+        manager, answer: What rollouts call to sample from the policy, and to ask the reader.
+        judge, mark, likely: Who else they ask; see `Answering`, which these are of.
+        embed: What retrieval embeds texts with; None if it needs no embeddings.
+        constraint: What the manager must keep to in evaluation; None for nothing.
+    """
+
+    model: DecoderConfig
+    processes: Processes
+    mesh: jax.sharding.Mesh
+    params: Params
+    tokenizer: Tokenizer
+    environment: Environment
+    manager: Sampler
+    answering: Answering
+    answer: Reader
+    judge: ContentJudge | None
+    mark: AnswerJudge | None
+    likely: LikelihoodReader | None
+    embed: EmbedFn | None
+    constraint: Constraint | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How scores become gradients: the credit rule, its numbers, how rewards are compared, the objective."""
+
+    rule: Rule
+    settings: Settings
+    variant: Variant
+    normaliser: Normaliser
+    objective: ObjectiveOptions
+
+
+def method(config: ConfigDict) -> Method:
+    """The method that a config chooses.
+
+    Raises:
+        ValueError: the choices cannot work, or not together.
+    """
+    rule = rules.rule(config.credit.rule)
+    if rule.weighs_types and config.memory.layout != "typed":
+        raise ValueError(
+            f"credit.rule={config.credit.rule!r} weighs memory types, and memory.layout={config.memory.layout!r} has "
+            "none; set memory.layout='typed'."
+        )
+    most = retrieval.max_evidence(config.memory.top_k, config.memory.layout) + 2
+    if probes.SUBSETS in rule.needs and most > probes.MAX_PLAYERS:
+        raise ValueError(
+            f"credit.rule={config.credit.rule!r} asks about every subset of what was retrieved; with memory.top_k="
+            f"{config.memory.top_k} (memory.layout={config.memory.layout!r}) these are too many. Lower memory.top_k, "
+            "or use credit.rule='ablation'."
+        )
+    return Method(
+        rule=rule,
+        # The share of likelihoods is a matter of the training step.
+        settings=Settings(**{name: config.credit[name] for name in Settings._fields if name in config.credit}),
+        variant=Variant(**{name: config.credit[name] for name in Variant._fields}),
+        normaliser=Normaliser(
+            scale=config.objective.advantage_scale,
+            ddof=config.objective.advantage_ddof,
+            epsilon=config.objective.advantage_epsilon,
+            std_floor=config.objective.std_floor,
+        ),
+        objective=ObjectiveOptions(
+            **{field.name: config.objective[field.name] for field in dataclasses.fields(ObjectiveOptions)}
+        ),
+    )
+
+
+def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Parts:
+    """Loads tokenizer and weights, and builds environment, manager and reader.
+
+    Args:
+        workdir: Where answers are kept on file (`answers.file`).
+        processes: Those that share the devices; None for this one alone.
+
+    Raises:
+        ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
+    """
+    needs = method(config).rule.needs
+    loaded = load(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    processes = processes or Processes()
+    params = loaded.backbone.params(mesh)
+    own = sharding.own(params, mesh)
+    model, adapted = loaded.backbone.model, backbone.adapted(config, loaded.backbone.model)
+    sampler = _sampler(config, loaded, own)
+    num_stored = -(-config.rollout.streams_per_step // processes.count)
+    manager = sampler(num_slots=config.sampler.num_slots, num_stored=num_stored, in_place=config.sampler.in_place)
+    # Each writes its own file of answers: file systems that several machines share do not lock as SQLite needs it.
+    answers_dir = workdir if workdir is None or processes.is_first else workdir / f"process_{processes.index}"
+    asked = Answering(config, _local(config, loaded, own), needs, answers_dir)
+    return Parts(
+        model=adapted,
+        processes=processes,
+        mesh=mesh,
+        params=backbone.with_adapters(adapted, params, mesh, config.seed),
+        tokenizer=loaded.tokens,
+        environment=environment(config, loaded.tokens),
+        manager=manager,
+        answering=asked,
+        answer=asked.answer,
+        judge=asked.judge,
+        mark=asked.mark,
+        likely=asked.likely,
+        embed=_embedder(config, model, own, loaded.tokens),
+        constraint=_constraint(config, loaded),
+    )
+
+
+class Loaded(NamedTuple):
+    """A model whose weights have been found but not read, and its tokenizer."""
+
+    backbone: Backbone
+    tokens: Tokenizer
+
+
+def load(config: ConfigDict) -> Loaded:
+    """Finds weights and tokenizer.
+
+    Raises:
+        ValueError: there are none, or they do not belong together.
+    """
+    found = backbone.find(config)
+    return Loaded(found, _tokenizer(config, found))
+
+
+def environment(config: ConfigDict, tokens: Tokenizer) -> Environment:
+    """The rules of the game that a config chooses."""
+    return Environment(
+        tokenizer=tokens,
+        num_examples=config.manager.num_examples,
+        view_tokens=config.memory.view_tokens,
+        chunk_tokens=config.manager.chunk_tokens,
+        long_chunk=config.manager.long_chunk,
+        repair_json=config.manager.repair_json,
+        dialect=_dialect(config),
+        view_items=config.memory.view_items,
+        core_tokens=config.memory.core_tokens,
+        task=config.prompts.manager,
+        view=config.memory.view,
+        budget_tokens=config.memory.budget_tokens,
+        eviction=config.memory.eviction,
+    )
+
+
+def frozen(config: ConfigDict, loaded: Loaded) -> Local:
+    """The model in this process, for who needs no manager: its weights are read when they are first wanted."""
+
+    @functools.cache
+    def local() -> Local:
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return _local(config, loaded, loaded.backbone.params(mesh))
+
+    return Local(lambda: local().sampler(), loaded.tokens, loaded.backbone.model.max_length, lambda: local().name())
+
+
+def _local(config, loaded, params):
+    # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
+    in_place = config.sampler.in_place and config.lora.rank > 0
+    return Local(
+        functools.partial(_sampler(config, loaded, params), num_slots=config.reader.num_slots, in_place=in_place),
+        loaded.tokens,
+        loaded.backbone.model.max_length,
+        functools.partial(language_models.local_name, config, params),
+    )
+
+
+def _sampler(config, loaded, params):
+    return functools.partial(
+        Sampler, loaded.backbone.model, params, loaded.tokens.end_ids,
+        steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
+        dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
+    )  # fmt: skip
+
+
+def _dialect(config):
+    return operations.Dialect(config.memory.layout, config.manager.wire)
+
+
+def warm_up(config: ConfigDict, parts: Parts, say: Callable[[str], None]) -> None:
+    """Compiles what manager and reader generate with, so that later steps compile nothing.
+
+    Args:
+        say: Shows a line about it, in place of the last one.
+    """
+    prompt = parts.environment.observe(Chunk(""), Memory())
+    texts = config.manager.chunk_tokens + config.memory.view_tokens
+    trunk, positions = _lengths(prompt, texts + config.rollout.max_new_tokens)
+    # Readers get the same lengths, so that with equal slots they share the manager's programs. Evidence can be longer;
+    # their caches then grow.
+    trunk = max(trunk, parts.answering.prompt(Query("", ())).cuts[0])
+    line = "compiling what the manager generates with"
+    parts.manager.warm_up(trunk, positions, lambda done, total: say(f"{line}: {done} of {total} programs"))
+    parts.answering.warm_up(trunk, positions, say)
+
+
+def _lengths(prompt, tokens):
+    """Lengths of a prompt's trunk, and of what follows it with so many tokens more."""
+    return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
+
+
+class PromptLengths(NamedTuple):
+    """Tokens of the manager's longest prompt: what all begin with, a chunk, and the memory with the words around."""
+
+    trunk: int
+    text: int
+    view: int
+
+
+def prompt_lengths(config: ConfigDict, environment: Environment) -> PromptLengths:
+    """Of the longest prompt that there can be."""
+    # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
+    around = 64 if config.memory.layout == "flat" else 192
+    trunk = environment.observe(Chunk(""), Memory()).cuts[0]
+    return PromptLengths(trunk, config.manager.chunk_tokens, config.memory.view_tokens + around)
+
+
+def check_lengths(config: ConfigDict, parts: Parts) -> None:
+    """Refuses settings with which a prompt and its response could exceed the model.
+
+    Raises:
+        ValueError: the message names the fields.
+    """
+    lengths = prompt_lengths(config, parts.environment)
+    longest = sum(lengths) + config.rollout.max_new_tokens
+    if longest > parts.model.max_length:
+        raise ValueError(
+            f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
+            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({lengths.trunk}) can "
+            f"reach {longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
+        )
+
+
+def reward_sizes(config: ConfigDict) -> Sizes:
+    """How many of each thing the reward arrays of a training step have room for."""
+    rollout, kept = config.rollout, config.data.questions_per_stream
+    asked = max(rollout.global_question_threshold, math.ceil(rollout.global_question_fraction * kept))
+    return Sizes(
+        steps=config.data.chunks_per_stream,
+        operations=_LEAST_OPERATIONS,
+        chunk_questions=max(config.data.questions_per_chunk, 1),
+        questions=max(min(kept, asked), 1),
+        evidence=retrieval.max_evidence(config.memory.top_k, config.memory.layout),
+        tokens=rollout.max_new_tokens,
+    )
+
+
+def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Refuses micro-batches that this mesh cannot share out; how large an axis of -1 is, only the mesh knows.
+
+    Raises:
+        ValueError: the message names both fields.
+    """
+    shares = axes.size(mesh, axes.ROWS)
+    if config.train.groups_per_microbatch % shares:
+        raise ValueError(
+            f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of mesh.data * "
+            f"mesh.fsdp = {shares}: each device trains on whole groups. Set train.groups_per_microbatch={shares}, or "
+            "move devices to mesh.tensor."
+        )
+
+
+def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
+    """How training computes hidden states, and a line to say where "auto" could not take the platform's fastest.
+
+    Raises:
+        ValueError: an attention that was asked for by name does not work here, or the mesh splits groups.
+    """
+    check_groups(config, mesh)
+    device = mesh.devices.flat[0]
+    implementation, remark = attention.choose(
+        config.model.attention, device, jnp.dtype(config.model.compute_dtype), mesh.size
+    )
+    return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
+
+
+def use_checkpoint(parts: Parts, workdir: pathlib.Path) -> int:
+    """Gives the manager the weights of a workdir's newest checkpoint; returns after how many training steps these are.
+
+    Raises:
+        ValueError: there is none, or it holds other parameters.
+    """
+    frozen, trained = lora.split(parts.params)
+    step, trained = checkpoint.newest(workdir) or 0, checkpoint.load_params(workdir, trained)
+    parts.manager.update(policy_params(parts, frozen, trained), step)
+    return step
+
+
+def policy_params(parts: Parts, frozen: Params, trained: Params) -> Params:
+    """The weights that this process's manager decodes with: adapters merged, on its own devices."""
+    return sharding.own(lora.merge(parts.model, lora.combine(frozen, trained)), parts.mesh)
+
+
+def _constraint(config, loaded):
+    """What the manager must keep to in evaluation, or None."""
+    if not config.manager.constrained:
+        return None
+    grammar = constraints.of_operations(_dialect(config))
+    return constraints.Grammar(loaded.tokens, grammar, loaded.backbone.model.vocab_size)
+
+
+def _embedder(config, model, params, tokens):
+    """What texts are embedded with, or None if retrieval needs no embeddings."""
+    embed = None
+    if config.memory.retrieval in retrieval.DENSE_METHODS:
+        if config.memory.embedder == "wordllama":
+            embed = embedding.wordllama()
+        else:
+            # A copy, because training gives its arrays away.
+            embed = embedding.language_model(model, jax.tree.map(jnp.copy, params), tokens)
+        embed = embedding.cached(embed)
+    # Only to see now, and not after the first rollouts, whether what the method needs is installed.
+    retrieval.Index(config.memory.retrieval, embed)
+    return embed
+
+
+def _test_phrases(config):
+    """Whole operations for the tests' tokenizer, so that even random weights write some.
+
+    What they write down are questions of the first streams with their answers, by turns of training and held-out ones:
+    for each stream some help, and most do not.
+    """
+    splits = [_facts(config, split) for split in ("train", "test")]
+    facts = [fact for pair in zip(*splits, strict=False) for fact in pair] or ["nothing is known"]
+    dialect = _dialect(config)
+    typed = dialect.layout == "typed"
+
+    def kind(i):
+        return (SEMANTIC, EPISODIC)[i % 2] if typed else ""
+
+    def fact(i):
+        return facts[i % len(facts)]
+
+    written = [Operation(Action.INSERT, fact(i), None, kind(i)) for i in range(_TEST_INSERTS)]
+    written += [Operation(Action.UPDATE, f"{fact(7 * i)} (now)", 1 + i % 4, kind(i)) for i in range(_TEST_UPDATES)]
+    written += [Operation(Action.DELETE, "", 1 + i % 4, kind(i)) for i in range(_TEST_DELETES)]
+    others = [Operation(Action.UPDATE, fact(3 * i), None, CORE) for i in range(_TEST_OTHERS)]
+    written += others if typed else [Operation(Action.SKIP)] * _TEST_OTHERS
+    return [f"{operations.render(operation, dialect)}\n" for operation in written]
+
+
+def _facts(config, split):
+    source = sources.load(config, split)
+    facts: list[str] = []
+    for index in range(len(source)):
+        facts += [f"{q.text} {q.answers[0]}"[:200] for chunk in source[index].chunks for q in chunk.questions]
+        if len(facts) >= _TEST_INSERTS:
+            break
+    # Over and over, so that a split with few streams has as many phrases as the other; numbered, since a memory refuses
+    # what it already holds, and random weights would write little that is valid.
+    return [f"{facts[i % len(facts)]} ({i // len(facts) + 1})" for i in range(_TEST_INSERTS)] if facts else []
+
+
+def _tokenizer(config, loaded):
+    if config.model.tokenizer == "bytes":
+        tokens: Tokenizer = tokenizer.ByteTokenizer()
+    elif config.model.tokenizer == "bytes_and_operations":
+        tokens = tokenizer.ByteTokenizer(_test_phrases(config))
+    else:
+        tokens = loaded.tokenizer()
+    if tokens.vocab_size > loaded.model.vocab_size:
+        raise ValueError(
+            f"The tokenizer (model.tokenizer={config.model.tokenizer!r}, model.weights={config.model.weights!r}) has "
+            f"{tokens.vocab_size} tokens, but the model ({loaded.model.name}) only {loaded.model.vocab_size} embeddings"
+            "; choose the tokenizer that belongs to the model."
+        )
+    return tokens
+
+
+def check(config: ConfigDict, parts: Parts, train_streams: Mixture, test_streams: Mixture) -> None:
+    """Refuses what would only fail later, in the middle of a run.
+
+    Raises:
+        ValueError: the longest prompt and response exceed the model; too few streams; a chunk that is to be refused.
+    """
+    check_lengths(config, parts)
+    if config.rollout.streams_per_step % parts.processes.count:
+        raise ValueError(
+            f"rollout.streams_per_step={config.rollout.streams_per_step} must be a multiple of the number of "
+            f"processes, {parts.processes.count}: each rolls out an equal share of a batch."
+        )
+    if not len(test_streams):
+        raise ValueError("there are no held-out streams; raise data.num_test, or give data.source_dir more text.")
+    refuse = config.manager.long_chunk == "refuse"
+    if refuse:
+        _read_all(test_streams)
+    for stage in sources.stages(config, parts.environment, train_streams):
+        source = stage.load()
+        if len(source) < config.rollout.streams_per_step:
+            when = f" from training step {stage.start} on (train.curriculum)" if config.train.curriculum else ""
+            raise ValueError(
+                f"rollout.streams_per_step is {config.rollout.streams_per_step}, but there are only {len(source)} "
+                f"training streams{when}; lower it, or raise data.num_train."
+            )
+        if refuse:
+            _read_all(source)
+
+
+def _read_all(source):
+    for index in range(len(source)):
+        source[index]
+
+
+def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
+    """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation.
+
+    Evaluation's answers are generated; `with_likelihoods` says when training asks for something else.
+    """
+    return RolloutOptions(
+        group_size=1 if evaluation else config.rollout.group_size,
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=0.0 if evaluation else config.rollout.temperature,
+        retrieval=config.memory.retrieval,
+        top_k=config.memory.top_k,
+        global_question_fraction=1.0 if evaluation else config.rollout.global_question_fraction,
+        global_question_threshold=config.rollout.global_question_threshold,
+        # Evaluation scores answers; nobody is credited.
+        needs=method(config).rule.needs & {"citations"} if evaluation else method(config).rule.needs,
+        cited_by=config.credit.cited_by,
+        view_top_k=config.memory.view_top_k,
+        keep_prompts=not evaluation,
+        draw_top_k=config.rollout.top_k,
+        draw_top_p=config.rollout.top_p,
+        constraint=constraint,
+    )
+
+
+def with_likelihoods(config: ConfigDict, options: RolloutOptions, step: int) -> RolloutOptions:
+    """How streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
+    share, every = chunk_share(config, step), config.likelihood.check_every
+    used = share > 0 or config.likelihood.probes
+    compared = used and every > 0 and step % every == 0
+    return dataclasses.replace(
+        options,
+        chunk_answers=share < 1 or compared,
+        chunk_likelihoods=share > 0 or compared,
+        final_likelihoods=compared,
+        probe_likelihoods=config.likelihood.probes,
+    )

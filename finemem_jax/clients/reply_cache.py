@@ -1,0 +1,201 @@
+"""Replies that need not be asked for again: a file of what models have said, shared by runs and processes.
+
+A reply belongs to a model and a chat (messages, length, temperature and seed); whoever asks the same again gets it
+without asking. SQLite in WAL mode: several processes may read and write at once, and what was stored before a kill is
+there after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping
+
+from finemem_jax.runtime.workers import Worker
+from finemem_jax.types import Chat
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, text BLOB NOT NULL, used REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS by_use ON replies (used);
+"""
+# How long one process waits for another that is writing (s).
+_PATIENCE = 60.0
+# A file that has reached its limit is emptied to this part of it, so that this is not done for every reply.
+_KEPT = 0.9
+# Uses are noted so many at a time: a write for every read would make reading slow.
+_NOTED_TOGETHER = 1000
+
+
+def key_of(model: str, chat: Chat) -> bytes:
+    """What a reply is stored under."""
+    messages = [[message.role, *message.parts] for message in chat.messages]
+    text = json.dumps([model, messages, chat.max_new_tokens, chat.temperature, chat.seed])
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class Answers:
+    """The file. Threads may share one of these; each process opens its own."""
+
+    def __init__(self, path: pathlib.Path, max_bytes: int):
+        """Args:
+        max_bytes: The least recently used replies go when the file would hold more. It does not shrink: what is free
+            in it is used again.
+
+        Raises:
+            ValueError: there is something else under that name, or it cannot be written.
+        """
+        self._path, self._max_bytes = path, max_bytes
+        self._used: set[bytes] = set()
+        self._lock = threading.RLock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise ValueError(f"{path} cannot be opened for answers ({error}); name another file.") from error
+        try:
+            self._file.execute("PRAGMA journal_mode = WAL")
+            # What a crash of the machine takes are the last replies only; a crash of the process takes none.
+            self._file.execute("PRAGMA synchronous = NORMAL")
+            self._file.executescript(_SCHEMA)
+            self._file.execute("SELECT key, text, used FROM replies LIMIT 1").fetchone()
+        except sqlite3.Error as error:
+            self._file.close()
+            raise ValueError(f"{path} is no file of answers ({error}); move it away, or name another.") from error
+
+    def get(self, key: bytes) -> str | None:
+        """The reply under a key, if there is one."""
+        with self._lock:
+            found = self._file.execute("SELECT text FROM replies WHERE key = ?", (key,)).fetchone()
+            if found is None:
+                return None
+            self._used.add(key)
+            if len(self._used) >= _NOTED_TOGETHER:
+                self._note_uses()
+        return found[0].decode("utf-8", "surrogatepass")
+
+    def put(self, replies: Mapping[bytes, str]) -> None:
+        """Stores replies; what is under a key already stays. They are on file when this returns.
+
+        Raises:
+            OSError: they cannot be written; the message names the file.
+        """
+        now = time.time()
+        rows = [(key, text.encode("utf-8", "surrogatepass"), now) for key, text in replies.items()]
+        with self._writing():
+            self._file.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
+            if self._bytes() > self._max_bytes:
+                self._make_room()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return self._file.execute("SELECT count(*) FROM replies").fetchone()[0]
+
+    def close(self) -> None:
+        """Notes what was used, and closes the file."""
+        with self._lock:
+            # Only uses may be lost here, which say what to forget first.
+            with contextlib.suppress(OSError):
+                self._note_uses()
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """All of it is written, or nothing."""
+        with self._lock:
+            try:
+                self._file.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                except BaseException:
+                    if self._file.in_transaction:  # A full disk has ended it already.
+                        self._file.execute("ROLLBACK")
+                    raise
+                self._file.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise OSError(
+                    f"{self._path} cannot be written ({error}); free some space, or name another file of answers. "
+                    "Then the same command goes on."
+                ) from error
+
+    def _note_uses(self):
+        used, self._used = self._used, set()
+        with self._writing():
+            self._file.executemany("UPDATE replies SET used = ? WHERE key = ?", [(time.time(), key) for key in used])
+
+    def _bytes(self):
+        """What is in use of the file."""
+        size, pages, free = (
+            self._file.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+        )
+        return size * (pages - free)
+
+    def _make_room(self):
+        used, self._used = self._used, set()
+        self._file.executemany("UPDATE replies SET used = ? WHERE key = ?", [(time.time(), key) for key in used])
+        share = 1 - _KEPT * self._max_bytes / self._bytes()
+        oldest = "SELECT key FROM replies ORDER BY used LIMIT ?"
+        while (count := len(self)) and self._bytes() > _KEPT * self._max_bytes:
+            self._file.execute(f"DELETE FROM replies WHERE key IN ({oldest})", (max(int(share * count), 1),))
+
+
+class Cached:
+    """A worker that asks another only what is not on file, and stores what that one replies.
+
+    Attributes:
+        hits, misses: How many chats were on file, and how many were not.
+    """
+
+    def __init__(self, worker: Worker[Chat, str], answers: Answers, model: str, stores: bool = True):
+        """Args:
+        model: Name of who replies, with all that decides what is replied.
+        stores: Whether replies are stored when they are collected; False where the worker is given `keep`.
+        """
+        self.hits = self.misses = 0
+        self._worker, self._answers, self._model, self._stores = worker, answers, model, stores
+        self._tickets = 0
+        self._ready: dict[int, str] = {}
+        # What the worker has been given, by its tickets, and the other way round.
+        self._asked: dict[int, tuple[int, bytes]] = {}
+        self._asked_as: dict[int, int] = {}
+
+    def submit(self, chat: Chat) -> int:
+        self._tickets += 1
+        key = key_of(self._model, chat)
+        reply = self._answers.get(key)
+        if reply is not None:
+            self.hits += 1
+            self._ready[self._tickets] = reply
+        else:
+            self.misses += 1
+            asked = self._worker.submit(chat)
+            self._asked[asked], self._asked_as[self._tickets] = (self._tickets, key), asked
+        return self._tickets
+
+    def collect(self, wait: bool = True) -> list[tuple[int, str]]:
+        if self._asked:
+            replies = self._worker.collect(wait and not self._ready)
+            if replies and self._stores:
+                self._answers.put({self._asked[asked][1]: reply for asked, reply in replies})
+            for asked, reply in replies:
+                ticket, _ = self._asked.pop(asked)
+                del self._asked_as[ticket]
+                self._ready[ticket] = reply
+        ready, self._ready = self._ready, {}
+        return list(ready.items())
+
+    def cancel(self, ticket: int) -> bool:
+        if ticket in self._asked_as:
+            asked = self._asked_as.pop(ticket)
+            del self._asked[asked]
+            return self._worker.cancel(asked)
+        return self._ready.pop(ticket, None) is not None
+
+
+def keep(answers: Answers, model: str, chat: Chat, reply: str) -> None:
+    """Stores a reply; for who has it before it is collected (`endpoint.Endpoint`)."""
+    answers.put({key_of(model, chat): reply})

@@ -1,0 +1,120 @@
+"""Devices to compile for, which need not be here. Knows nothing of models."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from finemem_jax.planning import hardware as chips
+from finemem_jax.planning.hardware import Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for.
+
+    Attributes:
+        chip: One device's share of a chip; None where nothing is published (CPUs).
+        hbm_bytes: What one device's programs may use.
+    """
+
+    name: str
+    devices: Sequence[jax.Device]
+    chip: Chip | None
+    hbm_bytes: float
+
+    @property
+    def platform(self) -> str:
+        return self.devices[0].platform
+
+
+def find(topology: str) -> Target:
+    """Devices to compile for, by name: "v5e:8x8" (any TPU in `chips.TPUS`), "cpu:8", or "gpu" (those of this machine).
+
+    Raises:
+        ValueError: an unknown name, or its compiler or devices are not here; the message says what to do.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind in chips.TPUS and re.fullmatch(r"\d+(x\d+)+", shape):
+        return _tpu(topology, chips.TPUS[kind], math.prod(map(int, shape.split("x"))))
+    if kind == "cpu" and shape.isdigit() and int(shape):
+        return _cpu(topology, int(shape))
+    if topology == "gpu":
+        return _gpu()
+    raise ValueError(
+        f"--topology must be a TPU's name and shape ({', '.join(chips.TPUS)}; e.g. v5e:8x8 or v5p:2x2x4), cpu:N for N "
+        f"simulated devices, or gpu for this machine's; got {topology!r}."
+    )
+
+
+def _tpu(topology, chip, num_chips):
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            f"--topology={topology} needs libtpu, the TPU compiler, which runs anywhere: "
+            "uv pip install -e '.[tpu]' (the tpu extra) brings it."
+        )
+    # Compiling needs no TPU: nothing is to be asked of a cloud, and other processes may compile beside this one. The
+    # names are only there to keep libtpu from complaining that there are none.
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    _only_cpu()
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"--topology={topology}: the TPU compiler knows no such slice ({str(error).splitlines()[0]}); take a shape "
+            "of whole hosts, e.g. v5e:4x4, v6e:8x8 or v5p:2x2x4."
+        ) from error
+    share = num_chips / len(devices)  # Devices of v4 are cores, half a chip each.
+    return Target(topology, devices, _scaled(chip, share), chip.hbm_bytes * share)
+
+
+def _cpu(topology, count):
+    # Before the first use of JAX its number of CPU devices can still be chosen.
+    os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\S*", "", os.environ.get("XLA_FLAGS", ""))
+    _only_cpu(count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(f"--topology={topology}: this process was started with {len(devices)} CPU devices.")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Target(topology, devices[:count], None, memory / count)
+
+
+def _gpu():
+    try:
+        devices = jax.devices("gpu")
+    except RuntimeError as error:
+        raise ValueError(
+            "--topology=gpu: JAX finds no GPU here (the gpu extra brings its plugin: uv pip install -e '.[gpu]'); "
+            "give a TPU's topology, e.g. v5e:8x8, or cpu:N."
+        ) from error
+    chip = chips.gpu(devices[0].device_kind)
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit", chip.hbm_bytes if chip else 0)
+    return Target(f"gpu:{len(devices)} ({devices[0].device_kind})", devices, chip, limit)
+
+
+def _only_cpu(count=None):
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        if count:
+            jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # JAX has been used already, and has what it has.
+
+
+def _scaled(chip, share):
+    names = ("hbm_bytes", "flops", "hbm_bandwidth", "link_bandwidth")
+    return dataclasses.replace(chip, **{name: share * getattr(chip, name) for name in names})

@@ -1,0 +1,123 @@
+"""`--mode=questions`: makes chunk questions for the streams of a config, and writes streams that training reads."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable
+
+from finemem_jax import build as assembly
+from finemem_jax import sources
+from finemem_jax.clients.language_models import LanguageModels
+from finemem_jax.config import ConfigDict
+from finemem_jax.questions import costs as question_costs
+from finemem_jax.questions import options as question_options
+from finemem_jax.questions import pipeline as questions
+from finemem_jax.questions.costs import Prices
+from finemem_jax.questions.options import QuestionOptions
+from finemem_jax.questions.report import Report
+from finemem_jax.reading import reader
+from finemem_jax.runtime import checkpoint
+from finemem_jax.runtime import metric_writer as writer
+
+# Between two lines of progress where there is no terminal (s).
+_QUIET = 30.0
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """Makes questions for every split; returns what to say in the end.
+
+    What is in `WORKDIR/questions` stays until the same split is done anew. A command that was stopped goes on where it
+    was: what has been asked stands on file.
+
+    Raises:
+        ValueError: settings, streams or a budget that will not do; nothing has been asked then.
+        BudgetError, EndpointError: the budget is used up, or no server answers; the same command goes on.
+    """
+    options, prices = options_of(config), Prices(**config.questions.prices)
+    loaded = assembly.load(config)
+    environment = assembly.environment(config, loaded.tokens)
+    splits = [name.strip() for name in config.questions.splits.split(",")]
+    streams = {split: sources.streams(config, split, environment) for split in splits}
+    for split, found in streams.items():
+        if not len(found):
+            raise ValueError(f"There are no streams of the split {split!r}; set questions.splits to those there are.")
+    checkpoint.check(workdir, config)
+    checkpoint.claim(workdir, config)
+    folder, lines = workdir / "questions", []
+    models = LanguageModels(config, assembly.frozen(config, loaded), workdir)
+    with contextlib.closing(models):
+        asked = config.questions
+        generator = models.model("questions.generator", asked.generator.kind)
+        verifier = models.model("questions.verifier", asked.verifier.kind)
+        servers = [name for name in ("generator", "verifier") if asked[name].kind == "endpoint"]
+        if models.generates:
+            _warm_up(models, environment, options, config)
+        for split, found in streams.items():
+            print(f"{split}: {question_costs.estimate(found, options, environment.count_tokens, prices)}", flush=True)
+        with writer.Display(0) as display:
+            for split, found in streams.items():
+                progress = _progress(display, split)
+                report = questions.write(
+                    folder,
+                    split,
+                    found,
+                    options,
+                    generator,
+                    verifier,
+                    environment.count_tokens,
+                    prices,
+                    progress,
+                    servers,
+                )
+                lines += _closing_lines(folder, split, report)
+    return [*lines, f"train on them  --config.data.name=streams --config.data.source_dir={folder}"]
+
+
+def options_of(config: ConfigDict) -> QuestionOptions:
+    """What the settings ask for.
+
+    Raises:
+        ValueError: a setting that cannot be.
+    """
+    named = QuestionOptions.__dataclass_fields__
+    settings = {name: value for name, value in config.questions.items() if name in named}
+    prompts = {f"{name}_system": config.prompts[name] for name in ("generator", "verifier", "closed_book")}
+    return QuestionOptions(**settings, **prompts, seed=config.seed)
+
+
+def _warm_up(models, environment, options, config):
+    sampler = models.sampler()
+    chats = (question_options.generator_chat(options, "", 1), question_options.verifier_chat(options, "", ""))
+    prompts = [reader.encode(environment.tokenizer, chat) for chat in chats]
+    trunk = max(prompt.cuts[0] for prompt in prompts)
+    own = max(len(prompt.ids) - prompt.cuts[0] for prompt in prompts)
+    with writer.Display(0) as display:
+        sampler.warm_up(
+            trunk,
+            own + config.manager.chunk_tokens + max(options.proposal_tokens, options.answer_tokens + 64),
+            lambda done, total: display.phase(f"compiling: {done} of {total} programs"),
+        )
+
+
+def _progress(display, split) -> Callable[[int, int], None]:
+    said = began = time.monotonic()
+
+    def progress(done, total):
+        nonlocal said
+        display.phase(f"{split}: {done:,} of {total:,} chunks")
+        if time.monotonic() - said > _QUIET:
+            said = time.monotonic()
+            display.say(f"{split}: {done:,} of {total:,} chunks in {said - began:.0f} s")
+
+    return progress
+
+
+def _closing_lines(folder, split, report: Report):
+    return [
+        f"{split:14} {report.kept:,} questions kept of {report.proposed:,} proposed ({report.acceptance:.1%}); of "
+        f"{report.chunks:,} chunks {report.full:,} have all, {report.empty:,} none; {report.tokens.total:,} tokens, "
+        f"money {report.money:,.2f}",
+        f"{'':14} {folder}/{split}.jsonl, to read: report_{split}.md",
+    ]

@@ -1,0 +1,244 @@
+"""The likelihood reader: how likely the frozen model finds the gold answer, given the evidence. Nothing is generated.
+
+With prompt x of a question and its evidence, and gold answer y of L tokens (the end of the turn is one of them):
+
+    ℓ = (1/L) Σ_i log π(y_i | x, y_<i)          p = exp ℓ
+    c = π(y | x) / Σ_{y' in choices} π(y' | x)    where the possible answers are known
+    e = 1[argmax π(· | x, y_<i) = y_i for all i]
+
+e is what greedy decoding would answer: by induction over i, it gives y exactly where every argmax matches. All of it
+comes from one forward pass over the prompt and its gold answers, which share the prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from finemem_jax import buckets
+from finemem_jax.models.kv_cache import Tree
+from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
+from finemem_jax.reading.reader import Claim, LikelihoodReader, Query
+from finemem_jax.runtime import workers
+from finemem_jax.sampling.engine import Engine, Trunk, targets_in
+from finemem_jax.types import Likelihood
+
+# ℓ of a gold answer that is blank, which no answer matches (nats).
+LEAST_LOG_PROB = -100.0
+# Rows have 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … times so many tokens: padding takes as long as text.
+_UNIT = 16
+
+
+@dataclasses.dataclass
+class LikelihoodStats:
+    """Counts since the last `Likelihoods.take_stats`.
+
+    Attributes:
+        tokens, padded_tokens: That were computed, and the same with the padding of rows and lengths.
+    """
+
+    claims: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A claim in token ids: the prompt after its trunk, then every answer with an end of its own."""
+
+    ticket: int
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    num_golds: int
+    num_choices: int
+
+    @property
+    def length(self) -> int:
+        # What follows an answer's last token is its end, which nothing needs to see.
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+class Likelihoods:
+    """A worker that computes likelihoods, rows of like length together.
+
+    Attributes:
+        stats: See `take_stats`.
+        between: Called before anything is computed. Where it returns True, nothing is; it may raise.
+    """
+
+    def __init__(
+        self, engine: Engine, tokens: Tokenizer, prompt: Callable[[Query], EncodedChat], tokens_together: int, most: int
+    ):
+        """Args:
+        engine: The frozen model's; its weights must not change.
+        prompt: What the model is asked.
+        tokens_together: How many are computed in a call.
+        most: The longest prompt with all its answers that the model takes, in tokens.
+        """
+        self._engine, self._tokens, self._prompt = engine, tokens, prompt
+        self._together, self._most = tokens_together, most
+        self.stats = LikelihoodStats()
+        self.between: Callable[[], bool | None] = lambda: None
+        self._tickets = 0
+        self._trunks: dict[tuple[int, ...], Trunk] = {}
+        self._waiting: dict[tuple[int, ...], dict[int, _Row]] = {}
+        self._done: list[tuple[int, Likelihood]] = []
+
+    def once(self) -> LikelihoodReader:
+        """The same, which remembers: the likelihood without evidence, above all, is wanted again and again."""
+        return workers.Once(self)
+
+    def warm_up(self, trunk: int, longest: int, say: Callable[[int, int], None]) -> None:
+        """Compiles all that claims of a size can need.
+
+        Args:
+            trunk: Tokens of the longest trunk.
+            longest: Tokens beyond it, of prompt and answers.
+            say: See `Engine.warm_up`.
+        """
+        lengths = sorted({_length(length) for length in buckets.all_up_to(longest, _UNIT)})
+        self._engine.warm_up_teacher(trunk, [(self._rows(length), length) for length in lengths], say)
+
+    def take_stats(self) -> LikelihoodStats:
+        """Returns the counts since the last call."""
+        stats, self.stats = self.stats, LikelihoodStats()
+        return stats
+
+    # ---------------------------------------------------------------------------------- claims
+
+    def submit(self, claim: Claim) -> int:
+        """Hands a claim in; returns its ticket.
+
+        Raises:
+            ValueError: prompt and answers are longer than the model takes.
+        """
+        self._tickets += 1
+        self.stats.claims += 1
+        golds, choices = (_distinct(texts) for texts in (claim.golds, claim.choices))
+        if not golds:
+            self._done.append((self._tickets, Likelihood(LEAST_LOG_PROB, False, 0.0 if choices else None)))
+            return self._tickets
+        others = [text for text in choices if text not in golds]
+        prompt = self._prompt(claim.query)
+        cut = prompt.cuts[0]
+        # The ids of prompt and answers are put together: those of the joined text can be others.
+        answers = tuple(tuple(self._tokens.encode(text)) for text in (*golds, *others))
+        row = _Row(self._tickets, prompt.ids[cut:], answers, len(golds), len(choices))
+        if cut + row.length > self._most:
+            raise ValueError(
+                f"The question {claim.query.question[:60]!r} with its evidence and answers has {cut + row.length} "
+                f"tokens, and the model takes {self._most}; lower memory.top_k, or ask without likelihoods."
+            )
+        self._waiting.setdefault(prompt.ids[:cut], {})[self._tickets] = row
+        return self._tickets
+
+    def collect(self, wait: bool = True) -> list[tuple[int, Likelihood]]:
+        """Computes some of what was handed in; returns what is done, as (ticket, likelihood).
+
+        Args:
+            wait: False: compute nothing.
+        """
+        if wait and not self._done and self._waiting and not self.between():
+            began = time.perf_counter()
+            self._done += self._compute_some()
+            self.stats.seconds += time.perf_counter() - began
+        done, self._done = self._done, []
+        return done
+
+    def cancel(self, ticket: int) -> bool:
+        """Takes a claim back. Returns whether it was still to be collected."""
+        for ids, rows in self._waiting.items():
+            if rows.pop(ticket, None):
+                if not rows:
+                    del self._waiting[ids]
+                return True
+        before = len(self._done)
+        self._done = [pair for pair in self._done if pair[0] != ticket]
+        return len(self._done) < before
+
+    # ---------------------------------------------------------------------------------- computing
+
+    def _rows(self, length):
+        shares = self._engine.shares
+        return max(self._together // length // shares, 1) * shares
+
+    def _compute_some(self):
+        # The longest first: what is left over at the end pads short rows.
+        trunk_ids = next(iter(self._waiting))
+        waiting = sorted(self._waiting[trunk_ids].values(), key=lambda row: (-row.length, row.ticket))
+        length = _length(waiting[0].length)
+        taken = waiting[: self._rows(length)]
+        found = self._compute(self._trunk(trunk_ids), taken, length)
+        for row in taken:
+            del self._waiting[trunk_ids][row.ticket]
+        if not self._waiting[trunk_ids]:
+            del self._waiting[trunk_ids]
+        return found
+
+    def _trunk(self, ids):
+        if ids not in self._trunks:
+            self._trunks[ids] = self._engine.trunk(ids)
+        return self._trunks[ids]
+
+    def _compute(self, trunk, taken, length):
+        shape = self._rows(length), length
+        tokens, branches, depths = np.zeros((3, *shape), np.int32)
+        branches -= 1  # Padding: a branch that nobody sees.
+        wanted: list[tuple[int, int, int]] = []
+        for number, row in enumerate(taken):
+            stem = len(row.prompt)
+            tokens[number, :stem] = row.prompt
+            branches[number, :stem], depths[number, :stem] = 0, np.arange(stem)
+            end = stem
+            for branch, answer in enumerate(row.answers, 1):
+                start, end = end, end + len(answer)
+                tokens[number, start:end] = answer
+                branches[number, start:end] = branch
+                depths[number, start:end] = stem + np.arange(len(answer))
+                # An answer's first token follows the stem, its others one another, and its end its last one.
+                befores = (stem - 1, *range(start, end))
+                wanted += [(number, before, target) for before, target in zip(befores, (*answer, -1), strict=True)]
+        rows, places, targets = asked = np.zeros((3, targets_in(shape)), np.int32)
+        asked[:, : len(wanted)] = np.transpose(wanted)
+        log_probs, is_top = self._engine.teacher_force(
+            trunk, tokens, Tree(branches, depths), rows, places, targets, len(wanted)
+        )
+        self.stats.tokens += sum(row.length for row in taken)
+        self.stats.padded_tokens += tokens.size
+        found, at = [], 0
+        for row in taken:
+            ends = np.cumsum([at, *(len(answer) + 1 for answer in row.answers)])
+            sums, means, tops = [], [], []
+            for start, end in itertools.pairwise(ends):
+                sums.append(float(log_probs[start:end].sum(dtype=np.float64)))
+                means.append(sums[-1] / int(end - start))
+                tops.append(bool(is_top[start:end].all()))
+            at = int(ends[-1])
+            found.append((row.ticket, _likelihood(row, sums, means, tops)))
+        return found
+
+
+def _length(longest):
+    """How long rows are of which the longest has so many tokens."""
+    return buckets.rounded(max(longest, 2 * _UNIT), _UNIT)
+
+
+def _likelihood(row, sums, means, tops):
+    closed = None
+    if row.num_choices:
+        # Relative to the likeliest, lest all of them vanish.
+        masses = [math.exp(value - max(sums)) for value in sums]
+        closed = sum(masses[: row.num_golds]) / sum(masses)
+    # Not above 0, where rounding may have put a certain answer.
+    return Likelihood(min(max(means[: row.num_golds]), 0.0), any(tops[: row.num_golds]), closed)
+
+
+def _distinct(texts):
+    """Texts without outer white space, which readers' answers lose too; each once, and no blank ones."""
+    return [text for text in dict.fromkeys(text.strip() for text in texts) if text]

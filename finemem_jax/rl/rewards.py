@@ -1,0 +1,228 @@
+"""From trajectories to reward arrays: one of the two places where text becomes numbers (the other is `batching`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from finemem_jax import buckets
+from finemem_jax.rl import advantages
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl.advantages import Advantages
+from finemem_jax.rl.credit_rules import RewardInputs, Rewards, Settings, Variant
+from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.types import MEMORY_TYPES, Action, Answer, Malformed, Trajectory
+
+_TYPES = ("", *MEMORY_TYPES)
+_ACTIONS = tuple(Action)
+assert len(_TYPES) == rules.NUM_TYPES and _TYPES[rules.CORE_TYPE] == MEMORY_TYPES[0]
+
+
+class Sizes(NamedTuple):
+    """How many of each there may be. Arrays are that large, or larger where that is not enough: few shapes compile.
+
+    Attributes:
+        operations: Of one response. Where there are more, arrays are twice as large, or four times, ….
+        chunk_questions, questions: Of one chunk, and of a stream as a whole.
+        evidence: Items retrieved for a question.
+        tokens: Of one response.
+    """
+
+    steps: int = 1
+    operations: int = 1
+    chunk_questions: int = 1
+    questions: int = 1
+    evidence: int = 1
+    tokens: int = 1
+
+
+def collect(
+    groups: Sequence[Sequence[Trajectory]],
+    count_tokens: Callable[[str], int],
+    kl: Sequence[Sequence[Sequence[float]]] | None = None,
+    sizes: Sizes = Sizes(),  # noqa: B008  It cannot be changed.
+    needs: frozenset[str] = frozenset(),
+) -> RewardInputs:
+    """Measures the rollouts of each stream, padded to `sizes`.
+
+    Args:
+        groups: groups[s][i] is rollout i of stream s.
+        count_tokens: Length of a text in tokens; r_comp's unit.
+        kl: kl[s][i][t], Σ over the response's tokens of log π_old - log π_ref, in nats.
+        needs: What the rule must have measured (`rules.Rule.needs`): there are arrays for it even where there was
+            nothing to measure.
+    """
+    rollouts = [trajectory for group in groups for trajectory in group]
+    chunk_answers = [answer for r in rollouts for step in r.steps for answer in step.answers]
+    final_answers = [answer for r in rollouts for answer in r.answers]
+    shape = (len(groups), len(groups[0]))
+    # At least one slot everywhere, since reductions over empty axes are special cases for nobody's benefit.
+    t = _size(sizes.steps, (len(r.steps) for r in rollouts))
+    o = sizes.operations
+    while o < max((len(step.outcomes) for r in rollouts for step in r.steps), default=0):
+        o *= 2
+    j = _size(sizes.chunk_questions, (len(step.answers) for r in rollouts for step in r.steps))
+    q = _size(sizes.questions, (len(r.answers) for r in rollouts))
+    k = _size(sizes.evidence, (len(answer.evidence) for answer in (*chunk_answers, *final_answers)))
+
+    def zeros(*size: int, dtype: type = float) -> np.ndarray:
+        return np.zeros((*shape, *size), dtype)
+
+    x = RewardInputs(
+        step_mask=zeros(t, dtype=bool),
+        chunk_scores=zeros(t, j),
+        chunk_mask=zeros(t, j, dtype=bool),
+        chunk_slot=zeros(t, j, k, dtype=np.int32),
+        chunk_is_evidence=zeros(t, j, k, dtype=bool),
+        chunk_type=zeros(t, j, k, dtype=np.int32),
+        scores=zeros(q),
+        question_mask=zeros(q, dtype=bool),
+        slot=zeros(q, k, dtype=np.int32),
+        is_evidence=zeros(q, k, dtype=bool),
+        gold=zeros(q, t, dtype=bool),
+        written=zeros(t, o, dtype=bool),
+        valid=zeros(t, o, dtype=bool),
+        operation_type=zeros(t, o, dtype=np.int32),
+        operation_action=zeros(t, o, dtype=np.int32),
+        memory_tokens=zeros(dtype=np.int32),
+        stream_tokens=np.ones(shape, np.int32),
+        cited=zeros(q, k, dtype=bool) if "citations" in needs or any(a.cited for a in final_answers) else None,
+        kl=None if kl is None else _padded(kl, zeros(t)),
+    )
+    if any(answer.likelihood for answer in chunk_answers):
+        x = x._replace(chunk_likelihoods=zeros(t, j), likelihood_mask=zeros(t, j, dtype=bool))
+    if "content" in needs or any(step.verdicts for r in rollouts for step in r.steps):
+        x = x._replace(content=zeros(t, o), content_mask=zeros(t, o, dtype=bool))
+    x = x._replace(**_probe_arrays([r.probes for r in rollouts], needs, zeros, t, o, q, k))
+    for s, group in enumerate(groups):
+        stream_tokens = max(sum(count_tokens(chunk.text) for chunk in group[0].stream.chunks), 1)
+        for g, rollout in enumerate(group):
+            x.stream_tokens[s, g] = stream_tokens
+            x.memory_tokens[s, g] = sum(count_tokens(item.text) for item in rollout.steps[-1].memory.items)
+            _fill_steps(x, (s, g), rollout)
+            _fill_answers(x, (s, g), rollout)
+            _fill_probes(x, (s, g), rollout)
+    return x
+
+
+def _size(expected, sizes):
+    largest = max(sizes, default=0)
+    return expected if largest <= expected else buckets.rounded(largest)
+
+
+def _padded(values, into):
+    for s, group in enumerate(values):
+        for g, rollout in enumerate(group):
+            into[s, g, : len(rollout)] = rollout
+    return into
+
+
+def _probe_arrays(probes, needs, zeros, t, o, q, k):
+    arrays = {}
+    if "states" in needs or any(p.states for p in probes):
+        arrays["state_scores"] = zeros(t * o + 1, q)
+    if "without" in needs or any(p.without for p in probes):
+        arrays["without"] = zeros(q, k)
+    if any(p.full for p in probes):
+        arrays["full"] = zeros(q)
+    if "subsets" in needs or any(p.games for p in probes):
+        players = _size(1, (len(game.players) for p in probes for game in p.games))
+        arrays["subset_scores"] = zeros(q, 2**players)
+        arrays["player_slot"] = zeros(q, players, dtype=np.int32)
+        arrays["is_player"] = zeros(q, players, dtype=bool)
+    return arrays
+
+
+def _fill_steps(x, at, rollout):
+    num_operations = x.written.shape[-1]
+    for t, step in enumerate(rollout.steps):
+        x.step_mask[at][t] = True
+        for o, outcome in enumerate(step.outcomes):
+            x.written[at][t, o], x.valid[at][t, o] = True, outcome.valid
+            if not isinstance(outcome.operation, Malformed):
+                x.operation_type[at][t, o] = _TYPES.index(outcome.operation.memory_type)
+                x.operation_action[at][t, o] = _ACTIONS.index(outcome.operation.action)
+        for o, verdict in enumerate(step.verdicts):
+            x.content[at][t, o], x.content_mask[at][t, o] = bool(verdict), verdict is not None
+        for j, answer in enumerate(step.answers):
+            if answer.score is not None:
+                x.chunk_scores[at][t, j], x.chunk_mask[at][t, j] = answer.score, True
+            if answer.likelihood is not None:
+                x.chunk_likelihoods[at][t, j], x.likelihood_mask[at][t, j] = answer.likelihood.value, True
+            _fill_evidence(x.chunk_slot[at][t, j], x.chunk_is_evidence[at][t, j], answer, num_operations)
+            for k, item in enumerate(answer.evidence):
+                x.chunk_type[at][t, j, k] = _TYPES.index(item.memory_type)
+
+
+def _fill_answers(x, at, rollout):
+    for j, answer in enumerate(rollout.answers):
+        if answer.score is not None:
+            x.scores[at][j], x.question_mask[at][j] = answer.score, True
+        x.gold[at][j, list(answer.question.gold_steps)] = True
+        _fill_evidence(x.slot[at][j], x.is_evidence[at][j], answer, x.written.shape[-1])
+        if answer.cited:
+            x.cited[at][j, : len(answer.cited)] = answer.cited
+
+
+def _fill_evidence(slot, is_evidence, answer: Answer, num_operations):
+    for k, item in enumerate(answer.evidence):
+        slot[k], is_evidence[k] = item.source_step * num_operations + item.source_operation, True
+
+
+def _fill_probes(x, at, rollout):
+    probes, num_operations = rollout.probes, x.written.shape[-1]
+    if x.state_scores is not None:
+        state = probes.empty
+        for n in range(x.state_scores.shape[-2]):
+            t, o = divmod(n - 1, num_operations)
+            # Where nothing was written the memory is as before, so that the difference there is 0.
+            if n and t < len(probes.states) and o < len(probes.states[t]):
+                state = probes.states[t][o]
+            x.state_scores[at][n, : len(state)] = state
+    if probes.full:
+        x.full[at][: len(probes.full)] = probes.full
+    for j, scores in enumerate(probes.without):
+        x.without[at][j, : len(scores)] = scores
+    for j, game in enumerate(probes.games):
+        for p, (step, operation) in enumerate(game.players):
+            x.player_slot[at][j, p], x.is_player[at][j, p] = step * num_operations + operation, True
+        # A player that does not exist changes nothing: the scores repeat.
+        x.subset_scores[at][j] = np.resize(game.scores, x.subset_scores.shape[-1])
+
+
+def judge(
+    inputs: RewardInputs, settings: Settings, variant: Variant, normaliser: Normaliser
+) -> tuple[Rewards, Advantages]:
+    """Rewards and advantages of every rollout, [S, G, T], as float64 NumPy arrays.
+
+    float64, because an advantage divides a difference of rewards by their spread: in float32 the rounding of
+    rewards near 2 is a visible part of a spread of 0.001.
+    """
+    # On the host: these are a few thousand numbers, and not every accelerator has float64.
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        settings = Settings(*(np.float64(value) for value in settings))
+        earned, channels = rules.step_rewards(inputs, settings, variant)
+        compared = advantages.compare(inputs, channels, settings, variant, normaliser)
+        return jax.tree.map(np.asarray, (earned, compared))
+
+
+def spread(
+    groups: Sequence[Sequence[Trajectory]], compared: Advantages, tokens: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and factors of the unclipped term for every token of every response, float32 [S, G, T, A].
+
+    Tokens of an operation have the operation's, the others their step's.
+
+    Args:
+        tokens: A, unless a response is longer.
+    """
+    length = _size(tokens, (len(step.completion.ids) for group in groups for r in group for step in r.steps))
+    owners = np.full((*compared.step.shape, length), -1, np.int32)
+    for s, group in enumerate(groups):
+        for g, rollout in enumerate(group):
+            for t, step in enumerate(rollout.steps):
+                owners[s, g, t, : len(step.token_operations)] = step.token_operations
+    return jax.tree.map(np.asarray, advantages.per_token(compared, owners))

@@ -1,0 +1,213 @@
+"""--mode=export: the trained manager as a folder that transformers, or llama.cpp, and this package load.
+
+Beside weights and tokenizer the folder holds a chat template that tells the manager what training told it, how it was
+evaluated (generation_config.json), the run's settings (finemem.json) and a model card. Of a GGUF file, the first two
+are parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from finemem_jax import build as assembly
+from finemem_jax import config as config_lib
+from finemem_jax.config import ConfigDict
+from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
+from finemem_jax.models.decoder import Params
+from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.models.tokenizer import Tokenizer
+from finemem_jax.runtime import checkpoint
+from finemem_jax.serving import load as trained
+from finemem_jax.serving import model_card as export_card
+from finemem_jax.types import Chunk, Memory, Message
+from finemem_jax.weights import gguf_export, hf_config, hf_weights
+from finemem_jax.weights import pretrained as backbone
+
+ADAPTER, BASE = "adapter_config.json", "base"
+# Where the text and the memory meet in a prompt; see `prompts.manager`.
+SEAM = ("\n\n", "Memory:\n")
+
+
+def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses settings that cannot work, before anything is loaded.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if checkpoint.newest(workdir) is None:
+        raise ValueError(f"--workdir={workdir} holds no checkpoint to export; train first, or give the run's own.")
+    hf_weights.refuse_existing(folder_of(config, workdir))
+    if config.export.form == "lora" and not config.lora.rank:
+        raise ValueError(
+            "export.form='lora' needs a run that trained adapters, and lora.rank is 0; set export.form='merged'."
+        )
+    if config.model.tokenizer != "weights":
+        raise ValueError(
+            f"model.tokenizer={config.model.tokenizer!r} is for tests and no other program knows it; export a run with "
+            "model.tokenizer='weights'."
+        )
+
+
+def folder_of(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Where the export goes."""
+    return pathlib.Path(config.export.folder).expanduser() if config.export.folder else workdir / "export"
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """Writes the newest checkpoint of a workdir into `export.folder`; returns what to say in the end.
+
+    Nothing is at the folder until all is written.
+
+    Raises:
+        ValueError: the folder exists, or the checkpoint is not of this config.
+    """
+    folder, step = folder_of(config, workdir), checkpoint.newest(workdir) or 0
+    dtype = config.export.dtype or config.model.param_dtype
+    shard_bytes = int(config.export.shard_gigabytes * 1e9)
+    if config.export.form != "lora":
+        loaded = assembly.load(with_weights(config, workdir))
+        model, params = loaded.backbone.model, loaded.backbone.params(_mesh(config))
+        papers = _Papers(config, workdir, step, loaded.tokens)
+        if config.export.form == "merged":
+            hf_weights.save(folder, model, params, papers, dtype, shard_bytes)
+        else:
+            with hf_weights.new_folder(folder) as unfinished:
+                gguf_export.save(unfinished / trained.GGUF, model, params, _Opened(config, loaded.tokens), dtype)
+                papers.describe(unfinished)
+    else:
+        loaded = assembly.load(config)
+        model = backbone.adapted(config, loaded.backbone.model)
+        adapters = jax.tree.map(lambda x: x.astype(dtype), trained_adapters(config, workdir, model))
+        base = _published(config)
+        with hf_weights.new_folder(folder) as unfinished:
+            if base is None:
+                params = loaded.backbone.params(_mesh(config))
+                hf_weights.save(unfinished / BASE, loaded.backbone.model, params, loaded.tokens, dtype, shard_bytes)
+            lora.save_peft(unfinished, model, adapters, base or BASE)
+            _Papers(config, workdir, step, loaded.tokens).save(unfinished)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return [f"export         {folder}: {size / 1e6:,.1f} MB, after {step} training steps; README.md says how to use it"]
+
+
+def with_weights(config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
+    """The config with a folder's weights: a model's, or the newest checkpoint's of a workdir, adapters merged."""
+    changed = config.copy_and_resolve_references()
+    weights = str(trained.weights_of(folder.absolute()))
+    changed.model.weights, changed.model.name, changed.lora.rank = weights, presets.AUTO, 0
+    return changed
+
+
+def trained_adapters(config: ConfigDict, workdir: pathlib.Path, model: DecoderConfig) -> Params:
+    """The adapters of a workdir's newest checkpoint, as `lora.split` returns them."""
+    where = lora.split(sharding.param_shardings(model, _mesh(config)))[1]
+    shapes = lora.split(decoder.abstract_params(model))[1]
+    dtype = jnp.dtype(config.model.param_dtype)
+    like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), shapes, where)
+    return checkpoint.load_params(workdir, like)
+
+
+def conversation(config: ConfigDict, tokens: Tokenizer, chunk: str) -> list[Message]:
+    """What the manager is told of a chunk while its memory is empty."""
+    return assembly.environment(config, tokens).messages(Chunk(chunk), Memory())
+
+
+def _opening(config, tokens):
+    """What the manager is told before its first user message."""
+    return conversation(config, tokens, "")[:-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A tokenizer that saves itself with the manager's chat template, and else as it is."""
+
+    config: ConfigDict
+    tokens: Tokenizer
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.tokens.end_ids
+
+    def save(self, folder: pathlib.Path) -> None:
+        self.tokens.save(folder, _opening(self.config, self.tokens))
+        # Where parts of a message meet cannot be said in a GGUF file. A run that began with an export says it.
+        tokenizer.uncut(folder, SEAM)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Papers:
+    """Everything in an export but the weights; saved as a tokenizer is (`hf_weights.Vocabulary`)."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    step: int
+    tokens: Tokenizer
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.tokens.end_ids
+
+    def save(self, folder: pathlib.Path) -> None:
+        self.tokens.save(folder, _opening(self.config, self.tokens), SEAM)
+        path = folder / "generation_config.json"
+        _write_json(path, generation(_read_json(path), self.tokens.end_ids, self.config.rollout.max_new_tokens))
+        self.describe(folder)
+
+    def describe(self, folder: pathlib.Path) -> None:
+        """Writes the run's settings and the model card."""
+        config = self.config
+        versions = checkpoint.versions() | {"finemem_jax": importlib.metadata.version("finemem_jax")}
+        about = {
+            "format": trained.FORMAT,
+            "step": self.step,
+            "versions": versions,
+            "config": config_lib.flatten(config),
+        }
+        _write_json(folder / trained.EXPORTED, about)
+        example = conversation(config, self.tokens, export_card.EXAMPLE)[-1]
+        text = export_card.write(
+            config, self.step, "".join(example.parts), (folder / BASE).is_dir(),
+            _read_json(self.workdir / "evaluation.json"), _read_json(self.workdir / "benchmark.json"),
+        )  # fmt: skip
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def generation(fields: dict[str, Any], end_ids: tuple[int, ...], max_new_tokens: int) -> dict[str, Any]:
+    """generation_config.json for a manager that writes as it was evaluated: greedily.
+
+    Args:
+        fields: The base model's own, of which the names of tokens stay.
+        max_new_tokens: Longest reply, in tokens.
+    """
+    kept = {name: fields[name] for name in ("bos_token_id", "pad_token_id") if fields.get(name) is not None}
+    written = {"eos_token_id": list(end_ids), "do_sample": False, "max_new_tokens": max_new_tokens}
+    return {"pad_token_id": end_ids[0]} | kept | written
+
+
+def _published(config):
+    """What PEFT can load the base from: a folder or a name on the Hub; None where the base must come along."""
+    path = pathlib.Path(config.model.weights).expanduser()
+    if (path / hf_config.FILE).is_file() and not (path / "checkpoints").is_dir():
+        return str(path.resolve())
+    is_name = not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", config.model.weights)
+    return config.model.weights if is_name else None
+
+
+def _mesh(config):
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+
+
+def _read_json(path) -> dict[str, Any]:
+    """A JSON object; an empty one if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,97 @@
+"""--mode=follow: the manager reads a text file that is still being written, for ever if need be.
+
+After each chunk the memory and the place in the file stand in `WORKDIR/memory.sqlite`; the same command goes on there.
+With `memory.budget_tokens` the memory stays as long as that, however long the text becomes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from finemem_jax import build as assembly
+from finemem_jax import input_pipeline
+from finemem_jax.build import Parts
+from finemem_jax.config import ConfigDict
+from finemem_jax.memory import retrieval
+from finemem_jax.memory.environment import Environment
+from finemem_jax.memory.store import Store
+from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import workers
+from finemem_jax.types import Chunk, Memory, Refusal, Request, Stream, random_key
+
+FILE = "memory.sqlite"
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses settings that cannot work, before anything is loaded.
+
+    Raises:
+        ValueError: there is no file to follow.
+    """
+    if not pathlib.Path(config.follow.file).expanduser().is_file():
+        raise ValueError(f"follow.file={config.follow.file!r} is no file. Name the text file that is to be followed.")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, step: int) -> list[str]:
+    """Reads on until nothing has come for `follow.idle_seconds`; returns what to say in the end.
+
+    Args:
+        step: After how many training steps the manager's weights are.
+
+    Raises:
+        ValueError: there is no such file, or it is not what it was.
+        KeyboardInterrupt: Ctrl-C; all finished chunks are saved.
+    """
+    path = pathlib.Path(config.follow.file).expanduser()
+    name = str(path.resolve())
+    growing = input_pipeline.builder("texts")
+    options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
+    with Store(workdir / FILE) as store, writer.Display(0) as display:
+        memory, state = store.load(name)
+        offset, t = state.get("offset", 0), state.get("step", 0)
+        if t:
+            display.say(f"going on at byte {offset:,} of {path}, after {t} chunks")
+        assembly.warm_up(config, parts, display.phase)
+        display.phase(f"waiting for {path}")
+        reader = _Reader(config, parts, options)
+        for text, end in growing.follow(
+            path, config.data.chunk_words, config.data.chunking, offset, config.follow.idle_seconds,
+            config.follow.poll_seconds,
+        ):  # fmt: skip
+            # One that is too long for a prompt becomes several steps, saved as one: they share a place in the file.
+            for chunk in parts.environment.fit(Stream(name, "follow", (Chunk(text),))).chunks:
+                memory, valid, written = reader.read(chunk, memory, t)
+                t += 1
+                tokens = parts.environment.memory_tokens(memory)
+                shown = f"chunk {t}: {valid} of {written} operations valid"
+                display.say(f"{shown}; memory of {len(memory.items)} items, {tokens} tokens")
+            store.save(name, memory, {"offset": end, "step": t, "weights": step})
+    return [f"memory         {workdir / FILE}: {len(memory.items)} items after {t} chunks of {path}"]
+
+
+class _Reader:
+    """The manager at work on one endless stream."""
+
+    def __init__(self, config: ConfigDict, parts: Parts, options: RolloutOptions):
+        self._seed, self._policy, self._options = config.seed, parts.manager, options
+        self._environment: Environment = parts.environment
+        self._index = retrieval.Index(options.retrieval, parts.embed)
+
+    def read(self, chunk: Chunk, memory: Memory, t: int) -> tuple[Memory, int, int]:
+        """Returns M_t, and how many operations were valid, of how many."""
+
+        def search(text):
+            self._index.update(memory.items)
+            return self._index.retrieve(text, self._options.view_top_k)
+
+        chat, options = self._environment.observe(chunk, memory, search), self._options
+        request = Request(
+            chat.ids, chat.cuts, options.max_new_tokens, options.temperature, random_key(self._seed, "follow", t),
+            constraint=options.constraint,
+        )  # fmt: skip
+        (completion,) = workers.work(self._policy, [request])
+        if isinstance(completion, Refusal):
+            raise ValueError(completion.reason)
+        after, outcomes, _ = self._environment.act(memory, completion.ids, t)
+        return after, sum(outcome.valid for outcome in outcomes), len(outcomes)

@@ -1,0 +1,114 @@
+"""Finding a trained manager: a run's workdir or an exported folder, with the settings that it was trained with."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import runpy
+from typing import Any
+
+from finemem_jax import config as config_lib
+from finemem_jax.config import ConfigDict
+from finemem_jax.config import checks as config_checks
+
+# Written by --mode=export beside a model's files: how its manager was trained to work.
+EXPORTED, FORMAT = "finemem.json", 1
+# Weights and tokenizer in an export for llama.cpp.
+GGUF = "model.gguf"
+
+
+def find(path: str) -> tuple[ConfigDict, pathlib.Path | None]:
+    """The settings that a path stands for, and the workdir whose checkpoint is wanted."""
+    if not path:
+        config = config_lib.default()
+        # Without examples, the embedded model writes nothing that is valid.
+        config.manager.num_examples = 2
+        return config, None
+    file, _, argument = path.partition(":")
+    if file.endswith(".py"):
+        return _experiment(path, pathlib.Path(file).expanduser(), argument), None
+    folder = pathlib.Path(path).expanduser()
+    if (folder / EXPORTED).is_file():
+        return _exported(folder), None
+    if not (folder / "checkpoints").is_dir():
+        raise ValueError(
+            f"{path!r} is neither a run's workdir with checkpoints nor an exported model (a folder with {EXPORTED}); "
+            "train one with --mode=train, or name another folder."
+        )
+    return _saved_config(read_json(folder / "config.json"), folder / "config.json"), folder
+
+
+def _experiment(path, file, argument):
+    if not file.is_file():
+        raise ValueError(f"{path!r}: there is no such file; name an experiment, e.g. experiments/smollm2_135m.py.")
+    defined = runpy.run_path(str(file))
+    if "get_config" not in defined:
+        raise ValueError(f"{path!r} defines no get_config(); name an experiment, e.g. experiments/smollm2_135m.py.")
+    return defined["get_config"](*([argument] if argument else []))
+
+
+def _exported(folder):
+    path = folder / EXPORTED
+    found = read_json(path)
+    if found.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the format {found.get('format')!r}, and only {FORMAT} can be read; export the run "
+            "again with this version."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter alone (export.form='lora'), without the model that it belongs to; export the "
+            "run with --config.export.form=merged, or load its workdir."
+        )
+    config = _saved_config(found.get("config"), path)
+    config.model.weights, config.model.name, config.lora.rank = str(weights_of(folder)), "auto", 0
+    return config
+
+
+def weights_of(folder: pathlib.Path) -> pathlib.Path:
+    """What `model.weights` names of a folder: the GGUF file of an export for llama.cpp; else the folder itself."""
+    is_gguf = (folder / EXPORTED).is_file() and (folder / GGUF).is_file()
+    return folder / GGUF if is_gguf else folder
+
+
+def _saved_config(saved, path):
+    """The default with what a file says; settings that exist no more are left out."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds no settings; train or export the run again.")
+    config = config_lib.default()
+    known = config_lib.flatten(config)
+    try:
+        config.update_from_flattened_dict({name: value for name, value in saved.items() if name in known})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a setting of another kind than it should be: {error}") from error
+    # That of this machine, not of the one that trained.
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 1
+    return config
+
+
+def for_use(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
+    """A copy without what only training needs, checked."""
+    config = config.copy_and_resolve_references()
+    # Nobody is credited here, and nothing judged. What users say belongs in their memory only, and is forgotten there.
+    changes: dict[str, Any] = {"judge.kind": "reader", "answers.file": "", "likelihood.probes": False}
+    changes |= {"likelihood.chunk_share": 0.0, "likelihood.final_chunk_share": 0.0}
+    if config.credit.rule != "cited":  # That one is asked for citations in evaluation too.
+        changes["credit.rule"] = "outcome"
+    known = config_lib.flatten(config)
+    for name in overrides:
+        if name not in known:
+            raise ValueError(config_lib.no_setting(name))
+    try:
+        config.update_from_flattened_dict(changes | overrides)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a setting cannot be changed like this: {error}") from error
+    config_lib.read_prompts(config)
+    config_checks.validate(config)
+    return config
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); name a whole folder or file of ours.") from error

@@ -1,0 +1,165 @@
+"""From `config.model` to a model: its shape, its parameters on a mesh, and the tokenizer that belongs to them.
+
+Weights come from a GGUF file, a Hugging Face folder or the Hub (`models.weights`), from another run's workdir, or are
+random.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+
+from finemem_jax import config as config_lib
+from finemem_jax.config import ConfigDict
+from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
+from finemem_jax.models.decoder import Params
+from finemem_jax.models.presets import DecoderConfig
+from finemem_jax.models.tokenizer import Tokenizer
+from finemem_jax.runtime import checkpoint
+from finemem_jax.weights import files as weights
+
+
+class Backbone(abc.ABC):
+    """Weights that have been found, but not yet read."""
+
+    def __init__(self, config: ConfigDict, model: DecoderConfig):
+        """Args:
+        config: The settings that name the weights.
+        model: The shape, without adapters.
+        """
+        self.config, self.model = config, model
+
+    @abc.abstractmethod
+    def params(self, mesh: Mesh) -> Params:
+        """The parameters, in `model.param_dtype`, each device holding its part."""
+
+    @abc.abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that comes with the weights.
+
+        Raises:
+            ValueError: none does.
+        """
+
+
+class _Random(Backbone):
+    def params(self, mesh):
+        params = sharding.place(self.model, decoder.init(self.model, self.config.seed), mesh)
+        return jax.tree.map(lambda leaf: leaf.astype(self.config.model.param_dtype), params)
+
+    def tokenizer(self):
+        raise ValueError("model.tokenizer is 'weights', but model.weights is 'random'; set model.tokenizer='bytes'.")
+
+
+class _Published(Backbone):
+    def __init__(self, config, model, found):
+        super().__init__(config, model)
+        self._found = found
+
+    def params(self, mesh):
+        shardings = sharding.param_shardings(self.model, mesh)
+        return self._found.load(self.model, shardings, self.config.model.param_dtype)
+
+    def tokenizer(self):
+        if isinstance(self._found, weights.GgufFile):
+            return tokenizer.from_gguf(self._found.reader, self.config.model.thinking)
+        return tokenizer.from_folder(self._found.path, self.config.model.thinking)
+
+
+class _Trained(Backbone):
+    """The newest checkpoint of another run, adapters merged into what they adapt."""
+
+    def __init__(self, config, workdir, begun):
+        super().__init__(config, begun.model)
+        self._workdir, self._begun = workdir, begun
+
+    def params(self, mesh):
+        adapted_model = adapted(self._begun.config, self.model)
+        shardings = sharding.param_shardings(adapted_model, mesh)
+        like = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, self.config.model.param_dtype, sharding=where),
+            decoder.abstract_params(adapted_model),
+            shardings,
+        )
+        if adapted_model.lora is None:
+            return checkpoint.load_params(self._workdir, like)
+        base = self._begun.params(mesh)
+        trained = checkpoint.load_params(self._workdir, lora.split(like)[1])
+        merged = lora.merge(adapted_model, lora.combine(base, trained))
+        return jax.tree.map(lambda x: x.astype(self.config.model.param_dtype), merged)
+
+    def tokenizer(self):
+        return self._begun.tokenizer()
+
+
+def find(config: ConfigDict) -> Backbone:
+    """Finds the weights that a config names, and reads their shape.
+
+    Raises:
+        ValueError: nothing is there that can be used; the message says what to do.
+    """
+    name, source = config.model.name, config.model.weights
+    if source == "random":
+        if name == presets.AUTO:
+            raise ValueError(
+                "model.weights is 'random', so that no file states the model's shape; set model.name to one of "
+                f"{', '.join(presets.PRESETS)}."
+            )
+        return _Random(config, presets.preset(name))
+    workdir = pathlib.Path(source).expanduser()
+    if (workdir / "checkpoints").is_dir():
+        begun = find(_begun_with(config, workdir))
+        presets.resolve(name, begun.model, f"{source} (model.weights)")
+        return _Trained(config, workdir, begun)
+    found = weights.open_checkpoint(source)
+    return _Published(config, presets.resolve(name, found.config, f"{source} (model.weights)"), found)
+
+
+def _begun_with(config, workdir):
+    """The settings of the run that wrote a workdir, as far as they say what its weights are."""
+    try:
+        saved = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"model.weights={str(workdir)!r} holds checkpoints, but its config.json cannot be read ({error}); give the "
+            "--workdir of a whole run."
+        ) from error
+    begun = config_lib.default()
+    for name, value in saved.items():
+        said = name == "seed" or name.partition(".")[0] in ("model", "lora")
+        if said and name in config_lib.flatten(begun):
+            begun.update_from_flattened_dict({name: value})
+    if pathlib.Path(begun.model.weights).expanduser().resolve() == workdir.resolve():
+        raise ValueError(f"model.weights={str(workdir)!r} is a run that began with its own weights.")
+    begun.model.thinking = config.model.thinking
+    begun.model.param_dtype = config.model.param_dtype
+    return begun
+
+
+def shape(config: ConfigDict) -> DecoderConfig:
+    """The model's shape, adapters included; weights' files are looked at only where it is read from them.
+
+    Raises:
+        ValueError: an unknown name, or no files that state the shape.
+    """
+    model = find(config).model if config.model.name == presets.AUTO else presets.preset(config.model.name)
+    return adapted(config, model)
+
+
+def adapted(config: ConfigDict, model: DecoderConfig) -> DecoderConfig:
+    """A shape with the adapters that a config asks for, if any."""
+    return dataclasses.replace(model, lora=lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets))
+
+
+def with_adapters(model: DecoderConfig, params: Params, mesh: Mesh, seed: int) -> Params:
+    """Parameters with new adapters, which change nothing yet; without any if the model has none."""
+    if model.lora is None:
+        return params
+    shardings = lora.split(sharding.param_shardings(model, mesh))[1]
+    adapters = jax.jit(lora.init, static_argnums=(0, 1), out_shardings=shardings)(model, seed)
+    return lora.combine(params, adapters)
