@@ -34,6 +34,7 @@ from finemem_jax import build as assembly
 from finemem_jax import input_pipeline
 from finemem_jax.evaluation import baselines as methods
 from finemem_jax.evaluation import evaluate
+from finemem_jax.rl.method import rollout_options
 from finemem_jax.types import Chunk, Question, Stream, StreamSpec
 
 from experiments import smollm2_benchmarks  # isort: skip
@@ -140,7 +141,7 @@ def main() -> None:
     parts = assembly.build(config)
     if given.workdir:
         assembly.use_checkpoint(parts, pathlib.Path(given.workdir))
-    options = assembly.rollout_options(config, evaluation=True)
+    options = rollout_options(config, evaluation=True)
     roll_out = functools.partial(
         evaluate.run, options=options, environment=parts.environment, policy=parts.manager, answer=parts.answer,
         key=(0, "chunking"), embed=parts.embed,

@@ -42,8 +42,9 @@ import _decode_sides as sides
 import numpy as np
 
 from finemem_jax import build as assembly
-from finemem_jax import sources
+from finemem_jax import input_pipeline
 from finemem_jax.rl import rollout
+from finemem_jax.rl.method import rollout_options
 
 CASES = ("rollout", "plain")
 # How many times a peer's speed ours must be in a rollout; the plain case is only reported.
@@ -56,7 +57,7 @@ def record() -> dict[str, Any]:
     """The cases' prompts: {case: {"temperature", "rounds": lists of prompts}}; a round needs the one before it."""
     config = sides.settings()
     parts = assembly.build(config)
-    streams = sources.streams(config, "train", parts.environment)
+    streams = input_pipeline.streams(config, "train", parts.environment)
     rounds: list[list[sides.Prompt]] = []
 
     def policy(requests):
@@ -65,7 +66,7 @@ def record() -> dict[str, Any]:
         rounds.append([{"ids": r.prompt_ids, "cuts": r.cuts, "new_tokens": len(c.ids)} for r, c in pairs])
         return completions
 
-    options = assembly.rollout_options(config, evaluation=False)
+    options = rollout_options(config, evaluation=False)
     drawn = [streams[i] for i in range(config.rollout.streams_per_step)]
     rollout.run(drawn, options, parts.environment, policy, parts.answer, ("decode",))
     lengths = [[len(prompt["ids"]) for prompt in prompts] for prompts in rounds]

@@ -37,11 +37,12 @@ import numpy as np
 
 from experiments import smollm2_135m
 from finemem_jax import build as assembly
-from finemem_jax import optimizer, sources
+from finemem_jax import input_pipeline
 from finemem_jax.config import ConfigDict
 from finemem_jax.memory import operations
 from finemem_jax.models import tokenizer
 from finemem_jax.rl import batching, grpo, learner
+from finemem_jax.rl.method import Method
 from finemem_jax.types import Completion, Memory, Operation, Request, Step, random_key
 from finemem_jax.weights import hf_weights
 
@@ -67,7 +68,7 @@ def settings() -> ConfigDict:
 
 def make_prompts(parts: assembly.Parts, config: ConfigDict) -> list[dict[str, Any]]:
     """Each a row of TRL's data; `ids` and `cuts` are for our sampler."""
-    streams, tokens, prompts = sources.streams(config, "train", parts.environment), parts.tokenizer, []
+    streams, tokens, prompts = input_pipeline.streams(config, "train", parts.environment), parts.tokenizer, []
     for chunk in (streams[i].chunks[0] for i in range(config.rollout.streams_per_step)):
         chat = parts.environment.observe(chunk, Memory())
         # We encode a prompt part by part, which gives other ids than its whole text does. Here both take the text's.
@@ -84,13 +85,13 @@ class Ours:
 
     def __init__(self, folder: pathlib.Path):
         self.config = settings()
-        self.parts, self.method = assembly.build(self.config), assembly.method(self.config)
+        self.parts, self.method = assembly.build(self.config), Method.from_config(self.config)
         self.prompts = make_prompts(self.parts, self.config)
         (folder / "prompts.json").write_text(json.dumps(self.prompts), encoding="utf-8")
         hf_weights.save(folder / "model", self.parts.model, self.parts.params, self.parts.tokenizer)
         compute, _ = assembly.compute(self.config, self.parts.mesh)
         self.options = learner.LearnerOptions(self.parts.model, compute, self.method.objective)
-        self.tx = optimizer.make(optimizer.OptimizerOptions(**self.config.optimizer))
+        self.tx = learner.make_optimizer(learner.OptimizerOptions(**self.config.optimizer))
         scored = self.parts.tokenizer.encode(SCORED)
         reply = Completion(tuple(scored), (0.0,) * len(scored), "length", 0)
         [batch] = self.batches([[reply] * GROUP_SIZE] * len(self.prompts))

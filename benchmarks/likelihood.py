@@ -25,7 +25,7 @@ import scipy.stats
 
 from experiments import smollm2_135m
 from finemem_jax import build as assembly
-from finemem_jax import sources
+from finemem_jax import input_pipeline
 from finemem_jax.memory.retrieval import Index
 from finemem_jax.reading import reader, scoring
 from finemem_jax.reading.reader import Query
@@ -74,7 +74,7 @@ def main() -> None:
         parts = assembly.build(config(source, folder))
         with contextlib.closing(parts.answering):
             assembly.warm_up(config(source, folder), parts, lambda line: None)
-            streams = sources.streams(config(source, folder), "train", parts.environment)
+            streams = input_pipeline.streams(config(source, folder), "train", parts.environment)
             first, *repeats = [questions(streams, (REPEATS + 1) * count)[n :: REPEATS + 1] for n in range(REPEATS + 1)]
             # The first calls of a program take longer than the others.
             measured(parts, first, ["generated", "likelihood"])

@@ -26,9 +26,11 @@ import _common as common
 from finemem_jax import build as assembly
 from finemem_jax.memory import retrieval
 from finemem_jax.rl import rollout
+from finemem_jax.rl.method import rollout_options
 from finemem_jax.types import Chunk, Completion, Memory, Question, Stream
 
 from experiments import smollm2_135m  # isort: skip
+from finemem_jax.memory import build
 
 CHUNKS, SENTENCES, WRITTEN = 210, 118, 16
 VIEW_TOKENS, CHUNK_TOKENS, QUERIES = 2_048, 4_096, 5
@@ -88,11 +90,11 @@ def main() -> None:
     config.memory.view, config.memory.view_tokens = arguments.view, VIEW_TOKENS
     config.manager.chunk_tokens, config.rollout.max_new_tokens = CHUNK_TOKENS, 1_024
     tokens = assembly.load(config).tokens
-    environment = assembly.environment(config, tokens)
+    environment = build.environment(config, tokens)
     one = environment.fit(stream())
     read = sum(environment.count_tokens(chunk.text) for chunk in one.chunks)
     policy = Scripted(tokens)
-    options = assembly.rollout_options(config, evaluation=True)
+    options = rollout_options(config, evaluation=True)
 
     def answer(queries):
         return [query.evidence[0] if query.evidence else "" for query in queries]

@@ -22,8 +22,8 @@ from unittest import mock
 import _common as common
 
 from finemem_jax import build as assembly
-from finemem_jax import sources
 from finemem_jax.rl import rollout
+from finemem_jax.rl.method import rollout_options
 from finemem_jax.runtime import workers
 from finemem_jax.sampling import slots
 from finemem_jax.sampling.engine import Engine
@@ -31,7 +31,7 @@ from finemem_jax.sampling.prefix_cache import Prefixes
 from finemem_jax.types import Request
 
 from experiments import smollm2_135m  # isort: skip
-
+from finemem_jax import input_pipeline
 
 PARTS = ("prefixes", "own pace", "early leave")
 
@@ -46,7 +46,7 @@ class Setting:
         config.data.chunks_per_stream, config.data.questions_per_chunk = chunks, 5
         config.sampler.num_slots = config.reader.num_slots = num_slots
         self.config, self.parts = config, assembly.build(config)
-        self.source = sources.streams(config, "train", self.parts.environment)
+        self.source = input_pipeline.streams(config, "train", self.parts.environment)
         assembly.warm_up(config, self.parts, lambda line: print(line, flush=True))
 
     def run(self, repeat: int, policy=None) -> dict[str, float]:
@@ -59,7 +59,7 @@ class Setting:
         assert isinstance(parts.answer, workers.Once)
         parts.answer._known.clear()
         streams = [self.source[repeat * count + i] for i in range(count)]
-        options = assembly.rollout_options(self.config, evaluation=False)
+        options = rollout_options(self.config, evaluation=False)
         began = time.perf_counter()
         rollout.run(
             streams, options, parts.environment, policy or parts.manager, parts.answer, (0, repeat), parts.embed

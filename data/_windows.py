@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from finemem_jax.reading import dataset_metrics as source_rules
 from finemem_jax.types import Chunk, Question, Stream, StreamSpec

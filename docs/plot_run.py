@@ -6,7 +6,7 @@ import sys
 import matplotlib.figure
 
 from finemem_jax.evaluation import report_plots
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import files
 
 PANELS = {
     "valid operations": "operations/valid_fraction",
@@ -19,7 +19,7 @@ PANELS = {
 
 
 def main(workdir: pathlib.Path, out: pathlib.Path) -> None:
-    lines = writer.read_metrics(workdir)
+    lines = files.read_metrics(workdir)
     figure = matplotlib.figure.Figure(figsize=(10, 5.5), layout="constrained")
     for axes, (title, name) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         points = [(line["step"] + 1, line[name]) for line in lines if name in line]

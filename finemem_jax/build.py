@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,14 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from finemem_jax import sources
+from finemem_jax import input_pipeline
 from finemem_jax.clients import language_models
 from finemem_jax.clients.language_models import Local
 from finemem_jax.config import ConfigDict
 from finemem_jax.input_pipeline import Mixture
-from finemem_jax.memory import embedders as embedding
-from finemem_jax.memory import grammar as constraints
-from finemem_jax.memory import operations, retrieval
+from finemem_jax.memory.build import constraint, embedder, environment, prompt_lengths
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.retrieval import EmbedFn
 from finemem_jax.models import attention, lora, sharding, tokenizer
@@ -27,26 +24,17 @@ from finemem_jax.models import logical_axes as axes
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
-from finemem_jax.reading.answering import Answering, chunk_share
+from finemem_jax.reading.answering import Answering
 from finemem_jax.reading.judges import AnswerJudge, ContentJudge
 from finemem_jax.reading.reader import LikelihoodReader, Query, Reader
-from finemem_jax.rl import credit_rules as rules
-from finemem_jax.rl import probes
-from finemem_jax.rl.credit_rules import Rule, Settings, Variant
-from finemem_jax.rl.grpo import Normaliser, ObjectiveOptions
-from finemem_jax.rl.rewards import Sizes
-from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.rl.method import Method
 from finemem_jax.runtime import checkpoint
 from finemem_jax.runtime.distributed import Processes
 from finemem_jax.sampling.sampler import Sampler
-from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Chunk, Constraint, Memory, Operation
+from finemem_jax.testing import operation_phrases
+from finemem_jax.types import Chunk, Constraint, Memory
 from finemem_jax.weights import pretrained as backbone
 from finemem_jax.weights.pretrained import Backbone
-
-# How many of each call the tests' tokenizer knows; together with the bytes, 384 tokens.
-_TEST_INSERTS, _TEST_UPDATES, _TEST_DELETES, _TEST_OTHERS = 80, 24, 12, 10
-# Few responses have more; where one has, reward arrays are twice as large.
-_LEAST_OPERATIONS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,53 +67,6 @@ class Parts:
     constraint: Constraint | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """How scores become gradients: the credit rule, its numbers, how rewards are compared, the objective."""
-
-    rule: Rule
-    settings: Settings
-    variant: Variant
-    normaliser: Normaliser
-    objective: ObjectiveOptions
-
-
-def method(config: ConfigDict) -> Method:
-    """The method that a config chooses.
-
-    Raises:
-        ValueError: the choices cannot work, or not together.
-    """
-    rule = rules.rule(config.credit.rule)
-    if rule.weighs_types and config.memory.layout != "typed":
-        raise ValueError(
-            f"credit.rule={config.credit.rule!r} weighs memory types, and memory.layout={config.memory.layout!r} has "
-            "none; set memory.layout='typed'."
-        )
-    most = retrieval.max_evidence(config.memory.top_k, config.memory.layout) + 2
-    if probes.SUBSETS in rule.needs and most > probes.MAX_PLAYERS:
-        raise ValueError(
-            f"credit.rule={config.credit.rule!r} asks about every subset of what was retrieved; with memory.top_k="
-            f"{config.memory.top_k} (memory.layout={config.memory.layout!r}) these are too many. Lower memory.top_k, "
-            "or use credit.rule='ablation'."
-        )
-    return Method(
-        rule=rule,
-        # The share of likelihoods is a matter of the training step.
-        settings=Settings(**{name: config.credit[name] for name in Settings._fields if name in config.credit}),
-        variant=Variant(**{name: config.credit[name] for name in Variant._fields}),
-        normaliser=Normaliser(
-            scale=config.objective.advantage_scale,
-            ddof=config.objective.advantage_ddof,
-            epsilon=config.objective.advantage_epsilon,
-            std_floor=config.objective.std_floor,
-        ),
-        objective=ObjectiveOptions(
-            **{field.name: config.objective[field.name] for field in dataclasses.fields(ObjectiveOptions)}
-        ),
-    )
-
-
 def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Parts:
     """Loads tokenizer and weights, and builds environment, manager and reader.
 
@@ -136,7 +77,7 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Pr
     Raises:
         ValueError: a setting, a file or a mesh cannot work; nothing has been compiled yet.
     """
-    needs = method(config).rule.needs
+    needs = Method.from_config(config).rule.needs
     loaded = load(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     processes = processes or Processes()
@@ -162,8 +103,8 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Pr
         judge=asked.judge,
         mark=asked.mark,
         likely=asked.likely,
-        embed=_embedder(config, model, own, loaded.tokens),
-        constraint=_constraint(config, loaded),
+        embed=embedder(config, model, own, loaded.tokens),
+        constraint=constraint(config, loaded),
     )
 
 
@@ -182,25 +123,6 @@ def load(config: ConfigDict) -> Loaded:
     """
     found = backbone.find(config)
     return Loaded(found, _tokenizer(config, found))
-
-
-def environment(config: ConfigDict, tokens: Tokenizer) -> Environment:
-    """The rules of the game that a config chooses."""
-    return Environment(
-        tokenizer=tokens,
-        num_examples=config.manager.num_examples,
-        view_tokens=config.memory.view_tokens,
-        chunk_tokens=config.manager.chunk_tokens,
-        long_chunk=config.manager.long_chunk,
-        repair_json=config.manager.repair_json,
-        dialect=_dialect(config),
-        view_items=config.memory.view_items,
-        core_tokens=config.memory.core_tokens,
-        task=config.prompts.manager,
-        view=config.memory.view,
-        budget_tokens=config.memory.budget_tokens,
-        eviction=config.memory.eviction,
-    )
 
 
 def frozen(config: ConfigDict, loaded: Loaded) -> Local:
@@ -233,10 +155,6 @@ def _sampler(config, loaded, params):
     )  # fmt: skip
 
 
-def _dialect(config):
-    return operations.Dialect(config.memory.layout, config.manager.wire)
-
-
 def warm_up(config: ConfigDict, parts: Parts, say: Callable[[str], None]) -> None:
     """Compiles what manager and reader generate with, so that later steps compile nothing.
 
@@ -259,22 +177,6 @@ def _lengths(prompt, tokens):
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
 
 
-class PromptLengths(NamedTuple):
-    """Tokens of the manager's longest prompt: what all begin with, a chunk, and the memory with the words around."""
-
-    trunk: int
-    text: int
-    view: int
-
-
-def prompt_lengths(config: ConfigDict, environment: Environment) -> PromptLengths:
-    """Of the longest prompt that there can be."""
-    # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
-    around = 64 if config.memory.layout == "flat" else 192
-    trunk = environment.observe(Chunk(""), Memory()).cuts[0]
-    return PromptLengths(trunk, config.manager.chunk_tokens, config.memory.view_tokens + around)
-
-
 def check_lengths(config: ConfigDict, parts: Parts) -> None:
     """Refuses settings with which a prompt and its response could exceed the model.
 
@@ -289,20 +191,6 @@ def check_lengths(config: ConfigDict, parts: Parts) -> None:
             f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({lengths.trunk}) can "
             f"reach {longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
         )
-
-
-def reward_sizes(config: ConfigDict) -> Sizes:
-    """How many of each thing the reward arrays of a training step have room for."""
-    rollout, kept = config.rollout, config.data.questions_per_stream
-    asked = max(rollout.global_question_threshold, math.ceil(rollout.global_question_fraction * kept))
-    return Sizes(
-        steps=config.data.chunks_per_stream,
-        operations=_LEAST_OPERATIONS,
-        chunk_questions=max(config.data.questions_per_chunk, 1),
-        questions=max(min(kept, asked), 1),
-        evidence=retrieval.max_evidence(config.memory.top_k, config.memory.layout),
-        tokens=rollout.max_new_tokens,
-    )
 
 
 def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -351,71 +239,11 @@ def policy_params(parts: Parts, frozen: Params, trained: Params) -> Params:
     return sharding.own(lora.merge(parts.model, lora.combine(frozen, trained)), parts.mesh)
 
 
-def _constraint(config, loaded):
-    """What the manager must keep to in evaluation, or None."""
-    if not config.manager.constrained:
-        return None
-    grammar = constraints.of_operations(_dialect(config))
-    return constraints.Grammar(loaded.tokens, grammar, loaded.backbone.model.vocab_size)
-
-
-def _embedder(config, model, params, tokens):
-    """What texts are embedded with, or None if retrieval needs no embeddings."""
-    embed = None
-    if config.memory.retrieval in retrieval.DENSE_METHODS:
-        if config.memory.embedder == "wordllama":
-            embed = embedding.wordllama()
-        else:
-            # A copy, because training gives its arrays away.
-            embed = embedding.language_model(model, jax.tree.map(jnp.copy, params), tokens)
-        embed = embedding.cached(embed)
-    # Only to see now, and not after the first rollouts, whether what the method needs is installed.
-    retrieval.Index(config.memory.retrieval, embed)
-    return embed
-
-
-def _test_phrases(config):
-    """Whole operations for the tests' tokenizer, so that even random weights write some.
-
-    What they write down are questions of the first streams with their answers, by turns of training and held-out ones:
-    for each stream some help, and most do not.
-    """
-    splits = [_facts(config, split) for split in ("train", "test")]
-    facts = [fact for pair in zip(*splits, strict=False) for fact in pair] or ["nothing is known"]
-    dialect = _dialect(config)
-    typed = dialect.layout == "typed"
-
-    def kind(i):
-        return (SEMANTIC, EPISODIC)[i % 2] if typed else ""
-
-    def fact(i):
-        return facts[i % len(facts)]
-
-    written = [Operation(Action.INSERT, fact(i), None, kind(i)) for i in range(_TEST_INSERTS)]
-    written += [Operation(Action.UPDATE, f"{fact(7 * i)} (now)", 1 + i % 4, kind(i)) for i in range(_TEST_UPDATES)]
-    written += [Operation(Action.DELETE, "", 1 + i % 4, kind(i)) for i in range(_TEST_DELETES)]
-    others = [Operation(Action.UPDATE, fact(3 * i), None, CORE) for i in range(_TEST_OTHERS)]
-    written += others if typed else [Operation(Action.SKIP)] * _TEST_OTHERS
-    return [f"{operations.render(operation, dialect)}\n" for operation in written]
-
-
-def _facts(config, split):
-    source = sources.load(config, split)
-    facts: list[str] = []
-    for index in range(len(source)):
-        facts += [f"{q.text} {q.answers[0]}"[:200] for chunk in source[index].chunks for q in chunk.questions]
-        if len(facts) >= _TEST_INSERTS:
-            break
-    # Over and over, so that a split with few streams has as many phrases as the other; numbered, since a memory refuses
-    # what it already holds, and random weights would write little that is valid.
-    return [f"{facts[i % len(facts)]} ({i // len(facts) + 1})" for i in range(_TEST_INSERTS)] if facts else []
-
-
 def _tokenizer(config, loaded):
     if config.model.tokenizer == "bytes":
         tokens: Tokenizer = tokenizer.ByteTokenizer()
     elif config.model.tokenizer == "bytes_and_operations":
-        tokens = tokenizer.ByteTokenizer(_test_phrases(config))
+        tokens = tokenizer.ByteTokenizer(operation_phrases(config))
     else:
         tokens = loaded.tokenizer()
     if tokens.vocab_size > loaded.model.vocab_size:
@@ -444,7 +272,7 @@ def check(config: ConfigDict, parts: Parts, train_streams: Mixture, test_streams
     refuse = config.manager.long_chunk == "refuse"
     if refuse:
         _read_all(test_streams)
-    for stage in sources.stages(config, parts.environment, train_streams):
+    for stage in input_pipeline.stages(config, parts.environment, train_streams):
         source = stage.load()
         if len(source) < config.rollout.streams_per_step:
             when = f" from training step {stage.start} on (train.curriculum)" if config.train.curriculum else ""
@@ -459,41 +287,3 @@ def check(config: ConfigDict, parts: Parts, train_streams: Mixture, test_streams
 def _read_all(source):
     for index in range(len(source)):
         source[index]
-
-
-def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
-    """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation.
-
-    Evaluation's answers are generated; `with_likelihoods` says when training asks for something else.
-    """
-    return RolloutOptions(
-        group_size=1 if evaluation else config.rollout.group_size,
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=0.0 if evaluation else config.rollout.temperature,
-        retrieval=config.memory.retrieval,
-        top_k=config.memory.top_k,
-        global_question_fraction=1.0 if evaluation else config.rollout.global_question_fraction,
-        global_question_threshold=config.rollout.global_question_threshold,
-        # Evaluation scores answers; nobody is credited.
-        needs=method(config).rule.needs & {"citations"} if evaluation else method(config).rule.needs,
-        cited_by=config.credit.cited_by,
-        view_top_k=config.memory.view_top_k,
-        keep_prompts=not evaluation,
-        draw_top_k=config.rollout.top_k,
-        draw_top_p=config.rollout.top_p,
-        constraint=constraint,
-    )
-
-
-def with_likelihoods(config: ConfigDict, options: RolloutOptions, step: int) -> RolloutOptions:
-    """How streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
-    share, every = chunk_share(config, step), config.likelihood.check_every
-    used = share > 0 or config.likelihood.probes
-    compared = used and every > 0 and step % every == 0
-    return dataclasses.replace(
-        options,
-        chunk_answers=share < 1 or compared,
-        chunk_likelihoods=share > 0 or compared,
-        final_likelihoods=compared,
-        probe_likelihoods=config.likelihood.probes,
-    )

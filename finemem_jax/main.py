@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from finemem_jax import input_pipeline
+from finemem_jax.runtime.display import print_table
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
 )
@@ -133,11 +136,9 @@ def _train(config, workdir, stack):
     import jax
 
     from finemem_jax import build as assembly
-    from finemem_jax import sources
     from finemem_jax.evaluation import evaluate
     from finemem_jax.runtime import checkpoint
     from finemem_jax.runtime import distributed as processes
-    from finemem_jax.runtime import metric_writer as writer
     from finemem_jax.training import train
 
     together = stack.enter_context(
@@ -148,8 +149,8 @@ def _train(config, workdir, stack):
     # The workdir is claimed before the minutes of loading, and written to only if it is ours.
     checkpoint.check(workdir, config)
     parts = _build(config, workdir, stack, together)
-    train_streams = sources.streams(config, "train", parts.environment)
-    test_streams = sources.streams(config, "test", parts.environment)
+    train_streams = input_pipeline.streams(config, "train", parts.environment)
+    test_streams = input_pipeline.streams(config, "test", parts.environment)
     assembly.check(config, parts, train_streams, test_streams)
     kept = config.train.keep_checkpoints + config.train.keep_best
     warning = checkpoint.check_space(workdir, train.state_shapes(config, parts), kept)
@@ -174,7 +175,7 @@ def _train(config, workdir, stack):
             train.train(config, workdir, parts, train_streams, test_streams)
         summaries = train.read_evaluations(workdir)
         names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
-        writer.print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))
+        print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))
         explained = "± is one standard error over streams; the difference is paired, stream by stream."
         return [explained, *train.closing_lines(workdir)]
 

@@ -9,6 +9,7 @@ import smoke_run
 from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
 from finemem_jax.config import checks as config_checks
+from finemem_jax.rl.method import Method
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 ARGUMENTS = {
@@ -37,7 +38,7 @@ def test_every_experiment_is_tried():
 def test_configs_are_valid(name, argument):
     config = get_config(name, argument)
     config_checks.validate(config)
-    assembly.method(config)
+    Method.from_config(config)
     assert set(config_lib.flatten(config)) == set(config_lib.flatten(config_lib.default()))
     assert config.experiment
 

@@ -1,4 +1,4 @@
-"""Tests of the house: every module imports from strictly lower shelves, and the equations import nothing but JAX."""
+"""Tests of the house: rooms import from earlier rooms only, no cycle inside a room, the equations import only JAX."""
 
 import ast
 import pathlib
@@ -9,44 +9,37 @@ import finemem_jax
 
 PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 
-# From nouns to programs. `models` is one module here, whose files may import each other. `report` and `sweep` stand
-# beside `train` because they lay out tables with `evaluate`, `plan` because it reads configs with `assembly`.
-SHELVES = (
-    ("episode", "credit", "grpo", "config", "optimizer", "writer", "report_page", "source_rules",
-     "processes", "buckets", "compilation"),
-    (
-        "operations", "memory", "retrieval", "scoring", "prompts", "rules", "batching", "input_pipeline", "tokenizer",
-        "models", "drawing", "report_plots", "workers", "prefixes",
-        "endpoint", "published_results", "config_checks",
-    ),
-    (
-        "environment", "reader", "embedding", "probes", "decoding", "learner", "advantages", "constraints", "interrupt",
-        "answers", "store", "guards", "judges", "question_options", "proposals",
-    ),
-    ("engine", "slots", "asking", "checkpoint", "rewards", "records", "question_costs", "sources",
-     "calls", "trained"),
-    ("sampler", "backbone", "rollout", "likelihood", "question_report"),
-    ("language_models", "questions", "evaluate", "methods"),
-    ("answering", "scoreboard"),
-    ("assembly", "metrics", "export_card"),
-    ("precompile",),
-    ("train", "report", "sweep", "plan", "question_run", "evaluation_run", "follow", "agent", "export"),
-    ("plan_tables", "serve", "export_check"),
-    ("main",),
-)  # fmt: skip
-SHELF = {name: number for number, names in enumerate(SHELVES) for name in names}
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+# Lower to higher; a room is a folder or a file of the package. Rooms of one tuple do not import each other.
+ROOMS = (
+    ("types", "config"),
+    ("models",),
+    ("memory", "runtime"),
+    ("input_pipeline", "sampling", "weights"),
+    ("clients", "testing"),
+    ("reading",),
+    ("rl",),
+    ("build",),
+    ("evaluation", "planning", "questions"),
+    ("serving", "training"),
+    ("main", "serve"),
+)
+RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 
 
-def module_of(path, package=PACKAGE):
-    """The name in the table that a file of the package belongs to."""
-    return path.relative_to(package).parts[0].removesuffix(".py")
+def modules(package):
+    """{dotted name below the package: file} of all its modules; a room's own `__init__` goes by the room's name."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    del found["__init__"]
+    return found
 
 
-def imports_of(source, modules):
-    """The package's modules that a source text imports, wherever in it, and the top-level packages of others."""
+def imports_of(path, known):
+    """Modules of the package that a file imports, wherever in it, and the top-level packages of others."""
     own, others = set(), set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -55,39 +48,71 @@ def imports_of(source, modules):
         else:
             continue
         for name in names:
-            first, *rest = name.split(".")
+            first, _, rest = name.partition(".")
             if first != "finemem_jax":
                 others.add(first)
-            elif rest:
-                own.add(rest[0])
-    assert own <= modules, f"imports from finemem_jax what is no module: {own - modules}"
-    return own, others
+                continue
+            # The longest beginning that is a module: the rest is a name in it.
+            while rest and rest not in known:
+                rest = rest.rpartition(".")[0]
+            own.add(rest)
+    return own - {""}, others
 
 
-def wrong_imports(path, package=PACKAGE, shelf=SHELF):
-    name = module_of(path, package)
-    own, _ = imports_of(path.read_text(encoding="utf-8"), set(shelf))
-    # Shelf 1 holds models as one module.
-    allowed = {name} & {"models"}
-    return sorted(other for other in own - allowed if shelf[other] >= shelf[name])
+def upward_imports(package):
+    """["importer -> imported"] where a room imports from its own rank or above."""
+    known = modules(package)
+    wrong = []
+    for name, path in known.items():
+        room = name.split(".")[0]
+        for other in sorted(imports_of(path, known)[0]):
+            imported = other.split(".")[0]
+            if imported != room and RANK[imported] >= RANK[room]:
+                wrong.append(f"{name} -> {other}")
+    return wrong
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    name = module_of(path)
-    assert name in SHELF, f"give {name} a shelf in tests/layering_test.py"
-    wrong = wrong_imports(path)
-    assert not wrong, f"{name} (shelf {SHELF[name]}) imports {', '.join(f'{w} (shelf {SHELF[w]})' for w in wrong)}"
+def cycles(package):
+    """["module -> module -> …"] of imports that lead back to where they began."""
+    known = modules(package)
+    graph = {name: imports_of(path, known)[0] for name, path in known.items()}
+    found, done = [], set()
+
+    def visit(name, trail):
+        if name in trail:
+            found.append(" -> ".join([*trail[trail.index(name) :], name]))
+        elif name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*trail, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+    return found
 
 
-def test_the_table_lists_what_exists():
-    assert {module_of(path) for path in FILES} == set(SHELF)
-    assert len(SHELF) == sum(map(len, SHELVES)), "a module stands on two shelves"
+def test_rooms_import_from_earlier_rooms():
+    assert not upward_imports(PACKAGE)
 
 
-@pytest.mark.parametrize("name", ["credit", "grpo"])
+def test_no_cycles_inside_rooms():
+    assert not cycles(PACKAGE)
+
+
+def test_the_tuple_lists_what_exists():
+    assert {name.split(".")[0] for name in modules(PACKAGE)} == set(RANK)
+    assert len(RANK) == sum(map(len, ROOMS)), "a room stands in two tuples"
+
+
+def test_rooms_are_empty_at_the_door():
+    doors = [path for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "config"]
+    assert not [str(path) for path in doors if path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", ["rl.credit", "rl.grpo"])
 def test_the_equations_import_only_jax(name):
-    own, others = imports_of((PACKAGE / f"{name}.py").read_text(encoding="utf-8"), set(SHELF))
+    known = modules(PACKAGE)
+    own, others = imports_of(known[name], known)
     assert own == set()
     assert others <= {"jax", "numpy", "jaxtyping", "functools", "math", "dataclasses", "typing", "__future__"}
 
@@ -95,16 +120,24 @@ def test_the_equations_import_only_jax(name):
 @pytest.mark.parametrize(
     ("file", "source", "wrong"),
     [
-        ("memory.py", "from finemem_jax import episode, grpo\nfrom finemem_jax.config import default", []),
-        ("memory.py", "from finemem_jax import episode, operations", ["operations"]),
-        ("memory.py", "def later():\n    import finemem_jax.train", ["train"]),
-        ("memory.py", "from finemem_jax.models.decoder import Params", ["models"]),
-        ("models/decoder.py", "from finemem_jax.models import attention", []),
-        ("models/decoder.py", "from finemem_jax.tokenizer import Tokenizer", ["tokenizer"]),
+        ("memory/store.py", "from finemem_jax import types\nfrom finemem_jax.config import default", []),
+        ("memory/store.py", "from finemem_jax.runtime import files", ["memory.store -> runtime.files"]),
+        ("memory/store.py", "def later():\n    import finemem_jax.rl.grpo", ["memory.store -> rl.grpo"]),
+        ("memory/store.py", "from finemem_jax.models.decoder import Params", []),
+        ("models/decoder.py", "from finemem_jax.memory.store import Store", ["models.decoder -> memory.store"]),
     ],
 )
-def test_it_would_notice(tmp_path, file, source, wrong):
-    path = tmp_path / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(source)
-    assert wrong_imports(path, tmp_path) == wrong
+def test_it_would_notice_upward_imports(tmp_path, file, source, wrong):
+    for other in ("types", "config", "runtime/files", "rl/grpo", "models/decoder", "memory/store", "__init__"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{other}.py").write_text("")
+    (tmp_path / file).write_text(source)
+    assert upward_imports(tmp_path) == wrong
+
+
+def test_it_would_notice_cycles(tmp_path):
+    for name, imported in (("a", "b"), ("b", "c"), ("c", "b")):
+        (tmp_path / "rl").mkdir(exist_ok=True)
+        (tmp_path / "rl" / f"{name}.py").write_text(f"from finemem_jax.rl import {imported}")
+    (tmp_path / "__init__.py").write_text("")
+    assert cycles(tmp_path) == ["rl.b -> rl.c -> rl.b"]

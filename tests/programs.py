@@ -9,7 +9,12 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-_PRELOADED = ("finemem_jax.report", "finemem_jax.sweep", "finemem_jax.train", "finemem_jax.question_run")
+_PRELOADED = (
+    "finemem_jax.evaluation.report",
+    "finemem_jax.training.sweep",
+    "finemem_jax.training.train",
+    "finemem_jax.questions.run",
+)
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(_PRELOADED))

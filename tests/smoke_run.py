@@ -4,12 +4,12 @@ import contextlib
 import pathlib
 
 from finemem_jax import build as assembly
-from finemem_jax import sources
 from finemem_jax.config import checks as config_checks
 from finemem_jax.runtime import checkpoint
 from finemem_jax.training import train
 
 from experiments import smoke  # isort: skip
+from finemem_jax import input_pipeline
 
 
 def config(**changes):
@@ -24,7 +24,7 @@ def prepare(settings, workdir=None):
     """What `main` prepares before it calls `train`."""
     config_checks.validate(settings)
     parts = assembly.build(settings, workdir)
-    splits = [sources.streams(settings, split, parts.environment) for split in ("train", "test")]
+    splits = [input_pipeline.streams(settings, split, parts.environment) for split in ("train", "test")]
     return parts, *splits
 
 

@@ -16,14 +16,14 @@ from collections.abc import Callable
 import jax
 
 from finemem_jax import config as config_lib
+from finemem_jax.clients import chat
 from finemem_jax.clients import reply_cache as answers
+from finemem_jax.clients.chat import LanguageModel
 from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
 from finemem_jax.clients.reply_cache import Answers, Cached
 from finemem_jax.config import ConfigDict
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.tokenizer import Tokenizer
-from finemem_jax.reading import reader
-from finemem_jax.reading.reader import LanguageModel
 from finemem_jax.runtime import checksums as bits
 from finemem_jax.runtime import workers
 from finemem_jax.sampling.sampler import Sampler, SamplerStats
@@ -142,7 +142,7 @@ class LanguageModels:
             self._file.close()
 
     def _in_process(self):
-        model = reader.in_process(self.sampler(), self._local.tokens, self._config.seed)
+        model = chat.in_process(self.sampler(), self._local.tokens, self._config.seed)
         name = f"{self._local.name()} {self._config.seed}" if self._file is not None else ""
         return self._on_file(model, name, stores=True)
 

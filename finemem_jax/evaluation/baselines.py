@@ -11,15 +11,25 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from finemem_jax.memory import prompts, retrieval
+from finemem_jax.clients import chat
+from finemem_jax.clients.chat import LanguageModel
+from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
+from finemem_jax.memory.prompts import _chunk_part
 from finemem_jax.memory.retrieval import EmbedFn
 from finemem_jax.reading import qa as asking
 from finemem_jax.reading.judges import AnswerJudge
 from finemem_jax.reading.qa import Asking, Draft
-from finemem_jax.reading.reader import AnswerFn, LanguageModel, Reader
+from finemem_jax.reading.reader import AnswerFn, Reader
 from finemem_jax.runtime import workers
-from finemem_jax.types import Answer, Chat, MemoryItem, Stream, Trajectory
+from finemem_jax.types import (
+    Answer,
+    Chat,
+    MemoryItem,
+    Message,
+    Stream,
+    Trajectory,
+)
 
 # A sentence ends, or a line.
 _PIECE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -192,17 +202,17 @@ def summaries(model: LanguageModel, max_tokens: int, system: str = "") -> KeepFn
         max_tokens: Longest memory, in the model's tokens.
         system: Replaces the model's system message if not empty.
     """
-    system = system or prompts.SUMMARY_SYSTEM
+    system = system or SUMMARY_SYSTEM
 
     def keep(streams: Sequence[Stream]) -> list[Kept]:
         memories = [""] * len(streams)
         for t in range(max(len(stream.chunks) for stream in streams)):
             at = [i for i, stream in enumerate(streams) if t < len(stream.chunks)]
-            asked = (prompts.summary(memories[i], streams[i].chunks[t].text, max_tokens, system) for i in at)
+            asked = (summary(memories[i], streams[i].chunks[t].text, max_tokens, system) for i in at)
             chats = [Chat(tuple(messages), max_tokens) for messages in asked]
             for i, reply in zip(at, workers.work(model, chats), strict=True):
                 # Of thinking that never ended nothing is kept; the memory then stays as it was.
-                memories[i] = (prompts.after_thinking(reply) or memories[i]).strip()
+                memories[i] = (chat.after_thinking(reply) or memories[i]).strip()
         return [
             Kept((memory,), lambda _, memory=memory: _items([memory] if memory else []), len(stream.chunks))
             for stream, memory in zip(streams, memories, strict=True)
@@ -213,3 +223,23 @@ def summaries(model: LanguageModel, max_tokens: int, system: str = "") -> KeepFn
 
 def _items(texts: Sequence[str]) -> tuple[MemoryItem, ...]:
     return tuple(MemoryItem(i, text, 0) for i, text in enumerate(texts, start=1))
+
+
+SUMMARY_SYSTEM = """\
+You keep a memory of a long text that you are given piece by piece, as one note. Questions about the whole text will \
+be answered from this note alone. Given the note so far and the next piece, write the new note: keep names, numbers, \
+dates and facts, correct what has changed, drop what nobody would ask about. Write the note and nothing else."""
+
+
+def summary(memory: str, chunk: str, max_tokens: int, system: str = SUMMARY_SYSTEM) -> list[Message]:
+    """What a model is told that keeps one text as its memory.
+
+    Args:
+        memory: The text so far; "" at first.
+        max_tokens: How long it may become, in the model's tokens.
+    """
+    room = f"The new note, in at most {max(max_tokens * 2 // 3, 1)} words:"
+    return [
+        Message("system", (system,)),
+        Message("user", (_chunk_part(chunk), f"Note so far:\n{memory or '(empty)'}\n\n{room}")),
+    ]

@@ -18,7 +18,7 @@ from typing import Any
 
 from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
-from finemem_jax import sources
+from finemem_jax import input_pipeline
 from finemem_jax.build import Parts
 from finemem_jax.config import ConfigDict
 from finemem_jax.evaluation import baselines as methods
@@ -26,11 +26,13 @@ from finemem_jax.evaluation import evaluate, published_results
 from finemem_jax.evaluation import tables as scoreboard
 from finemem_jax.evaluation.baselines import Method, Played
 from finemem_jax.input_pipeline import Mixture
+from finemem_jax.memory import build
 from finemem_jax.models import lora
 from finemem_jax.reading.reader import Query
 from finemem_jax.rl import records
-from finemem_jax.runtime import checkpoint
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.rl.method import rollout_options
+from finemem_jax.runtime import checkpoint, files
+from finemem_jax.runtime.display import Display, print_table
 
 # What `evaluate.methods` can name.
 METHODS = {
@@ -105,10 +107,10 @@ def benchmarks(config: ConfigDict) -> list[Benchmark]:
     """
     settings = data_config(config)
     found = []
-    for name in sources.names_of(settings, "test"):
+    for name in input_pipeline.names_of(settings, "test"):
         with settings.unlocked():
             settings.data.test_name = name
-        mixture = sources.load(settings, "test", part=config.evaluate.split)
+        mixture = input_pipeline.load_split(settings, "test", part=config.evaluate.split)
         if not len(mixture):
             raise ValueError(f"{name} has no streams of the split {config.evaluate.split!r} (evaluate.split).")
         found.append(Benchmark(name, mixture))
@@ -117,7 +119,7 @@ def benchmarks(config: ConfigDict) -> list[Benchmark]:
 
 def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, found: Sequence[Benchmark]) -> list[str]:
     """Plays what is not on file yet, and writes `benchmark.json` and `benchmark.md`; returns what to say in the end."""
-    with writer.Display(0) as display:
+    with Display(0) as display:
         settings = data_config(config)
         # So that seconds are of playing. What the long prompts of some methods need is compiled when they come.
         assembly.warm_up(config, parts, display.phase)
@@ -245,14 +247,14 @@ def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]
     }
     tables_of_all = [*tables, scoreboard.comparison_table(compared)] if compared else tables
     summary |= {"tables": [{"header": header, "rows": rows} for header, rows in tables_of_all], "notes": notes}
-    writer.replace_text(workdir / "benchmark.json", json.dumps(summary, indent=1) + "\n")
+    files.replace_text(workdir / "benchmark.json", json.dumps(summary, indent=1) + "\n")
     text = f"# {config.experiment or 'Evaluation'}\n\n"
     text += "\n".join(scoreboard.markdown(*table) for table in tables_of_all) + "\n" + "\n\n".join(notes) + "\n"
-    writer.replace_text(workdir / "benchmark.md", text)
+    files.replace_text(workdir / "benchmark.md", text)
     # Of many methods there are too many pairs for a screen: the last one is compared, the others stand in the files.
     last = {pair: one for pair, one in compared.items() if pair[0] == names[-1]}
     for header, rows in [*tables, scoreboard.comparison_table(last)] if last else tables:
-        writer.print_table("", header, rows)
+        print_table("", header, rows)
     return [*notes, f"tables         {workdir}/benchmark.md, {workdir}/benchmark.json; answers in {workdir}/benchmark/"]
 
 
@@ -261,9 +263,7 @@ def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]
 # --------------------------------------------------------------------------------------
 
 
-def _method(
-    config: ConfigDict, workdir: pathlib.Path, parts: Parts, name: str, display: writer.Display
-) -> tuple[Method, int]:
+def _method(config: ConfigDict, workdir: pathlib.Path, parts: Parts, name: str, display: Display) -> tuple[Method, int]:
     """A method, and after how many training steps its weights are."""
     asked = config.evaluate
     if name in _MANAGERS:
@@ -282,7 +282,7 @@ def _method(
 
 def _manager(config, workdir, parts, name, display):
     environment = parts.environment
-    options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
+    options = rollout_options(config, evaluation=True, constraint=parts.constraint)
     display.phase(f"{name}: loading its weights")
     if name == "checkpoint":
         step = assembly.use_checkpoint(parts, workdir)
@@ -292,7 +292,7 @@ def _manager(config, workdir, parts, name, display):
     if name == "mem_alpha":
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(_MEM_ALPHA)
-        environment = assembly.environment(changed, parts.tokenizer)
+        environment = build.environment(changed, parts.tokenizer)
         retrieval, top_k = changed.memory.retrieval, changed.memory.top_k
         options = dataclasses.replace(options, retrieval=retrieval, top_k=top_k, constraint=None)
     roll_out = functools.partial(

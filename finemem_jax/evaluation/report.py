@@ -30,7 +30,7 @@ from finemem_jax.evaluation.report_page import (
     texts_table,
 )
 from finemem_jax.rl import credit_rules as rules
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import files
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -57,7 +57,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     path = workdir / "report.html"
     # Lone surrogates, which JSON can spell, have no UTF-8 form.
     page = report_page.page(f"{name} · finemem_jax", body).encode("utf-8", "replace").decode("utf-8")
-    writer.replace_text(path, page)
+    files.replace_text(path, page)
     return path
 
 

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax import buckets, optimizer
 from finemem_jax import build as assembly
 from finemem_jax.config import ConfigDict
 from finemem_jax.config import checks as config_checks
@@ -27,7 +26,6 @@ from finemem_jax.models import kv_cache as cached
 from finemem_jax.models import logical_axes as axes
 from finemem_jax.models.decoder import Compute
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.optimizer import OptimizerOptions
 from finemem_jax.planning import flops, hlo
 from finemem_jax.planning import topology as targets
 from finemem_jax.planning.flops import Work
@@ -35,7 +33,9 @@ from finemem_jax.planning.hardware import Chip
 from finemem_jax.planning.topology import Target
 from finemem_jax.rl import batching, learner
 from finemem_jax.rl.batching import Batch
-from finemem_jax.rl.learner import LearnerOptions, TrainState
+from finemem_jax.rl.learner import LearnerOptions, OptimizerOptions, TrainState
+from finemem_jax.rl.method import Method
+from finemem_jax.runtime import compilation
 from finemem_jax.sampling import decode as decoding
 from finemem_jax.sampling import engine
 from finemem_jax.sampling.decode import SlotState
@@ -153,7 +153,7 @@ def make(config: ConfigDict, topology: str) -> Plan:
         ValueError: an unknown or unavailable topology, or a mesh that does not divide it or the model.
     """
     config_checks.validate(config)
-    method = assembly.method(config)
+    method = Method.from_config(config)
     model = backbone.shape(config)
     where = targets.find(topology)
     mesh = _mesh(config, model, where)
@@ -217,9 +217,9 @@ def _attention(config, where):
 def _lengths(config, model):
     multiple = config.train.length_multiple
     trunk = batching.trunk_length(INSTRUCTION_TOKENS, multiple)
-    branch = buckets.rounded(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
+    branch = compilation.rounded(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
     response = config.rollout.max_new_tokens
-    view = buckets.rounded(config.memory.view_tokens + response, multiple) - response
+    view = compilation.rounded(config.memory.view_tokens + response, multiple) - response
     if trunk + branch + view + response > model.max_length:
         raise ValueError(
             f"instructions ({INSTRUCTION_TOKENS}, as the plan assumes) + manager.chunk_tokens "
@@ -234,7 +234,7 @@ class _Shapes:
 
     def __init__(self, config: ConfigDict, model: DecoderConfig, mesh: Mesh, lengths: Lengths):
         self.config, self.mesh, self.lengths = config, mesh, lengths
-        self.tx = optimizer.make(OptimizerOptions(**config.optimizer))
+        self.tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
         params = jax.tree.map(_at, decoder.abstract_params(model), sharding.param_shardings(model, mesh))
         base, adapters = lora.split(params) if model.lora else (params, {})
         dtype = jnp.dtype(config.model.param_dtype)

@@ -11,7 +11,8 @@ from finemem_jax.config import ConfigDict
 from finemem_jax.planning import plan as plan_lib
 from finemem_jax.planning.hardware import GIB
 from finemem_jax.planning.plan import Plan
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import files
+from finemem_jax.runtime.display import print_table
 
 _ROLES = {
     "gradients": "a micro-batch",
@@ -34,7 +35,7 @@ def run(config: ConfigDict, topology: str, workdir: pathlib.Path | None) -> int:
     show(found)
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
-        writer.replace_text(workdir / "plan.json", json.dumps(record(found), indent=1) + "\n")
+        files.replace_text(workdir / "plan.json", json.dumps(record(found), indent=1) + "\n")
     return 0 if found.fits else 1
 
 
@@ -50,8 +51,8 @@ def show(plan: Plan) -> None:
         f"{config.train.groups_per_microbatch} at once; attention: {plan.attention}; remat: {config.model.remat}"
     )
     names = [_ROLES[program.name].format(config.sampler.steps_per_call) for program in plan.programs]
-    writer.print_table("memory per device, GiB, while running …", ("", *names), _memory_rows(plan))
-    writer.print_table("per device and run; each time is a lower bound", ("", *names), _cost_rows(plan))
+    print_table("memory per device, GiB, while running …", ("", *names), _memory_rows(plan))
+    print_table("per device and run; each time is a lower bound", ("", *names), _cost_rows(plan))
     for line in _verdict(plan):
         print(line)
 

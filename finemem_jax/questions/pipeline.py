@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from finemem_jax.memory import prompts
+from finemem_jax.clients import chat
 from finemem_jax.questions import costs as question_costs
 from finemem_jax.questions import proposals
 from finemem_jax.questions import report as question_report
@@ -30,8 +30,7 @@ from finemem_jax.questions.options import QuestionOptions, closed_book_chat, exi
 from finemem_jax.questions.proposals import AskedBefore, Proposal, Worded
 from finemem_jax.questions.report import KEPT, Example, Report, plain
 from finemem_jax.reading import scoring
-from finemem_jax.runtime import metric_writer as writer
-from finemem_jax.runtime import workers
+from finemem_jax.runtime import files, workers
 from finemem_jax.runtime.workers import Worker
 from finemem_jax.types import Chat, Chunk, Malformed, Question, Stream, StreamSource, random_key, to_json
 
@@ -98,10 +97,10 @@ def write(
                 file.write(json.dumps(to_json(stream), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         report = pipeline.report
         record = {"split": split, "acceptance": report.acceptance, "money": report.money} | to_json(report)
-        writer.replace_text(
+        files.replace_text(
             folder / f"report_{split}.json", plain(json.dumps(record, ensure_ascii=False, indent=1)) + "\n"
         )
-        writer.replace_text(folder / f"report_{split}.md", question_report.markdown(report, split))
+        files.replace_text(folder / f"report_{split}.md", question_report.markdown(report, split))
         os.replace(temporary, folder / f"{split}.jsonl")
     finally:
         temporary.unlink(missing_ok=True)
@@ -351,7 +350,7 @@ class _Pipeline:
 
     def _answers(self, chunk, candidate, reply):
         """Whether a reply answers a candidate's question."""
-        candidate.reply = (prompts.after_thinking(reply) or "").strip()
+        candidate.reply = (chat.after_thinking(reply) or "").strip()
         return scoring.score(candidate.reply, self._question(chunk, candidate)) >= self._options.min_score
 
     def _question(self, chunk, candidate):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import json_repair
 
-from finemem_jax.memory import prompts
+from finemem_jax.clients import chat
 from finemem_jax.reading import scoring
 from finemem_jax.types import Malformed
 
@@ -39,7 +39,7 @@ def parse(reply: str) -> list[Proposal | Malformed]:
     lines. Broken ones are mended if they can be, but none that was cut off in its answer. Other lines that hold words
     are malformed. Words in <think></think> are no part of the reply.
     """
-    text = prompts.after_thinking(reply)
+    text = chat.after_thinking(reply)
     if text is None:
         return [_malformed(reply, "thinking that never ends")]
     found: list[Proposal | Malformed] = []

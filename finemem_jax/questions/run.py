@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable
 
 from finemem_jax import build as assembly
-from finemem_jax import sources
+from finemem_jax import input_pipeline
+from finemem_jax.clients import chat
 from finemem_jax.clients.language_models import LanguageModels
 from finemem_jax.config import ConfigDict
+from finemem_jax.memory import build
 from finemem_jax.questions import costs as question_costs
 from finemem_jax.questions import options as question_options
 from finemem_jax.questions import pipeline as questions
 from finemem_jax.questions.costs import Prices
 from finemem_jax.questions.options import QuestionOptions
 from finemem_jax.questions.report import Report
-from finemem_jax.reading import reader
 from finemem_jax.runtime import checkpoint
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime.display import Display
 
 # Between two lines of progress where there is no terminal (s).
 _QUIET = 30.0
@@ -37,9 +38,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     """
     options, prices = options_of(config), Prices(**config.questions.prices)
     loaded = assembly.load(config)
-    environment = assembly.environment(config, loaded.tokens)
+    environment = build.environment(config, loaded.tokens)
     splits = [name.strip() for name in config.questions.splits.split(",")]
-    streams = {split: sources.streams(config, split, environment) for split in splits}
+    streams = {split: input_pipeline.streams(config, split, environment) for split in splits}
     for split, found in streams.items():
         if not len(found):
             raise ValueError(f"There are no streams of the split {split!r}; set questions.splits to those there are.")
@@ -56,7 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
             _warm_up(models, environment, options, config)
         for split, found in streams.items():
             print(f"{split}: {question_costs.estimate(found, options, environment.count_tokens, prices)}", flush=True)
-        with writer.Display(0) as display:
+        with Display(0) as display:
             for split, found in streams.items():
                 progress = _progress(display, split)
                 report = questions.write(
@@ -90,10 +91,10 @@ def options_of(config: ConfigDict) -> QuestionOptions:
 def _warm_up(models, environment, options, config):
     sampler = models.sampler()
     chats = (question_options.generator_chat(options, "", 1), question_options.verifier_chat(options, "", ""))
-    prompts = [reader.encode(environment.tokenizer, chat) for chat in chats]
+    prompts = [chat.encode(environment.tokenizer, one) for one in chats]
     trunk = max(prompt.cuts[0] for prompt in prompts)
     own = max(len(prompt.ids) - prompt.cuts[0] for prompt in prompts)
-    with writer.Display(0) as display:
+    with Display(0) as display:
         sampler.warm_up(
             trunk,
             own + config.manager.chunk_tokens + max(options.proposal_tokens, options.answer_tokens + 64),

@@ -7,6 +7,7 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+from finemem_jax.clients import chat
 from finemem_jax.clients.language_models import LanguageModels, Local
 from finemem_jax.config import ConfigDict
 from finemem_jax.models.tokenizer import EncodedChat
@@ -81,7 +82,7 @@ class Answering:
 
     def prompt(self, query: Query) -> EncodedChat:
         """What the frozen model is asked, in its tokens."""
-        return reader.encode(self._tokens, reader.chat(query, self.reader_options))
+        return chat.encode(self._tokens, reader.chat(query, self.reader_options))
 
     def warm_up(self, trunk: int, positions: int, say: Callable[[str], None]) -> None:
         """Compiles what is generated and computed with in this process.

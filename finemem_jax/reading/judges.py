@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from finemem_jax.memory import prompts
+from finemem_jax.reading import prompts as reading_prompts
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
 from finemem_jax.types import Chat, Operation, Question
@@ -46,24 +46,24 @@ class JudgeOptions:
 
 def content_judge(model: Worker[Chat, str], options: JudgeOptions) -> Verdicts[Operation]:
     """Mem-alpha's judge of contents (2509.25911)."""
-    system = options.system or prompts.JUDGE_SYSTEM
+    system = options.system or reading_prompts.JUDGE_SYSTEM
 
     def asked(operation: Operation) -> Chat:
-        return _chat(prompts.content_judge(operation, system), options)
+        return _chat(reading_prompts.content_judge(operation, system), options)
 
-    return Verdicts(model, asked, prompts.verdict, options.tries)
+    return Verdicts(model, asked, reading_prompts.verdict, options.tries)
 
 
 def answer_judge(model: Worker[Chat, str], options: JudgeOptions) -> Verdicts[Judged]:
     """A judge of answers, by the metric and kind of their questions: LongMemEval's, and a general one."""
-    system = options.system or prompts.ANSWER_JUDGE_SYSTEM
+    system = options.system or reading_prompts.ANSWER_JUDGE_SYSTEM
 
     def asked(item: Judged) -> Chat:
         question = item.question
-        messages = prompts.answer_judge(question.text, question.answers, item.answer, rule_of(question), system)
+        messages = reading_prompts.answer_judge(question.text, question.answers, item.answer, rule_of(question), system)
         return _chat(messages, options)
 
-    return Verdicts(model, asked, prompts.yes_or_no, options.tries)
+    return Verdicts(model, asked, reading_prompts.yes_or_no, options.tries)
 
 
 def rule_of(question: Question) -> str:

@@ -20,11 +20,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from finemem_jax import buckets
 from finemem_jax.models.kv_cache import Tree
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
 from finemem_jax.reading.reader import Claim, LikelihoodReader, Query
-from finemem_jax.runtime import workers
+from finemem_jax.runtime import compilation, workers
 from finemem_jax.sampling.engine import Engine, Trunk, targets_in
 from finemem_jax.types import Likelihood
 
@@ -102,7 +101,7 @@ class Likelihoods:
             longest: Tokens beyond it, of prompt and answers.
             say: See `Engine.warm_up`.
         """
-        lengths = sorted({_length(length) for length in buckets.all_up_to(longest, _UNIT)})
+        lengths = sorted({_length(length) for length in compilation.all_up_to(longest, _UNIT)})
         self._engine.warm_up_teacher(trunk, [(self._rows(length), length) for length in lengths], say)
 
     def take_stats(self) -> LikelihoodStats:
@@ -226,7 +225,7 @@ class Likelihoods:
 
 def _length(longest):
     """How long rows are of which the longest has so many tokens."""
-    return buckets.rounded(max(longest, 2 * _UNIT), _UNIT)
+    return compilation.rounded(max(longest, 2 * _UNIT), _UNIT)
 
 
 def _likelihood(row, sums, means, tops):

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finemem_jax.memory import prompts
+from finemem_jax.reading import prompts as reading_prompts
 from finemem_jax.reading import scoring
 from finemem_jax.reading.judges import AnswerJudge, Judged
 from finemem_jax.reading.reader import AnswerFn, LikelihoodReader, Query, Reader, claim
@@ -107,7 +107,7 @@ class Asking:
     def _answered(self, draft, text):
         draft.text = text
         if self._cited_by == "reader":
-            draft.text, draft.cited = prompts.split_citations(text, len(draft.items))
+            draft.text, draft.cited = reading_prompts.split_citations(text, len(draft.items))
         elif self._cited_by:
             draft.cited = tuple(scoring.supports(item.text, text) for item in draft.items)
         if draft.question.metric not in scoring.JUDGED:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from finemem_jax.memory import prompts
-from finemem_jax.models import tokenizer
-from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
+from finemem_jax.clients import chat as clients_chat
+from finemem_jax.clients.chat import LanguageModel
+from finemem_jax.reading import prompts as reading_prompts
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
-from finemem_jax.types import Chat, Completion, Likelihood, Question, Refusal, Request, random_key
+from finemem_jax.types import Chat, Likelihood, Question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,6 @@ class Query:
 AnswerFn = Callable[[Sequence[Query]], list[str]]
 # The same, query by query.
 Reader = Worker[Query, str]
-# A language model: a sampler of our own (`in_process`), or servers (`endpoint.Endpoint`).
-LanguageModel = Worker[Chat, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,7 @@ def claim(question: Question, evidence: Sequence[str]) -> Claim:
     """What is claimed of a question."""
     query = Query(question.prompt, tuple(evidence))
     # Where the question asks for a box, the reader is not asked for a bare label.
-    boxed = prompts.BOXED in question.prompt
+    boxed = reading_prompts.BOXED in question.prompt
     golds, choices = (tuple(map(_in_box, x)) if boxed else x for x in (question.answers, question.choices))
     return Claim(query, golds, choices)
 
@@ -85,35 +83,9 @@ def language_model(model: LanguageModel, options: ReaderOptions) -> Reader:
 
 def chat(query: Query, options: ReaderOptions) -> Chat:
     """What a language model is asked."""
-    system = options.system or prompts.READER_SYSTEM
-    messages = prompts.reader(query.evidence, query.question, options.num_examples, system, options.cite)
+    system = options.system or reading_prompts.READER_SYSTEM
+    messages = reading_prompts.reader(query.evidence, query.question, options.num_examples, system, options.cite)
     return Chat(tuple(messages), options.max_new_tokens, options.temperature)
-
-
-def in_process(sampler: Worker[Request, Completion | Refusal], tokens: Tokenizer, seed: int) -> LanguageModel:
-    """The language model that a sampler has, text in and text out.
-
-    Raises:
-        ValueError: (on collecting) the sampler refuses a prompt; the message names the remedy.
-    """
-
-    def request(chat: Chat) -> Request:
-        prompt = encode(tokens, chat)
-        # The key is the prompt itself: the same question with the same evidence is answered alike, whoever asks.
-        key = random_key(seed, "reader", chat.seed, *prompt.ids)
-        return Request(prompt.ids, prompt.cuts, chat.max_new_tokens, chat.temperature, key)
-
-    def text(result: Completion | Refusal) -> str:
-        if isinstance(result, Refusal):
-            raise ValueError(f"The reader's prompt was refused: {result.reason} Or lower memory.top_k.")
-        return tokens.decode(tokenizer.strip_end(tokens, result.ids)).strip()
-
-    return workers.Mapped(sampler, request, text)
-
-
-def encode(tokens: Tokenizer, chat: Chat) -> EncodedChat:
-    """A chat as token ids."""
-    return tokenizer.encode_chat(tokens, chat.messages)
 
 
 def evidence(cite: bool = False) -> AnswerFn:
@@ -135,4 +107,4 @@ def evidence(cite: bool = False) -> AnswerFn:
 
 def _answer(reply):
     # Thinking that never came to an end is no answer.
-    return (prompts.after_thinking(reply) or "").strip()
+    return (clients_chat.after_thinking(reply) or "").strip()

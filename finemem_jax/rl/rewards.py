@@ -8,12 +8,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from finemem_jax import buckets
 from finemem_jax.rl import advantages
 from finemem_jax.rl import credit_rules as rules
 from finemem_jax.rl.advantages import Advantages
 from finemem_jax.rl.credit_rules import RewardInputs, Rewards, Settings, Variant
 from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.runtime import compilation
 from finemem_jax.types import MEMORY_TYPES, Action, Answer, Malformed, Trajectory
 
 _TYPES = ("", *MEMORY_TYPES)
@@ -110,7 +110,7 @@ def collect(
 
 def _size(expected, sizes):
     largest = max(sizes, default=0)
-    return expected if largest <= expected else buckets.rounded(largest)
+    return expected if largest <= expected else compilation.rounded(largest)
 
 
 def _padded(values, into):

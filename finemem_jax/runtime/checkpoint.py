@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,11 +30,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
 from finemem_jax.models.decoder import Params
-from finemem_jax.rl.learner import TrainState
 from finemem_jax.runtime import checksums as bits
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import files
 from finemem_jax.runtime.distributed import Processes
 
+# What is saved: any tree of arrays, such as `rl.learner.TrainState`.
+State = TypeVar("State")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Beside a checkpoint, what is written between two of them: trajectories, metrics, answers.
 _SPARE_BYTES = 64 * 2**20
@@ -102,9 +103,7 @@ class Checkpoints:
         """Training steps behind the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(
-        self, step: int, state: TrainState, position: dict[str, Any], metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, position: dict[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Saves in the background; atomic, so that a kill leaves the previous checkpoint as the newest.
 
         Args:
@@ -175,7 +174,7 @@ class Checkpoints:
             f"{free:.1f} GiB are free there; see to space and rights, then start the same command again."
         )
 
-    def restore(self, state: TrainState) -> tuple[TrainState, int, dict[str, Any]]:
+    def restore(self, state: State) -> tuple[State, int, dict[str, Any]]:
         """Returns the newest good checkpoint's state, its step, and the input pipeline's position.
 
         One that cannot be read, or whose arrays are not what was saved, is said, moved aside, and passed over.
@@ -403,4 +402,4 @@ def check_space(workdir: pathlib.Path, state: Any, keep: int) -> str:
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes the config into the workdir, which is this run's from now on."""
-    writer.replace_text(workdir / "config.json", json.dumps(config_lib.flatten(config), indent=2) + "\n")
+    files.replace_text(workdir / "config.json", json.dumps(config_lib.flatten(config), indent=2) + "\n")

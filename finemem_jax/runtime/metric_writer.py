@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import pathlib
-import sys
-import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import rich.console
-import rich.live
-import rich.table
 import tensorboardX
+
+from finemem_jax.runtime.files import read_metrics, replace_text
 
 
 class MetricWriter:
@@ -60,126 +54,3 @@ class MetricWriter:
         replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._events.close()
         self._events = self._open_events(purge_step=step)
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a workdir's metrics.jsonl, oldest first; a line that a kill cut short is left out."""
-    path = workdir / "metrics.jsonl"
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            metrics = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if "step" in metrics:
-            found.append(metrics)
-    return found
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader sees the old text or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records as compressed JSON lines, whole or not at all. The same records give the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
-        for record in records:
-            # Data may hold lone surrogates, which have no UTF-8 form.
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-    os.replace(temporary, path)
-
-
-class Display:
-    """Shows the progress of a run: a table that refreshes in place on a terminal, one line per step elsewhere."""
-
-    # What is shown of the metrics: column title, metric, format.
-    COLUMNS = (
-        ("reward", "reward/total", "{:.3f}"),
-        ("global", "reward/outcome", "{:.3f}"),
-        ("chunk", "reward/chunk", "{:.3f}"),
-        ("valid ops", "operations/valid_fraction", "{:.3f}"),
-        ("memory tok", "memory/tokens", "{:.0f}"),
-        ("entropy", "loss/entropy", "{:.2f}"),
-        ("tok/s", "time/new_tokens_per_second", "{:.0f}"),
-        ("s/step", "time/step_seconds", "{:.1f}"),
-    )
-
-    def __init__(self, num_steps: int, silent: bool = False):
-        """Args:
-        silent: Show nothing: another process does.
-        """
-        self._silent = silent
-        self._console = rich.console.Console()
-        self._num_steps = num_steps
-        self._rows: list[tuple[str, ...]] = []
-        self._durations: list[float] = []
-        self._phase, self._phase_began = "", time.monotonic()
-        self._live: rich.live.Live | None = None
-
-    def __enter__(self) -> Display:
-        if self._console.is_terminal and not self._silent:
-            self._live = rich.live.Live(
-                get_renderable=self._table, console=self._console, refresh_per_second=2, vertical_overflow="visible"
-            )
-            self._live.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._phase = ""
-        if self._live:
-            self._live.stop()
-            self._live = None
-
-    def phase(self, name: str) -> None:
-        """Says what is going on now."""
-        self._phase, self._phase_began = name, time.monotonic()
-
-    def say(self, line: str) -> None:
-        """Prints one line above the table."""
-        if self._silent:
-            return
-        if self._live:
-            self._console.print(line, markup=False, highlight=False)
-        else:
-            print(line, flush=True)
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows the metrics of a finished step."""
-        self._durations.append(metrics["time/step_seconds"])
-        cells = tuple(form.format(metrics[name]) if name in metrics else "-" for _, name, form in self.COLUMNS)
-        self._rows.append((f"{step + 1}/{self._num_steps}", *cells, self._time_left(step)))
-        if not self._live and not self._silent:
-            shown = " · ".join(f"{title} {cell}" for (title, *_), cell in zip(self.COLUMNS, cells, strict=True))
-            print(f"step {step + 1}/{self._num_steps} · {shown} · left {self._time_left(step)}", flush=True)
-
-    def _time_left(self, step):
-        # The first step compiles; the median of the last few says more than the mean.
-        recent = sorted(self._durations[-5:])
-        seconds = recent[len(recent) // 2] * (self._num_steps - step - 1)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
-
-    def _table(self):
-        table = rich.table.Table(box=None, pad_edge=False)
-        for title in ("step", *(title for title, *_ in self.COLUMNS), "left"):
-            table.add_column(title, justify="right")
-        for row in self._rows[-12:]:
-            table.add_row(*row)
-        if self._phase:
-            table.caption = f"{self._phase} · {time.monotonic() - self._phase_began:.0f} s"
-        return table
-
-
-def print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Prints a table, plain where the output is no terminal."""
-    table = rich.table.Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else 110
-    rich.console.Console(width=width).print(table)

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from finemem_jax.config import ConfigDict
-from finemem_jax.rl.batching import Batch
 from finemem_jax.runtime.distributed import Processes
 
 
@@ -29,7 +28,7 @@ class Guard:
         self._in_a_row = 0
         self._skipped: collections.Counter[int] = collections.Counter()
 
-    def look(self, step: int, minibatch: Sequence[Batch], measured: Mapping[str, float]) -> None:
+    def look(self, step: int, minibatch: Sequence[Any], measured: Mapping[str, float]) -> None:
         """Counts updates that were skipped, those in a row as well; writes down what led to the last that is borne."""
         if not measured:
             return

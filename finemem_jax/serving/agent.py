@@ -15,13 +15,15 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finemem_jax.config import ConfigDict
-from finemem_jax.memory import prompts, retrieval
+from finemem_jax.memory import retrieval
 from finemem_jax.memory import store as store_lib
 from finemem_jax.memory import transition as memory_lib
 from finemem_jax.memory.store import Conflict, Saved, Store
+from finemem_jax.reading import prompts as reading_prompts
 from finemem_jax.reading.reader import Query
+from finemem_jax.rl.method import rollout_options
 from finemem_jax.rl.rollout import RolloutOptions
-from finemem_jax.runtime import workers
+from finemem_jax.runtime import files, workers
 from finemem_jax.serving import load as trained
 from finemem_jax.serving.scheduler import Calls, Work
 from finemem_jax.types import Chunk, Memory, MemoryItem, Outcome, Refusal, Request, Stream, random_key, to_json
@@ -168,7 +170,7 @@ class MemoryAgent:
             step = 0 if workdir is None else assembly.use_checkpoint(parts, workdir)
             if warm_up is not None:
                 assembly.warm_up(config, parts, warm_up)
-            options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
+            options = rollout_options(config, evaluation=True, constraint=parts.constraint)
             agent = cls(parts, options, store, config.seed, step, waits=config.reader.kind != "endpoint")
             # Whoever comes while others are served need not wait until one of these is done.
             parts.manager.between = agent._calls.is_wanted
@@ -244,14 +246,13 @@ class MemoryAgent:
         Raises:
             OSError: it cannot be written.
         """
-        from finemem_jax.runtime import metric_writer as writer  # Which imports JAX; see `_begin`.
 
         copies = {}
         for user in self.users():
             memory, state = self._store.load(user)
             copies[user] = {"steps": state.get("step", 0), **to_json(memory)}
         text = json.dumps({"format": _COPY_FORMAT, "memories": copies}, indent=1, ensure_ascii=False)
-        writer.replace_text(pathlib.Path(path).expanduser(), text + "\n")
+        files.replace_text(pathlib.Path(path).expanduser(), text + "\n")
 
     def restore(self, path: str | pathlib.Path) -> list[str]:
         """Puts the memories of a file that `save` wrote in the place of those of the same users; returns whose.
@@ -336,7 +337,7 @@ class MemoryAgent:
         evidence = self._look(user).find(question, self._options.top_k)
         answer = yield Query(question, tuple(item.text for item in evidence))
         if self._cites:
-            answer, _ = prompts.split_citations(answer, len(evidence))
+            answer, _ = reading_prompts.split_citations(answer, len(evidence))
         return Reply(answer, evidence)
 
     def _look(self, user):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
+from finemem_jax.memory import build
 from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
@@ -116,7 +117,7 @@ def trained_adapters(config: ConfigDict, workdir: pathlib.Path, model: DecoderCo
 
 def conversation(config: ConfigDict, tokens: Tokenizer, chunk: str) -> list[Message]:
     """What the manager is told of a chunk while its memory is empty."""
-    return assembly.environment(config, tokens).messages(Chunk(chunk), Memory())
+    return build.environment(config, tokens).messages(Chunk(chunk), Memory())
 
 
 def _opening(config, tokens):

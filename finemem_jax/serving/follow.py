@@ -15,9 +15,10 @@ from finemem_jax.config import ConfigDict
 from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.store import Store
+from finemem_jax.rl.method import rollout_options
 from finemem_jax.rl.rollout import RolloutOptions
-from finemem_jax.runtime import metric_writer as writer
 from finemem_jax.runtime import workers
+from finemem_jax.runtime.display import Display
 from finemem_jax.types import Chunk, Memory, Refusal, Request, Stream, random_key
 
 FILE = "memory.sqlite"
@@ -46,8 +47,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, step: int) -> l
     path = pathlib.Path(config.follow.file).expanduser()
     name = str(path.resolve())
     growing = input_pipeline.builder("texts")
-    options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
-    with Store(workdir / FILE) as store, writer.Display(0) as display:
+    options = rollout_options(config, evaluation=True, constraint=parts.constraint)
+    with Store(workdir / FILE) as store, Display(0) as display:
         memory, state = store.load(name)
         offset, t = state.get("offset", 0), state.get("step", 0)
         if t:

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from finemem_jax import build as assembly
-from finemem_jax import sources
+from finemem_jax import input_pipeline
 from finemem_jax.config import ConfigDict
-from finemem_jax.memory import operations, prompts
+from finemem_jax.memory import build, operations, prompts
 from finemem_jax.memory.environment import Environment
 from finemem_jax.models import decoder, log_probs, lora, presets, sharding
 from finemem_jax.models.decoder import Params
@@ -88,7 +88,7 @@ def verify(folder: pathlib.Path, config: ConfigDict, workdir: pathlib.Path) -> l
     """
     check(config)
     loaded = assembly.load(config)
-    environment = assembly.environment(config, loaded.tokens)
+    environment = build.environment(config, loaded.tokens)
     found = rows(config, loaded.tokens, environment)
     file = folder / trained.GGUF
     program = "llama.cpp" if file.is_file() else "transformers"
@@ -126,7 +126,7 @@ def rows(config: ConfigDict, tokens: Tokenizer, environment: Environment) -> lis
     written = (*tokens.encode(reply), tokens.end_ids[0])
     found: list[Row] = []
     left = config.export.verify_tokens
-    for stream in sources.streams(config, "test", environment):
+    for stream in input_pipeline.streams(config, "test", environment):
         for chunk in stream.chunks:
             # To others a special token's name in a text is that token; prompts then differ, and rightly.
             if left <= 0 or tokens.encode(chunk.text) != tokens.encode_template(chunk.text):

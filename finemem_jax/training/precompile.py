@@ -10,15 +10,16 @@ import jax
 import numpy as np
 import optax
 
-from finemem_jax import build as assembly
-from finemem_jax.build import Method, Parts
+from finemem_jax.build import Parts
 from finemem_jax.config import ConfigDict
+from finemem_jax.memory import build
 from finemem_jax.models import logical_axes as axes
 from finemem_jax.models import sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.rl import batching, learner, rewards
 from finemem_jax.rl.batching import Batch
 from finemem_jax.rl.learner import LearnerOptions, TrainState
+from finemem_jax.rl.method import Method, reward_sizes
 from finemem_jax.runtime import checksums as bits
 from finemem_jax.runtime import compilation
 from finemem_jax.runtime.compilation import Call
@@ -64,7 +65,7 @@ def updates(
 def _batches(config, parts, with_reference, with_factors) -> list[Batch]:
     """Shapes of all micro-batches, and where they are."""
     multiple, max_response = config.train.length_multiple, config.rollout.max_new_tokens
-    lengths = assembly.prompt_lengths(config, parts.environment)
+    lengths = build.prompt_lengths(config, parts.environment)
     trunk = batching.trunk_length(lengths.trunk, multiple)
     prompt = lengths.trunk - trunk + lengths.text + lengths.view
     blank = functools.partial(
@@ -87,7 +88,7 @@ def _batches(config, parts, with_reference, with_factors) -> list[Batch]:
 
 def credit(config: ConfigDict, method: Method) -> None:
     """Rewards, comparisons and their spreading over tokens, for up to so many operations in a response."""
-    sizes, most = assembly.reward_sizes(config), min(config.rollout.max_new_tokens, _MOST_OPERATIONS)
+    sizes, most = reward_sizes(config), min(config.rollout.max_new_tokens, _MOST_OPERATIONS)
     counts = itertools.takewhile(lambda n: n < 2 * most, (sizes.operations * 2**i for i in itertools.count()))
     for count in counts:
         nothing = Outcome(Malformed("", ""), Status.MALFORMED)

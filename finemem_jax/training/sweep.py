@@ -33,7 +33,8 @@ from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
 from finemem_jax.config import checks as config_checks
 from finemem_jax.evaluation import evaluate
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import files
+from finemem_jax.runtime.display import print_table
 
 NOTE = (
     "± is one standard error over held-out streams. Against the first: the value after training less the first "
@@ -211,7 +212,7 @@ def finished(member: Member, folder: pathlib.Path) -> bool:
             f"{folder} holds a run of {steps} steps, more than train.num_steps={settings.num_steps}: it cannot be "
             "compared with shorter ones. Raise train.num_steps, or choose another --workdir."
         )
-    done = max((int(line["step"]) + 1 for line in writer.read_metrics(folder)), default=0)
+    done = max((int(line["step"]) + 1 for line in files.read_metrics(folder)), default=0)
     # A run that the clock ends is finished where it stopped, until it is asked for more.
     limits = ("num_steps", "stop_after_seconds")
     ended_by_clock = settings.stop_after_seconds > 0 and all(saved[f"train.{n}"] == settings[n] for n in limits)
@@ -282,7 +283,7 @@ def run(members: Sequence[Member], workdir: pathlib.Path, jobs: int = 1, command
     if stop.asked:
         say(f"{sum(done.values())} of {len(members)} members are finished; the same command goes on with the others")
         return 130
-    writer.print_table("sweep", *table(comparison))
+    print_table("sweep", *table(comparison))
     print(NOTE)
     for name, reason in failures.items():
         print(f"\n{name} failed: {reason}")
@@ -458,8 +459,8 @@ def write(comparison: Mapping[str, Any], workdir: pathlib.Path) -> None:
     text = "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
     failed = [f"\n{m['name']} failed: {m['failure']}\n" for m in comparison["members"] if m["failure"]]
     workdir.mkdir(parents=True, exist_ok=True)
-    writer.replace_text(workdir / "sweep.json", json.dumps(comparison, indent=1) + "\n")
-    writer.replace_text(workdir / "sweep.md", f"{text}\n{NOTE}\n{''.join(failed)}")
+    files.replace_text(workdir / "sweep.json", json.dumps(comparison, indent=1) + "\n")
+    files.replace_text(workdir / "sweep.md", f"{text}\n{NOTE}\n{''.join(failed)}")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

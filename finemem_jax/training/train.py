@@ -19,22 +19,24 @@ import numpy as np
 
 from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
-from finemem_jax import input_pipeline, optimizer, sources
+from finemem_jax import input_pipeline
 from finemem_jax.build import Parts
 from finemem_jax.clients.endpoint import EndpointError
 from finemem_jax.config import ConfigDict
 from finemem_jax.evaluation import evaluate
 from finemem_jax.input_pipeline import Mixture
+from finemem_jax.memory import build
 from finemem_jax.models import logical_axes as axes
 from finemem_jax.models import lora, sharding
 from finemem_jax.models.decoder import Params
-from finemem_jax.optimizer import OptimizerOptions
 from finemem_jax.reading import answering
 from finemem_jax.rl import batching, learner, records, rewards, rollout
 from finemem_jax.rl.batching import Batch
-from finemem_jax.rl.learner import LearnerOptions
-from finemem_jax.runtime import checkpoint, compilation
+from finemem_jax.rl.learner import LearnerOptions, OptimizerOptions
+from finemem_jax.rl.method import Method, reward_sizes, rollout_options, with_likelihoods
+from finemem_jax.runtime import checkpoint, compilation, files
 from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime.display import Display
 from finemem_jax.runtime.distributed import StoppedByPeer
 from finemem_jax.runtime.preemption import Interrupt
 from finemem_jax.runtime.watchdog import Guard, StopError
@@ -58,12 +60,12 @@ def train(
         OSError: something cannot be written; checkpoints are as they were.
     """
     began, processes = time.monotonic(), parts.processes
-    method, sizes = assembly.method(config), assembly.reward_sizes(config)
+    method, sizes = Method.from_config(config), reward_sizes(config)
     compute, remark = assembly.compute(config, parts.mesh)
     options = LearnerOptions(parts.model, compute, method.objective)
-    tx = optimizer.make(OptimizerOptions(**config.optimizer))
-    rollout_options = assembly.rollout_options(config, evaluation=False)
-    stages = sources.stages(config, parts.environment, train_streams)
+    tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
+    sampling = rollout_options(config, evaluation=False)
+    stages = input_pipeline.stages(config, parts.environment, train_streams)
     share = processes.index, processes.count
     batches = input_pipeline.training_order(stages, config.seed, config.rollout.streams_per_step, share)
     # The learner takes the trained arrays over; the samplers hold their own copies.
@@ -72,7 +74,7 @@ def train(
     state = learner.init(trained, tx)
 
     with (
-        writer.Display(config.train.num_steps, silent=not processes.is_first) as display,
+        Display(config.train.num_steps, silent=not processes.is_first) as display,
         _checkpoints(config, workdir, display, processes) as checkpoints,
         writer.MetricWriter(workdir, silent=not processes.is_first) as metric_writer,
         Interrupt(processes) as interrupt,
@@ -113,7 +115,7 @@ def train(
                 display.phase(f"step {step + 1}: rollouts and reader")
                 _begin_anew(parts)
                 mine = rollout.run(
-                    streams, assembly.with_likelihoods(config, rollout_options, step), parts.environment, parts.manager,
+                    streams, with_likelihoods(config, sampling, step), parts.environment, parts.manager,
                     parts.answer, (config.seed, "train", step), parts.embed, parts.judge, parts.mark, parts.likely,
                 )  # fmt: skip
                 trajectories, costs = _together(parts, mine)
@@ -192,7 +194,7 @@ def train(
 def state_shapes(config: ConfigDict, parts: Parts) -> Any:
     """Shapes of what training changes: the parameters, and what the optimizer keeps of them."""
     trained = lora.split(parts.params)[1]
-    tx = optimizer.make(OptimizerOptions(**config.optimizer))
+    tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
     return jax.eval_shape(lambda params: (params, tx.init(params)), trained)
 
 
@@ -352,7 +354,7 @@ def _microbatches(config, parts, groups):
         parts.tokenizer.end_ids[0],
         config.objective.aggregation,
         axes.size(parts.mesh, axes.ROWS),
-        assembly.prompt_lengths(config, parts.environment).trunk,
+        build.prompt_lengths(config, parts.environment).trunk,
     )
 
 
@@ -378,7 +380,7 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     if processes.first(read_evaluations(workdir).get(name, {}).get("step") == step):
         return
     _begin_anew(parts)
-    options = assembly.rollout_options(config, evaluation=True, constraint=parts.constraint)
+    options = rollout_options(config, evaluation=True, constraint=parts.constraint)
     streams = [test_streams[i] for i in range(processes.index, len(test_streams), processes.count)]
     mine = evaluate.run(
         streams, options, parts.environment, parts.manager, parts.answer, (config.seed, "evaluate"), parts.embed,
@@ -392,9 +394,9 @@ def _evaluate(config, workdir, parts, test_streams, name, display, step):
     if not processes.is_first:
         return
     lines = (records.evaluated(trajectory, parts.tokenizer.decode) for trajectory in trajectories)
-    writer.write_records(workdir / "evaluations" / f"{name.replace(' ', '_')}.jsonl.gz", lines)
+    files.write_records(workdir / "evaluations" / f"{name.replace(' ', '_')}.jsonl.gz", lines)
     found = read_evaluations(workdir) | {name: {"step": step, **evaluate.summary(trajectories, parts.environment)}}
-    writer.replace_text(workdir / "evaluation.json", json.dumps(found, indent=1) + "\n")
+    files.replace_text(workdir / "evaluation.json", json.dumps(found, indent=1) + "\n")
     means = found[name]["estimates"]
     shown = " · ".join(
         f"{title} {means[metric]['mean']:.3f}" for metric, title in evaluate.METRICS.items() if means[metric]["n"]
@@ -410,7 +412,7 @@ def _write_trajectories(workdir, step, trajectories, inputs, earned, compared, p
         for s, rollouts in enumerate(trajectories)
         for i, one in enumerate(rollouts)
     )
-    writer.write_records(workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
+    files.write_records(workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
 
 
 def closing_lines(workdir: pathlib.Path) -> list[str]:

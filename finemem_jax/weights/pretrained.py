@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
-from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
+from finemem_jax.models import decoder, lora, presets, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checkpoint
 from finemem_jax.weights import files as weights
+from finemem_jax.weights import tokenizer_files
 
 
 class Backbone(abc.ABC):
@@ -67,8 +68,8 @@ class _Published(Backbone):
 
     def tokenizer(self):
         if isinstance(self._found, weights.GgufFile):
-            return tokenizer.from_gguf(self._found.reader, self.config.model.thinking)
-        return tokenizer.from_folder(self._found.path, self.config.model.thinking)
+            return tokenizer_files.from_gguf(self._found.reader, self.config.model.thinking)
+        return tokenizer_files.from_folder(self._found.path, self.config.model.thinking)
 
 
 class _Trained(Backbone):

@@ -1,0 +1,78 @@
+"""Builds the environment, the embedder and the grammar that a config chooses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from finemem_jax.config import ConfigDict
+from finemem_jax.memory import embedders as embedding
+from finemem_jax.memory import grammar as constraints
+from finemem_jax.memory import operations, retrieval
+from finemem_jax.memory.environment import Environment
+from finemem_jax.models.tokenizer import Tokenizer
+from finemem_jax.types import Chunk, Memory
+
+
+def environment(config: ConfigDict, tokens: Tokenizer) -> Environment:
+    """The rules of the game that a config chooses."""
+    return Environment(
+        tokenizer=tokens,
+        num_examples=config.manager.num_examples,
+        view_tokens=config.memory.view_tokens,
+        chunk_tokens=config.manager.chunk_tokens,
+        long_chunk=config.manager.long_chunk,
+        repair_json=config.manager.repair_json,
+        dialect=dialect(config),
+        view_items=config.memory.view_items,
+        core_tokens=config.memory.core_tokens,
+        task=config.prompts.manager,
+        view=config.memory.view,
+        budget_tokens=config.memory.budget_tokens,
+        eviction=config.memory.eviction,
+    )
+
+
+def dialect(config):
+    return operations.Dialect(config.memory.layout, config.manager.wire)
+
+
+class PromptLengths(NamedTuple):
+    """Tokens of the manager's longest prompt: what all begin with, a chunk, and the memory with the words around."""
+
+    trunk: int
+    text: int
+    view: int
+
+
+def prompt_lengths(config: ConfigDict, environment: Environment) -> PromptLengths:
+    """Of the longest prompt that there can be."""
+    # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
+    around = 64 if config.memory.layout == "flat" else 192
+    trunk = environment.observe(Chunk(""), Memory()).cuts[0]
+    return PromptLengths(trunk, config.manager.chunk_tokens, config.memory.view_tokens + around)
+
+
+def constraint(config, loaded):
+    """What the manager must keep to in evaluation, or None."""
+    if not config.manager.constrained:
+        return None
+    grammar = constraints.of_operations(dialect(config))
+    return constraints.Grammar(loaded.tokens, grammar, loaded.backbone.model.vocab_size)
+
+
+def embedder(config, model, params, tokens):
+    """What texts are embedded with, or None if retrieval needs no embeddings."""
+    embed = None
+    if config.memory.retrieval in retrieval.DENSE_METHODS:
+        if config.memory.embedder == "wordllama":
+            embed = embedding.wordllama()
+        else:
+            # A copy, because training gives its arrays away.
+            embed = embedding.language_model(model, jax.tree.map(jnp.copy, params), tokens)
+        embed = embedding.cached(embed)
+    # Only to see now, and not after the first rollouts, whether what the method needs is installed.
+    retrieval.Index(config.memory.retrieval, embed)
+    return embed

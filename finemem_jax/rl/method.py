@@ -1,0 +1,122 @@
+"""From `config.credit` and `config.objective` to a method: the credit rule, its numbers, and the objective."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from finemem_jax.config import ConfigDict
+from finemem_jax.memory import retrieval
+from finemem_jax.reading.answering import chunk_share
+from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import probes
+from finemem_jax.rl.credit_rules import Rule, Settings, Variant
+from finemem_jax.rl.grpo import Normaliser, ObjectiveOptions
+from finemem_jax.rl.rewards import Sizes
+from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.types import Constraint
+
+# Few responses have more; where one has, reward arrays are twice as large.
+_LEAST_OPERATIONS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How scores become gradients: the credit rule, its numbers, how rewards are compared, the objective."""
+
+    rule: Rule
+    settings: Settings
+    variant: Variant
+    normaliser: Normaliser
+    objective: ObjectiveOptions
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Method:
+        """The method that a config chooses.
+
+        Raises:
+            ValueError: the choices cannot work, or not together.
+        """
+        rule = rules.rule(config.credit.rule)
+        if rule.weighs_types and config.memory.layout != "typed":
+            raise ValueError(
+                f"credit.rule={config.credit.rule!r} weighs memory types, and memory.layout={config.memory.layout!r} "
+                "has none; set memory.layout='typed'."
+            )
+        most = retrieval.max_evidence(config.memory.top_k, config.memory.layout) + 2
+        if probes.SUBSETS in rule.needs and most > probes.MAX_PLAYERS:
+            raise ValueError(
+                f"credit.rule={config.credit.rule!r} asks about every subset of what was retrieved; with memory.top_k="
+                f"{config.memory.top_k} (memory.layout={config.memory.layout!r}) these are too many. "
+                "Lower memory.top_k, "
+                "or use credit.rule='ablation'."
+            )
+        return cls(
+            rule=rule,
+            # The share of likelihoods is a matter of the training step.
+            settings=Settings(**{name: config.credit[name] for name in Settings._fields if name in config.credit}),
+            variant=Variant(**{name: config.credit[name] for name in Variant._fields}),
+            normaliser=Normaliser(
+                scale=config.objective.advantage_scale,
+                ddof=config.objective.advantage_ddof,
+                epsilon=config.objective.advantage_epsilon,
+                std_floor=config.objective.std_floor,
+            ),
+            objective=ObjectiveOptions(
+                **{field.name: config.objective[field.name] for field in dataclasses.fields(ObjectiveOptions)}
+            ),
+        )
+
+
+def reward_sizes(config: ConfigDict) -> Sizes:
+    """How many of each thing the reward arrays of a training step have room for."""
+    rollout, kept = config.rollout, config.data.questions_per_stream
+    asked = max(rollout.global_question_threshold, math.ceil(rollout.global_question_fraction * kept))
+    return Sizes(
+        steps=config.data.chunks_per_stream,
+        operations=_LEAST_OPERATIONS,
+        chunk_questions=max(config.data.questions_per_chunk, 1),
+        questions=max(min(kept, asked), 1),
+        evidence=retrieval.max_evidence(config.memory.top_k, config.memory.layout),
+        tokens=rollout.max_new_tokens,
+    )
+
+
+def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
+    """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation.
+
+    Evaluation's answers are generated; `with_likelihoods` says when training asks for something else.
+    """
+    return RolloutOptions(
+        group_size=1 if evaluation else config.rollout.group_size,
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=0.0 if evaluation else config.rollout.temperature,
+        retrieval=config.memory.retrieval,
+        top_k=config.memory.top_k,
+        global_question_fraction=1.0 if evaluation else config.rollout.global_question_fraction,
+        global_question_threshold=config.rollout.global_question_threshold,
+        # Evaluation scores answers; nobody is credited.
+        needs=Method.from_config(config).rule.needs & {"citations"}
+        if evaluation
+        else Method.from_config(config).rule.needs,
+        cited_by=config.credit.cited_by,
+        view_top_k=config.memory.view_top_k,
+        keep_prompts=not evaluation,
+        draw_top_k=config.rollout.top_k,
+        draw_top_p=config.rollout.top_p,
+        constraint=constraint,
+    )
+
+
+def with_likelihoods(config: ConfigDict, options: RolloutOptions, step: int) -> RolloutOptions:
+    """How streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
+    share, every = chunk_share(config, step), config.likelihood.check_every
+    used = share > 0 or config.likelihood.probes
+    compared = used and every > 0 and step % every == 0
+    return dataclasses.replace(
+        options,
+        chunk_answers=share < 1 or compared,
+        chunk_likelihoods=share > 0 or compared,
+        final_likelihoods=compared,
+        probe_likelihoods=config.likelihood.probes,
+    )

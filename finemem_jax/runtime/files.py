@@ -1,0 +1,42 @@
+"""Writes and reads the JSON Lines files of a workdir, whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a workdir's metrics.jsonl, oldest first; a line that a kill cut short is left out."""
+    path = workdir / "metrics.jsonl"
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            metrics = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "step" in metrics:
+            found.append(metrics)
+    return found
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader sees the old text or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_records(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records as compressed JSON lines, whole or not at all. The same records give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
+        for record in records:
+            # Data may hold lone surrogates, which have no UTF-8 form.
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    os.replace(temporary, path)

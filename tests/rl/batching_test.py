@@ -1,0 +1,290 @@
+"""Tests of finemem_jax/batching.py: every token can be found again, and padding is never trained on."""
+
+import dataclasses
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from finemem_jax.rl import batching
+from finemem_jax.rl.batching import Group
+from finemem_jax.runtime import compilation
+from finemem_jax.types import Chunk, Completion, Memory, Step, Stream, Trajectory
+
+PAD, LONGEST = 999, 12
+TRUNK = tuple(range(1, 8))
+
+
+def a_step(draw, branch, leaf=None, response=None):
+    leaf = draw.randint(1, 9) if leaf is None else leaf
+    response = draw.randint(0, LONGEST) if response is None else response
+
+    def ids(n):
+        return tuple(draw.randrange(10, 500) for _ in range(n))
+
+    prompt = TRUNK + branch + ids(leaf)
+    completion = Completion(ids(response), tuple(-draw.random() for _ in range(response)), "stop", 0)
+    return Step(prompt, (len(TRUNK), len(TRUNK) + len(branch), len(prompt)), completion, (), Memory())
+
+
+def some_groups(seed, count, size):
+    draw = random.Random(seed)
+    found = []
+    for _ in range(count):
+        branch = tuple(draw.randrange(10, 500) for _ in range(draw.randint(1, 20)))
+        steps = tuple(a_step(draw, branch) for _ in range(size))
+        found.append(a_group(steps, [draw.gauss(0, 1) for _ in range(size)], stream=len(found)))
+    return found
+
+
+def a_group(steps, advantages, stream=0, **more):
+    """Every token of a response with the same advantage."""
+    per_token = tuple(np.full(len(s.completion.ids), a) for s, a in zip(steps, advantages, strict=True))
+    return Group(stream, 0, tuple(steps), per_token, **({"trained": (True,) * len(steps)} | more))
+
+
+def pack(groups, per_batch=2, multiple=4, aggregation="row", shares=1):
+    args = (groups, per_batch, multiple, LONGEST, PAD, aggregation, shares)
+    return [batch for batch, _ in batching.microbatches(*args)]
+
+
+def rows_of(batch):
+    """(prompt and response, response, log-probs, advantage) of every row that is trained on or has a branch."""
+    rows = len(batch.leaf)
+    per_group = rows // len(batch.branch)
+    for r in range(rows):
+        b = r // per_group
+        if (batch.leaf[r] == PAD).all():
+            continue
+        held, n = batch.rows.token_mask[r], batch.rows.token_mask[r].sum()
+        np.testing.assert_array_equal(held, np.arange(LONGEST) < n)
+        whole = (
+            *batch.trunk[b * len(batch.trunk) // len(batch.branch)],
+            *batch.branch[b, : batch.branch_length[b]],
+            *batch.leaf[r, : batch.leaf_length[r]],
+        )
+        in_leaf = batch.leaf[r, batch.response_start[r] : batch.leaf_length[r]]
+        np.testing.assert_array_equal(in_leaf, batch.response[r, :n])
+        yield whole, tuple(in_leaf), tuple(batch.rows.old_log_probs[r, :n]), tuple(batch.rows.advantages[r, :n])
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "per_batch", "shares"),
+    [(1, 2, 1, 1), (4, 3, 2, 1), (5, 2, 2, 2), (7, 4, 3, 3), (2, 2, 5, 1), (7, 2, 4, 2)],
+)
+def test_every_token_is_found_again(count, size, per_batch, shares):
+    groups = some_groups(count, count, size)
+    got = sorted(row for batch in pack(groups, per_batch, shares=shares) for row in rows_of(batch))
+    wanted = sorted(
+        (
+            step.prompt_ids + step.completion.ids,
+            step.completion.ids,
+            tuple(np.float32(step.completion.log_probs)),
+            tuple(np.float32(advantages)),
+        )
+        for group in groups
+        for step, advantages in zip(group.steps, group.advantages, strict=True)
+    )
+    assert got == wanted
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+def test_lengths_are_rounded_multiples(multiple):
+    for batch in pack(some_groups(0, 6, 3), multiple=multiple):
+        assert batch.trunk.shape[1] == len(TRUNK) // multiple * multiple
+        assert batch.branch.shape[1] == compilation.rounded(int(batch.branch_length.max()), multiple)
+        assert batch.leaf.shape[1] == compilation.rounded(int(batch.leaf_length.max()), multiple)
+        assert batch.response.shape[1] == LONGEST
+
+
+def test_a_missing_group_is_padding():
+    *_, last = pack(some_groups(1, 3, 2), per_batch=2)
+    assert last.branch_length[1] == 0 and last.branch_length[0] > 0
+    assert not last.rows.token_mask[2:].any()
+    assert (last.rows.advantages[2:] == 0).all()
+    assert (last.leaf[2:] == PAD).all()
+    # One token, not none: attention over nothing is nan, and nan times zero is nan.
+    assert (last.leaf_length[2:] == 1).all()
+    assert (last.response_start[2:] == 1).all()
+
+
+def test_outside_of_masks_there_is_only_padding():
+    for batch in pack(some_groups(2, 5, 3), per_batch=2):
+        assert (batch.response[~batch.rows.token_mask] == PAD).all()
+        assert (batch.rows.old_log_probs[~batch.rows.token_mask] == 0).all()
+        assert (batch.rows.advantages[~batch.rows.token_mask] == 0).all()
+        assert (batch.leaf[np.arange(batch.leaf.shape[1]) >= batch.leaf_length[:, None]] == PAD).all()
+        assert (batch.branch[np.arange(batch.branch.shape[1]) >= batch.branch_length[:, None]] == PAD).all()
+
+
+def test_response_starts_after_something():
+    # The first response token is predicted from the leaf's token before it.
+    assert all((batch.response_start >= 1).all() for batch in pack(some_groups(3, 6, 2)))
+
+
+def test_the_order_of_groups_is_of_no_matter():
+    draw = random.Random(4)
+    groups = [a_group((a_step(draw, (9,) * n, 2, 3),) * 2, (n, -n)) for n in (5, 1, 30, 12, 7, 3)]
+    for one, other in zip(pack(groups), pack(groups[::-1]), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_groups_of_like_length_share_a_batch():
+    draw = random.Random(0)
+    short, long = ((9,) * n for n in (3, 60))
+    groups = [a_group((a_step(draw, branch),) * 2, (1.0, -1.0)) for branch in (long, short, long, short)]
+    assert [batch.branch.shape[1] for batch in pack(groups, multiple=8)] == [16, 80]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_sizes_that_come_are_known_before(seed):
+    """For prompts of at most 30 tokens beyond the trunk, of which rows share all but 13."""
+    draw = random.Random(seed)
+    known = batching.all_sizes(30, 13, LONGEST, 4)
+    assert len(set(known)) == len(known)
+    trunk = len(TRUNK) // 4 * 4
+    groups = []
+    for _ in range(8):
+        own = draw.randint(1, 13)
+        branch = tuple(draw.choices(range(50, 90), k=draw.randint(0, 30 - (len(TRUNK) - trunk) - own)))
+        steps = [a_step(draw, branch, leaf=own, response=draw.randint(1, LONGEST)) for _ in range(2)]
+        groups.append(a_group(tuple(steps), (1.0, -1.0)))
+    for batch, _ in batching.microbatches(groups, 1, 4, LONGEST, PAD, max_trunk=len(TRUNK)):
+        assert batch.trunk.shape[1] == trunk
+        assert (batch.branch.shape[1], batch.leaf.shape[1]) in known
+
+
+def test_what_a_few_groups_happen_to_share_is_no_trunk():
+    group = a_group((a_step(random.Random(0), (20, 21, 22, 23, 24, 25), leaf=3, response=2),) * 2, (1.0, -1.0))
+    shapes = [
+        next(batching.microbatches([group], 1, 2, LONGEST, PAD, max_trunk=most))[0].trunk.shape[1]
+        for most in (None, len(TRUNK))
+    ]
+    assert shapes[0] > shapes[1] == len(TRUNK) // 2 * 2
+
+
+def test_nothing_to_train_on():
+    assert pack([]) == []
+
+
+def shared_lengths(groups, multiple=4):
+    """Tokens of trunk, of branches, and in all, of one batch."""
+    (batch,) = pack(groups, len(groups), multiple)
+    whole = batch.trunk.size + int(batch.branch_length.sum()) + int(batch.leaf_length.sum())
+    return batch.trunk.shape[1], batch.branch_length.tolist(), whole
+
+
+def test_prefixes_are_found_by_token_ids():
+    """However the prompts were built: `prompt_cuts` say where parts end, not what is equal."""
+    draw = random.Random(0)
+    one, other = a_step(draw, (20, 21), leaf=3, response=2), a_step(draw, (20, 21), leaf=3, response=2)
+    pair = a_group((one, other), (1.0, -1.0))
+    # Seven of the trunk and two of the branch, four of them cut off as a trunk.
+    assert shared_lengths([pair]) == (8, [1], 9 + 2 * 5)
+    # One whole prompt, as at the first step of a stream: all but its last token, which predicts the response.
+    same = dataclasses.replace(other, prompt_ids=one.prompt_ids)
+    assert shared_lengths([a_group((one, same), (1.0, -1.0))]) == (8, [3], 11 + 2 * 3)
+    # Nothing in common, already at the first token.
+    strange = dataclasses.replace(other, prompt_ids=(500, *other.prompt_ids[1:]))
+    assert shared_lengths([a_group((one, strange), (1.0, -1.0))]) == (0, [0], 2 * 14)
+    # A group whose rows share nothing leaves the others their branch.
+    assert shared_lengths([pair, a_group((one, strange), (1.0, -1.0))]) == (0, [9, 0], 9 + 2 * 5 + 2 * 14)
+
+
+def test_a_prompt_that_begins_another_shares_all_but_its_last_token():
+    draw = random.Random(0)
+    one = a_step(draw, (20, 21), leaf=3, response=2)
+    longer = dataclasses.replace(one, prompt_ids=(*one.prompt_ids, 7, 7))
+    assert shared_lengths([a_group((one, longer), (1.0, -1.0))], multiple=1) == (11, [0], 11 + 3 + 5)
+
+
+def trajectories():
+    """Two streams of 2 and 1 steps with two rollouts each."""
+    draw = random.Random(1)
+    found = []
+    for name, length in (("a", 2), ("b", 1)):
+        stream = Stream(name, "made up", (Chunk("c"),) * length)
+        steps = [[a_step(draw, (40 + t,)) for t in range(length)] for _ in range(2)]
+        found.append([Trajectory(stream, i, tuple(steps[i])) for i in range(2)])
+    return found
+
+
+ADVANTAGES = np.array([[[0.7, 0.0], [-0.7, 0.0]], [[0.5, 0.0], [-0.5, 0.0]]])  # [S, G, T]
+PER_TOKEN = np.repeat(ADVANTAGES[..., None], LONGEST, -1)
+ALIVE = np.array([[True, False], [True, False]])  # Step 1 of stream 1 does not exist.
+
+
+def test_groups_pair_steps_with_their_advantages():
+    given = trajectories()
+    got = batching.groups(given, PER_TOKEN, ALIVE, drop_dead=True)
+    assert [(group.stream, group.step) for group in got] == [(0, 0), (1, 0)]
+    assert got[0].steps == (given[0][0].steps[0], given[0][1].steps[0])
+    assert got[1].steps == (given[1][0].steps[0], given[1][1].steps[0])
+    for group, values in zip(got, [(0.7, -0.7), (0.5, -0.5)], strict=True):
+        for step, row, value in zip(group.steps, group.advantages, values, strict=True):
+            np.testing.assert_array_equal(row, np.full(len(step.completion.ids), value))
+
+
+def test_dead_groups_stay_if_asked_for_but_missing_steps_never_do():
+    got = batching.groups(trajectories(), PER_TOKEN, ALIVE, drop_dead=False)
+    assert [(group.stream, group.step) for group in got] == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_all_groups_dead():
+    assert batching.groups(trajectories(), PER_TOKEN, np.zeros((2, 2), bool), drop_dead=True) == []
+
+
+# --------------------------------------------------------------------------------------
+# What each row is trained with
+# --------------------------------------------------------------------------------------
+
+
+def test_truncated_responses_are_not_trained_on():
+    draw = random.Random(0)
+    whole, cut = a_step(draw, (20, 21), 2, 3), a_step(draw, (20, 21), 2, 5)
+    cut = dataclasses.replace(cut, completion=dataclasses.replace(cut.completion, finish_reason="length"))
+    stream = Stream("a", "made up", (Chunk("c"),))
+    given = [[Trajectory(stream, i, (step,)) for i, step in enumerate((whole, cut))]]
+    values = np.ones((1, 2, 1, LONGEST))
+    for drop, masked, count in ((False, [3, 5], 2), (True, [3, 0], 1)):
+        groups = batching.groups(given, values, np.ones((1, 1), bool), drop_dead=True, drop_truncated=drop)
+        (batch,) = pack(groups, per_batch=1)
+        assert batch.rows.token_mask.sum(1).tolist() == masked
+        assert batch.rows.share.sum() == count
+
+
+@pytest.mark.parametrize("aggregation", ["row", "token", "stream", "constant"])
+def test_rows_weigh_the_same_however_they_are_packed(aggregation):
+    groups = [group._replace(stream=i // 2) for i, group in enumerate(some_groups(5, 6, 3))]
+    totals = []
+    for per_batch in (1, 2, 6):
+        rows = [batch.rows for batch in pack(groups, per_batch, aggregation=aggregation)]
+        weighted = sum((r.weight[:, None] * r.token_mask * r.advantages).sum() for r in rows)
+        totals.append((weighted, sum(r.share.sum() for r in rows)))
+    np.testing.assert_allclose(totals, [totals[0]] * 3, rtol=1e-5)
+
+
+def test_log_probs_to_compare_with_are_aligned():
+    draw = random.Random(0)
+    steps = tuple(a_step(draw, (20, 21), 2, n) for n in (3, 5))
+    old, reference, factors = (tuple(np.arange(n) + shift for n in (3, 5)) for shift in (10.0, 20.0, 30.0))
+    group = a_group(steps, (1.0, -1.0), old_log_probs=old, reference_log_probs=reference, unclipped_factors=factors)
+    (batch,) = pack([group], per_batch=1)
+    for r, n in enumerate((3, 5)):
+        np.testing.assert_array_equal(batch.rows.old_log_probs[r, :n], old[r])
+        np.testing.assert_array_equal(batch.rows.reference_log_probs[r, :n], reference[r])
+        np.testing.assert_array_equal(batch.rows.unclipped_factor[r, :n], factors[r])
+        np.testing.assert_allclose(batch.rows.sampler_log_probs[r, :n], steps[r].completion.log_probs)
+    plain = pack([a_group(steps, (1.0, -1.0))], per_batch=1)[0].rows
+    assert plain.reference_log_probs is None and plain.unclipped_factor is None
+    np.testing.assert_array_equal(plain.old_log_probs, plain.sampler_log_probs)
+
+
+def test_batches_come_with_their_groups_in_order():
+    groups = some_groups(6, 5, 2)
+    for batch, packed in batching.microbatches(groups, 2, 4, LONGEST, PAD):
+        for b, group in enumerate(packed):
+            np.testing.assert_array_equal(
+                batch.response[2 * b, : len(group.steps[0].completion.ids)], group.steps[0].completion.ids
+            )

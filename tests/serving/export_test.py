@@ -1,0 +1,438 @@
+"""Tests of --mode=export: what the folder holds, that its prompts are training's, and that others compute the same."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import re
+import shutil
+import warnings
+
+import hf_folders
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import smoke_run
+import transformers
+
+from finemem_jax import build as assembly
+from finemem_jax import config as config_lib
+from finemem_jax import input_pipeline
+from finemem_jax.memory import build
+from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
+from finemem_jax.rl import learner
+from finemem_jax.runtime import checkpoint
+from finemem_jax.serving import export
+from finemem_jax.serving import model_card as export_card
+from finemem_jax.serving import parity as export_check
+from finemem_jax.types import Chunk, Memory, Message
+from finemem_jax.weights import hf_weights, tokenizer_files
+from finemem_jax.weights import pretrained as backbone
+
+# A small Qwen3, with rows beyond its tokenizer's vocabulary as published models have.
+SMALL = dataclasses.replace(
+    presets.preset("tiny"), name="small", vocab_size=272, family="qwen3", qk_norm=True, max_length=4096
+)
+STEP = 3
+# As transformers takes it.
+END = {"eos_token": "<|im_end|>"}
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="compares with transformers' models, which need PyTorch"
+)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A base model's folder."""
+    folder = tmp_path_factory.mktemp("published") / "small"
+    tokens = tokenizer_files.from_folder(hf_folders.write_tokenizer(folder.parent, **END))
+    hf_weights.save(folder, SMALL, decoder.init(SMALL, 0), tokens)
+    return folder
+
+
+def settings(published, **changes):
+    weights = {"model.weights": str(published), "model.name": "auto", "model.tokenizer": "weights"}
+    return smoke_run.config(**weights | {"manager.num_examples": 1, "export.verify_tokens": 2500} | changes)
+
+
+def trained(workdir, config, model=SMALL):
+    """Makes a workdir as training leaves it; returns what was trained."""
+    model = backbone.adapted(config, model)
+    params = lora.split(decoder.init(model, 7))[1]
+    rng = np.random.default_rng(0)
+    # Adapters begin with products of 0, which would show nothing.
+    params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(x.dtype), params)
+    params = jax.tree.map(lambda x: x.astype(config.model.param_dtype), params)
+    checkpoint.claim(workdir, config)
+    with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(STEP, learner.init(params, optax.sgd(1.0)), {})
+    return params
+
+
+def exported(workdir, config):
+    export.check(config, workdir)
+    (line,) = export.run(config, workdir)
+    folder = export.folder_of(config, workdir)
+    assert str(folder) in line and f"after {STEP} training steps" in line
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(published, tmp_path_factory):
+    """A workdir, its config, what it has trained, and its export."""
+    workdir = tmp_path_factory.mktemp("merged")
+    config = settings(published)
+    (workdir / "evaluation.json").write_text(json.dumps({"before": evaluation(0), "after": evaluation(STEP)}))
+    table = {"header": ["score", "narrative"], "rows": [["checkpoint", "0.250 ± 0.125"]]}
+    (workdir / "benchmark.json").write_text(
+        json.dumps({"steps": {"checkpoint": STEP}, "tables": [table], "notes": ["± is one standard error."]})
+    )
+    params = trained(workdir, config)
+    return workdir, config, params, exported(workdir, config)
+
+
+def evaluation(step):
+    metrics = ("score", "chunk_score", "valid_operations", "memory_tokens")
+    return {
+        "step": step,
+        "estimates": {name: {"mean": 0.5 + step / 100, "standard_error": 0.1, "n": 2} for name in metrics},
+        "per_stream": {name: {"a": 0.4 + step / 100, "b": 0.6 + step / 50} for name in metrics},
+    }
+
+
+def mesh():
+    return sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def loaded(folder, config):
+    return backbone.find(export.with_weights(config, folder)).params(mesh())
+
+
+def assert_same(got, wanted):
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+# --------------------------------------------------------------------------------------
+# The folder
+# --------------------------------------------------------------------------------------
+
+
+def test_a_merged_export_holds_what_was_trained(merged):
+    workdir, config, params, folder = merged
+    assert_same(loaded(folder, config), params)
+    about = json.loads((folder / "finemem.json").read_text())
+    assert (about["format"], about["step"], about["config"]) == (1, STEP, config_lib.flatten(config))
+    assert {"finemem_jax", "jax", "python"} <= about["versions"].keys()
+    # As evaluated: the base model's own folder says nothing of how to draw.
+    ends = list(assembly.load(config).tokens.end_ids)
+    assert json.loads((folder / "generation_config.json").read_text()) == {
+        "pad_token_id": ends[0], "eos_token_id": ends, "do_sample": False, "max_new_tokens": 24
+    }  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == ends
+    assert sorted(path.name for path in workdir.iterdir()) == [
+        "benchmark.json", "checkpoints", "config.json", "evaluation.json", "export"
+    ]  # fmt: skip
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.rglob("*"))
+
+
+def test_an_export_is_exported_again_as_it_is(merged, tmp_path):
+    """A run that begins with an export opens its template once more, and for nothing."""
+    _, config, _, folder = merged
+    again = settings(folder)
+    trained(tmp_path, again)
+    template = (exported(tmp_path, again) / "chat_template.jinja").read_text()
+    assert template == (folder / "chat_template.jinja").read_text()
+    tokens = [assembly.load(c).tokens for c in (config, again)]
+    chat = export.conversation(config, tokens[0], "A text.")
+    assert tokenizer.encode_chat(tokens[0], chat) == tokenizer.encode_chat(tokens[1], chat)
+
+
+def test_weights_are_rounded_and_cut_into_files(merged, tmp_path):
+    workdir, config, params, _ = merged
+    changes = {"export.folder": str(tmp_path / "half"), "export.dtype": "bfloat16", "export.shard_gigabytes": 1e-4}
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    folder = exported(workdir, changed)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1 and (folder / "model.safetensors.index.json").is_file()
+    assert_same(loaded(folder, config), jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_goes_alone_if_its_base_can_be_found(published, tmp_path, dtype):
+    config = settings(published, **{"lora.rank": 2, "export.form": "lora", "model.param_dtype": dtype})
+    adapters = trained(tmp_path, config)
+    folder = exported(tmp_path, config)
+    assert_same(lora.load_peft(folder, backbone.adapted(config, SMALL)), adapters)
+    about = json.loads((folder / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == str(published)
+    assert not (folder / "base").exists() and not list(folder.glob("model*"))
+    # And merged, it is what training computed with.
+    config.update_from_flattened_dict({"export.form": "merged", "export.folder": str(tmp_path / "whole")})
+    base = backbone.find(config).params(mesh())
+    whole = lora.merge(backbone.adapted(config, SMALL), lora.combine(base, adapters))
+    # Devices that share the work round otherwise.
+    rtol = {"float32": 1e-5, "bfloat16": 0.01}[dtype]
+    got = loaded(exported(tmp_path, config), config)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), rtol, 1e-6), got, whole)
+
+
+def test_a_base_that_is_nowhere_comes_along(merged, tmp_path):
+    """Weights that another run has trained have no name that PEFT knows."""
+    workdir, _, params, _ = merged
+    config = settings(workdir, **{"lora.rank": 2, "export.form": "lora"})
+    trained(tmp_path, config)
+    folder = exported(tmp_path, config)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    assert_same(loaded(folder / "base", config), params)
+
+
+def test_a_failed_export_leaves_nothing(merged, monkeypatch):
+    workdir, config, _, _ = merged
+    changed = config.copy_and_resolve_references()
+    changed.export.folder = str(workdir / "other" / "export")
+    monkeypatch.setattr(export_card, "write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.run(changed, workdir)
+    assert list((workdir / "other").iterdir()) == []
+    shutil.rmtree(workdir / "other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"export exists already; export to another folder \(export\.folder\), or remove it first"),
+        ({"export.folder": "/nowhere/x", "export.form": "lora"}, r"lora\.rank is 0; set export\.form='merged'"),
+        ({"export.folder": "/nowhere/x", "model.tokenizer": "bytes"}, r"model\.tokenizer='bytes' is for tests"),
+    ],
+)
+def test_bad_settings(merged, changes, message):
+    workdir, config, _, _ = merged
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        export.check(changed, workdir)
+
+
+def test_nothing_to_export(published, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no checkpoint to export; train first"):
+        export.check(settings(published), tmp_path)
+
+
+# --------------------------------------------------------------------------------------
+# Prompts
+# --------------------------------------------------------------------------------------
+
+# Qwen3's has the assistant begin with an empty thought unless it is told that it may think.
+THINKING = hf_folders.CHATML + (
+    "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+# transformers drops the newline after a block, and what stands before one on its line.
+INDENTED = "\n  {% for m in messages %}\n" + hf_folders.CHATML[len("{% for message in messages %}") :].replace(
+    "message[", "m["
+)
+CHUNKS = (
+    "[Day 3] Ada: I moved to Bern.",
+    '{"a": "b"} {% raw %} {{ x }} \\ \'quoted\' ünï 🙂 \u2028',
+    "",
+    "two\n\nparts\n\n",
+)
+
+
+def rendered(folder, chat, **options):
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)
+    return tokens.apply_chat_template(chat, add_generation_prompt=True, return_dict=False, **options)
+
+
+@pytest.mark.parametrize("template", [hf_folders.CHATML, hf_folders.LLAMA, THINKING, INDENTED])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"manager.num_examples": 0, "memory.budget_tokens": 99, "memory.eviction": "stale"},
+        {"memory.layout": "typed"},
+        {"manager.wire": "hermes", "model.thinking": True},
+        {"memory.layout": "typed", "manager.wire": "qwen_agent", "manager.num_examples": 1},
+        {"prompts.manager": 'Keep "facts": {% endif %} {{ messages }} \\n {# no #} 🙂\n\tas JSON.'},
+    ],
+    ids=["plain", "budget", "typed", "hermes", "qwen_agent", "own words"],
+)
+def test_the_template_says_what_training_said(tmp_path, template, changes):
+    config = config_lib.default()
+    config.update_from_flattened_dict({"manager.num_examples": 2, "memory.view_tokens": 600} | changes)
+    hf_folders.write_tokenizer(tmp_path, template, **END)
+    tokens = tokenizer_files.from_folder(tmp_path, config.model.thinking)
+    environment = build.environment(config, tokens)
+    out = tmp_path / "out"
+    out.mkdir()
+    tokens.save(out, export.conversation(config, tokens, "")[:-1], export.SEAM)
+    for chunk in CHUNKS:
+        message = "".join(export.conversation(config, tokens, chunk)[-1].parts)
+        got = rendered(out, [{"role": "user", "content": message}])
+        assert tuple(got) == environment.observe(Chunk(chunk), Memory()).ids
+    # A chat with a system message of its own is as it was, and we read the same from the folder.
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
+    kept = {"date_string": tokenizer.DATE, "enable_thinking": config.model.thinking}
+    assert rendered(out, chat) == rendered(tmp_path, chat, **kept)
+    ours = [Message(message["role"], (message["content"],)) for message in chat]
+    again = tokenizer_files.from_folder(out, config.model.thinking)
+    assert tokenizer.encode_chat(again, ours) == tokenizer.encode_chat(tokens, ours)
+
+
+def test_the_embedded_models_prompts(tmp_path):
+    """Its tokenizer would join the white space where our parts of a message meet."""
+    config = config_lib.default()
+    config.manager.num_examples = 2
+    tokens = assembly.load(config).tokens
+    environment = build.environment(config, tokens)
+    tokens.save(tmp_path, export.conversation(config, tokens, "")[:-1], export.SEAM)
+    for chunk in CHUNKS:
+        wanted = environment.observe(Chunk(chunk), Memory()).ids
+        assert tokens.encode_template(tokens.decode(wanted)) != list(wanted)
+        message = "".join(export.conversation(config, tokens, chunk)[-1].parts)
+        assert tuple(rendered(tmp_path, [{"role": "user", "content": message}])) == wanted
+    texts = ["A text.\n\nAnother: 1234 \n\n\n x", "Memory: none", "\n\nMemory", 'def f():\n    return "é"']
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert [theirs(text)["input_ids"] for text in texts] == [tokens.encode(text) for text in texts]
+
+
+# --------------------------------------------------------------------------------------
+# The card
+# --------------------------------------------------------------------------------------
+
+
+def test_the_card(merged, tmp_path):
+    _, config, _, folder = merged
+    text = (folder / "README.md").read_text()
+    assert huggingface_hub.metadata_load(folder / "README.md") == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["finemem_jax", "memory", "reinforcement-learning", "grpo"],
+    }
+    assert "trained for 3 training steps" in text and "- Base model: `small`" in text
+    # 0.4 and 0.6 have become 0.43 and 0.66: by 0.045 on average, with a standard error of 0.015.
+    assert "| on held-out streams | before (step 0) | after (step 3) | difference | n |" in text
+    assert "| held-out score | 0.500 ± 0.100 | 0.530 ± 0.100 | +0.045 ± 0.015 | 2 |" in text
+    assert "| checkpoint | 0.250 ± 0.125 |" in text and "Training steps of each method: checkpoint 3." in text
+    assert "manager.num_examples: 1" in text and "rollout.max_new_tokens: 24" in text
+    # It may be published, so it says nothing of this machine.
+    assert str(folder.parent) not in text and config.model.weights not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "front", "base"),
+    [
+        (
+            {"model.weights": "embedded"},
+            {
+                "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+                "license": "apache-2.0",
+                "library_name": "transformers",
+            },
+            "rounded to 4 bits",
+        ),
+        (
+            {"model.weights": "Qwen/Qwen3-4B", "export.form": "lora", "lora.rank": 8},
+            {"base_model": "Qwen/Qwen3-4B", "base_model_relation": "adapter", "library_name": "peft"},
+            "https://huggingface.co/Qwen/Qwen3-4B",
+        ),
+        ({"model.weights": "random", "model.name": "tiny"}, {}, "random weights in the shape of tiny"),
+    ],
+)
+def test_the_card_names_the_base(tmp_path, changes, front, base):
+    config = config_lib.default()
+    config.update_from_flattened_dict(changes | {"data.source_dir": "/private/originals", "data.name": "squad"})
+    text = export_card.write(config, 1, "a ```` b", False, {}, {})
+    (tmp_path / "README.md").write_text(text)
+    found = huggingface_hub.metadata_load(tmp_path / "README.md") or {}
+    assert front.items() <= found.items() and ("base_model" in found) == ("base_model" in front)
+    assert base in text and "## Results" not in text and "/private/originals" not in text and "1 training step " in text
+    assert "`````text\na ```` b\n`````" in text
+    assert ("PeftModel" in text, "MemoryAgent" in text) == ((True, False) if "lora.rank" in changes else (False, True))
+
+
+# --------------------------------------------------------------------------------------
+# Another library
+# --------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    config = config_lib.default()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else name)
+    monkeypatch.setattr(importlib, "import_module", lambda name: name)
+    export_check.check(config)
+    config.export.form = "lora"
+    with pytest.raises(ValueError, match=r"--verify needs peft, .* run `pip install peft`"):
+        export_check.check(config)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--verify needs torch, .* run `pip install torch --index-url https"):
+        export_check.check(config)
+
+
+def test_rows_to_verify_on(merged):
+    _, config, _, _ = merged
+    tokens = assembly.load(config).tokens
+    environment = build.environment(config, tokens)
+    rows = export_check.rows(config, tokens, environment)
+    assert sum(len(row.ids) - 1 for row in rows) == 2500
+    chunks = [chunk for stream in input_pipeline.streams(config, "test", environment) for chunk in stream.chunks]
+    assert [row.prompt for row in rows] == [environment.observe(chunk, Memory()).ids for chunk in chunks[: len(rows)]]
+    ended = tokens.decode(rows[0].ids)
+    assert ended.endswith('has label 14."}}<|im_end|>') and chunks[0].text in ended
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"export.dtype": "bfloat16"},
+        {"lora.rank": 2, "export.form": "lora"},
+        {"lora.rank": 2, "export.form": "lora", "lora.targets": "query,down", "model.param_dtype": "bfloat16"},
+        {"lora.rank": 2},
+    ],
+    ids=["merged", "bfloat16", "adapter", "bfloat16 adapter", "merged adapter"],
+)
+def test_transformers_computes_the_same(published, merged, tmp_path, changes):
+    if changes.get("export.form") == "lora":
+        pytest.importorskip("peft", reason="compares adapters with PEFT's")
+    # Of the second adapter the base comes along.
+    config = settings(merged[0] if "lora.targets" in changes else published, **changes)
+    trained(tmp_path, config)
+    folder = exported(tmp_path, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (line,) = export_check.verify(folder, config, tmp_path)
+    origin = "our reading of the same files" if "bfloat16" in changes.values() else "the checkpoint"
+    assert re.search(rf"2,500 tokens in \d prompts differ by at most \d\.\de-0[5-9] nats .* and {origin}$", line), line
+
+
+@needs_torch
+def test_a_wrong_export_is_noticed(merged, tmp_path):
+    workdir, config, params, folder = merged
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    worse = params | {"final_norm": params["final_norm"] * 1.001}
+    hf_weights.save(tmp_path / "worse", SMALL, worse, None)
+    shutil.copy(tmp_path / "worse" / "model.safetensors", copy)
+    with pytest.raises(ValueError, match=r"between transformers and the checkpoint, more than 0\.0001 .*do not use"):
+        export_check.verify(copy, config, workdir)
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").write_text(template.replace("keep the memory", "keep a memory"))
+    with pytest.raises(ValueError, match=r"encodes a prompt otherwise than training did, from token \d+ on: ' ?a"):
+        export_check.verify(copy, config, workdir)
+
+
+@pytest.mark.parametrize("number", [pytest.param(0, marks=needs_torch, id="transformers"), pytest.param(1, id="ours")])
+def test_the_cards_programs_run(merged, monkeypatch, number):
+    *_, folder = merged
+    monkeypatch.chdir(folder)
+    program = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[number]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(program, "README.md", "exec"), {})
+    assert out.getvalue()
