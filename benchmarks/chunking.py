@@ -148,7 +148,7 @@ def main() -> None:
     )  # fmt: skip
     ways = {
         "manager": methods.manager(roll_out, parts.environment),
-        "rag": methods.keeper(methods.chunks("lucene", 2), parts.environment, parts.answer),
+        "rag": methods.baseline(methods.chunks("lucene", 2), parts.environment, parts.answer),
     }
     claims = []
     for source, read in (("locomo", conversations), ("squality", stories)):

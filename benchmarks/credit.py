@@ -24,12 +24,12 @@ import numpy as np
 
 from finemem_jax.rl import advantages
 from finemem_jax.rl import credit_rules as rules
-from finemem_jax.rl.credit_rules import RewardInputs, Settings, Variant
+from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Variant
 from finemem_jax.rl.grpo import Normaliser
 
 S, G, T, O, Q, K, J = 64, 8, 128, 4, 100, 20, 5  # noqa: E741
 REPEATS, CALLS = 7, 5
-SETTINGS, VARIANT, NORMALISER = Settings(), Variant(), Normaliser()
+SETTINGS, VARIANT, NORMALISER = CreditConfig(), Variant(), Normaliser()
 
 
 def random_inputs(dtype) -> RewardInputs:
@@ -134,7 +134,7 @@ def with_numpy(x: RewardInputs, add, sum_last) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def with_jax(x: RewardInputs, settings: Settings, variant: Variant):
+def with_jax(x: RewardInputs, settings: CreditConfig, variant: Variant):
     earned, channels = rules.step_rewards(x, settings, variant)
     return earned, advantages.compare(x, channels, settings, variant, NORMALISER)
 
@@ -152,7 +152,7 @@ def often(function, *arguments):
 def measure(dtype, name):
     host = random_inputs(dtype)
     device = jax.tree.map(jax.numpy.asarray, host)
-    settings = Settings(*(np.dtype(dtype).type(value) for value in SETTINGS))
+    settings = CreditConfig(*(np.dtype(dtype).type(value) for value in SETTINGS))
 
     def ours():
         return jax.block_until_ready(with_jax(device, settings, VARIANT))

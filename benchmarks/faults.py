@@ -33,7 +33,7 @@ def seconds(share: float, seed: int) -> float:
         options = EndpointOptions((server.url,), "m", concurrency=16, call_seconds=0.5)
         with Endpoint(options) as client:
             began = time.perf_counter()
-            replies = workers.work(client, [Chat((Message("user", ("", question)),), 5) for question in asked])
+            replies = workers.run_all(client, [Chat((Message("user", ("", question)),), 5) for question in asked])
             took = time.perf_counter() - began
     assert replies == [reply_to(question) for question in asked]
     return took

@@ -66,7 +66,7 @@ def settings() -> ConfigDict:
     return config
 
 
-def make_prompts(parts: assembly.Parts, config: ConfigDict) -> list[dict[str, Any]]:
+def make_prompts(parts: assembly.Components, config: ConfigDict) -> list[dict[str, Any]]:
     """Each a row of TRL's data; `ids` and `cuts` are for our sampler."""
     streams, tokens, prompts = input_pipeline.streams(config, "train", parts.environment), parts.tokenizer, []
     for chunk in (streams[i].chunks[0] for i in range(config.rollout.streams_per_step)):
@@ -138,7 +138,7 @@ class Ours:
         for number in turns:
             completions = self.sample(number)
             batches = self.batches(completions)
-            self.parts.manager.release()
+            self.parts.manager.offload()
             self.state, metrics = learner.update(self.options, self.tx, {}, self.state, batches, temperature)
             assert metrics["policy/absolute_log_ratio"] < 1e-3, f"sampler and trainer disagree: {metrics}"
             self.parts.manager.update(self.state.params, number + 1)

@@ -87,11 +87,11 @@ def main() -> None:
 def measured(parts, asked, order):
     """Both sides on the same questions: milliseconds a question of each, and what they found."""
     queries = [Query(question.text, texts) for question, texts in asked]
-    claims = [reader.claim(question, texts) for question, texts in asked]
+    claims = [reader.likelihood_query(question, texts) for question, texts in asked]
     found, spent = {}, {}
     sides = {
-        "generated": lambda: found.update(generated=workers.work(parts.answer, queries)),
-        "likelihood": lambda: found.update(likelihood=workers.work(parts.likely, claims)),
+        "generated": lambda: found.update(generated=workers.run_all(parts.answer, queries)),
+        "likelihood": lambda: found.update(likelihood=workers.run_all(parts.likelihood_scorer, claims)),
     }
     for name in order:
         spent[name] = 1000 * common.seconds(sides[name]) / len(asked)

@@ -89,7 +89,7 @@ def main() -> None:
     config = smollm2_135m.get_config()
     config.memory.view, config.memory.view_tokens = arguments.view, VIEW_TOKENS
     config.manager.chunk_tokens, config.rollout.max_new_tokens = CHUNK_TOKENS, 1_024
-    tokens = assembly.load(config).tokens
+    tokens = assembly.load(config).tokenizer
     environment = build.environment(config, tokens)
     one = environment.fit(stream())
     read = sum(environment.count_tokens(chunk.text) for chunk in one.chunks)

@@ -40,18 +40,18 @@ def queries(repeat: int) -> list[Query]:
 def timed(worker, asked) -> tuple[float, float]:
     """Wall time and this process's processor time for all questions (s)."""
     began, used = time.perf_counter(), time.process_time()
-    assert set(workers.work(worker, asked)) == {"an answer"}
+    assert set(workers.run_all(worker, asked)) == {"an answer"}
     return time.perf_counter() - began, time.process_time() - used
 
 
 def through_server(url: str, concurrency: int, keep_alive: bool, repeat: int, folder: str) -> tuple[float, float]:
     """Wall time and processor time where every question goes to the server."""
     path = pathlib.Path(folder) / f"{concurrency} {keep_alive} {repeat}.sqlite"
-    file = answers.Answers(path, 10**9)
+    file = answers.ReplyCache(path, 10**9)
     options = EndpointOptions((url,), "m", concurrency=concurrency, keep_alive=keep_alive)
     with Endpoint(options, lambda chat, reply: answers.keep(file, "m", chat, reply)) as client:
         # Opened before the clock runs.
-        workers.work(reader.language_model(client, OPTIONS), [Query("Ready?", ())])
+        workers.run_all(reader.language_model(client, OPTIONS), [Query("Ready?", ())])
         model = answers.Cached(client, file, "m", stores=False)
         found = timed(reader.language_model(model, OPTIONS), queries(repeat))
     file.close()
@@ -60,7 +60,7 @@ def through_server(url: str, concurrency: int, keep_alive: bool, repeat: int, fo
 
 def from_file(folder: str, repeat: int) -> float:
     """Answers a second where all questions are on file."""
-    file = answers.Answers(pathlib.Path(folder) / "warm.sqlite", 10**9)
+    file = answers.ReplyCache(pathlib.Path(folder) / "warm.sqlite", 10**9)
     for known in (False, True):
         server = workers.Batched(lambda chats, known=known: [] if known else ["an answer"] * len(chats))
         # A new reader each time: it remembers what it was told itself.

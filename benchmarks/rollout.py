@@ -27,7 +27,7 @@ from finemem_jax.rl.method import rollout_options
 from finemem_jax.runtime import workers
 from finemem_jax.sampling import slots
 from finemem_jax.sampling.engine import Engine
-from finemem_jax.sampling.prefix_cache import Prefixes
+from finemem_jax.sampling.prefix_cache import PrefixCache
 from finemem_jax.types import Request
 
 from experiments import smollm2_135m  # isort: skip
@@ -56,7 +56,7 @@ class Setting:
         # Nothing is left of the last rollout; in training, the reader's part would be.
         for sampler in samplers:
             sampler.update(parts.params, repeat)
-        assert isinstance(parts.answer, workers.Once)
+        assert isinstance(parts.answer, workers.Memoized)
         parts.answer._known.clear()
         streams = [self.source[repeat * count + i] for i in range(count)]
         options = rollout_options(self.config, evaluation=False)
@@ -95,15 +95,15 @@ class _Never(dict):
 @contextmanager
 def without_prefixes() -> Iterator[None]:
     """No row is found to begin with anything, no two prompts are equal, and nothing stands in the trunk."""
-    new_admission = slots._Share.new_admission
+    new_admission = slots._Shard.new_admission
 
     def forgetful(share):
         new_admission(share)
         share._by_prompt = _Never()
 
     with (
-        mock.patch.object(Prefixes, "longest", lambda *_: (0, 0)),
-        mock.patch.object(slots._Share, "new_admission", forgetful),
+        mock.patch.object(PrefixCache, "longest", lambda *_: (0, 0)),
+        mock.patch.object(slots._Shard, "new_admission", forgetful),
         mock.patch.object(Request, "trunk", property(lambda _: ())),
     ):
         yield

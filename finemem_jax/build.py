@@ -1,4 +1,4 @@
-"""From a config to the objects of a run. Below the programs only this module and `backbone` read a ConfigDict."""
+"""From a config to the objects of a run. Below the programs only this module and `pretrained` read a ConfigDict."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from finemem_jax.input_pipeline import Mixture
 from finemem_jax.memory.build import constraint, embedder, environment, prompt_lengths
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.retrieval import EmbedFn
-from finemem_jax.models import attention, lora, sharding, tokenizer
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import attention, logical_axes, lora, sharding, tokenizer
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.reading.answering import Answering
 from finemem_jax.reading.judges import AnswerJudge, ContentJudge
-from finemem_jax.reading.reader import LikelihoodReader, Query, Reader
+from finemem_jax.reading.reader import LikelihoodScorer, Query, Reader
 from finemem_jax.rl.method import Method
 from finemem_jax.runtime import checkpoint
 from finemem_jax.runtime.distributed import Processes
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.testing import operation_phrases
 from finemem_jax.types import Chunk, Constraint, Memory
-from finemem_jax.weights import pretrained as backbone
-from finemem_jax.weights.pretrained import Backbone
+from finemem_jax.weights import pretrained
+from finemem_jax.weights.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Components:
     """What training and evaluation have in common.
 
     Attributes:
@@ -60,14 +59,14 @@ class Parts:
     manager: Sampler
     answering: Answering
     answer: Reader
-    judge: ContentJudge | None
-    mark: AnswerJudge | None
-    likely: LikelihoodReader | None
+    content_judge: ContentJudge | None
+    answer_judge: AnswerJudge | None
+    likelihood_scorer: LikelihoodScorer | None
     embed: EmbedFn | None
     constraint: Constraint | None = None
 
 
-def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Parts:
+def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Components:
     """Loads tokenizer and weights, and builds environment, manager and reader.
 
     Args:
@@ -81,59 +80,61 @@ def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Pr
     loaded = load(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     processes = processes or Processes()
-    params = loaded.backbone.params(mesh)
+    params = loaded.pretrained.params(mesh)
     own = sharding.own(params, mesh)
-    model, adapted = loaded.backbone.model, backbone.adapted(config, loaded.backbone.model)
+    model, adapted = loaded.pretrained.model, pretrained.adapted(config, loaded.pretrained.model)
     sampler = _sampler(config, loaded, own)
     num_stored = -(-config.rollout.streams_per_step // processes.count)
     manager = sampler(num_slots=config.sampler.num_slots, num_stored=num_stored, in_place=config.sampler.in_place)
     # Each writes its own file of answers: file systems that several machines share do not lock as SQLite needs it.
     answers_dir = workdir if workdir is None or processes.is_first else workdir / f"process_{processes.index}"
     asked = Answering(config, _local(config, loaded, own), needs, answers_dir)
-    return Parts(
+    return Components(
         model=adapted,
         processes=processes,
         mesh=mesh,
-        params=backbone.with_adapters(adapted, params, mesh, config.seed),
-        tokenizer=loaded.tokens,
-        environment=environment(config, loaded.tokens),
+        params=pretrained.with_adapters(adapted, params, mesh, config.seed),
+        tokenizer=loaded.tokenizer,
+        environment=environment(config, loaded.tokenizer),
         manager=manager,
         answering=asked,
         answer=asked.answer,
-        judge=asked.judge,
-        mark=asked.mark,
-        likely=asked.likely,
-        embed=embedder(config, model, own, loaded.tokens),
+        content_judge=asked.content_judge,
+        answer_judge=asked.answer_judge,
+        likelihood_scorer=asked.likelihood_scorer,
+        embed=embedder(config, model, own, loaded.tokenizer),
         constraint=constraint(config, loaded),
     )
 
 
-class Loaded(NamedTuple):
+class ModelFiles(NamedTuple):
     """A model whose weights have been found but not read, and its tokenizer."""
 
-    backbone: Backbone
-    tokens: Tokenizer
+    pretrained: Pretrained
+    tokenizer: Tokenizer
 
 
-def load(config: ConfigDict) -> Loaded:
+def load(config: ConfigDict) -> ModelFiles:
     """Finds weights and tokenizer.
 
     Raises:
         ValueError: there are none, or they do not belong together.
     """
-    found = backbone.find(config)
-    return Loaded(found, _tokenizer(config, found))
+    found = pretrained.find(config)
+    return ModelFiles(found, _tokenizer(config, found))
 
 
-def frozen(config: ConfigDict, loaded: Loaded) -> Local:
+def frozen(config: ConfigDict, loaded: ModelFiles) -> Local:
     """The model in this process, for who needs no manager: its weights are read when they are first wanted."""
 
     @functools.cache
     def local() -> Local:
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        return _local(config, loaded, loaded.backbone.params(mesh))
+        return _local(config, loaded, loaded.pretrained.params(mesh))
 
-    return Local(lambda: local().sampler(), loaded.tokens, loaded.backbone.model.max_length, lambda: local().name())
+    return Local(
+        lambda: local().sampler(), loaded.tokenizer, loaded.pretrained.model.max_length, lambda: local().name()
+    )
 
 
 def _local(config, loaded, params):
@@ -141,21 +142,21 @@ def _local(config, loaded, params):
     in_place = config.sampler.in_place and config.lora.rank > 0
     return Local(
         functools.partial(_sampler(config, loaded, params), num_slots=config.reader.num_slots, in_place=in_place),
-        loaded.tokens,
-        loaded.backbone.model.max_length,
+        loaded.tokenizer,
+        loaded.pretrained.model.max_length,
         functools.partial(language_models.local_name, config, params),
     )
 
 
 def _sampler(config, loaded, params):
     return functools.partial(
-        Sampler, loaded.backbone.model, params, loaded.tokens.end_ids,
+        Sampler, loaded.pretrained.model, params, loaded.tokenizer.end_ids,
         steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
         dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
     )  # fmt: skip
 
 
-def warm_up(config: ConfigDict, parts: Parts, say: Callable[[str], None]) -> None:
+def warm_up(config: ConfigDict, parts: Components, say: Callable[[str], None]) -> None:
     """Compiles what manager and reader generate with, so that later steps compile nothing.
 
     Args:
@@ -177,7 +178,7 @@ def _lengths(prompt, tokens):
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
 
 
-def check_lengths(config: ConfigDict, parts: Parts) -> None:
+def check_lengths(config: ConfigDict, parts: Components) -> None:
     """Refuses settings with which a prompt and its response could exceed the model.
 
     Raises:
@@ -199,7 +200,7 @@ def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     Raises:
         ValueError: the message names both fields.
     """
-    shares = axes.size(mesh, axes.ROWS)
+    shares = logical_axes.size(mesh, logical_axes.ROWS)
     if config.train.groups_per_microbatch % shares:
         raise ValueError(
             f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of mesh.data * "
@@ -222,7 +223,7 @@ def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
     return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
 
 
-def use_checkpoint(parts: Parts, workdir: pathlib.Path) -> int:
+def use_checkpoint(parts: Components, workdir: pathlib.Path) -> int:
     """Gives the manager the weights of a workdir's newest checkpoint; returns after how many training steps these are.
 
     Raises:
@@ -234,7 +235,7 @@ def use_checkpoint(parts: Parts, workdir: pathlib.Path) -> int:
     return step
 
 
-def policy_params(parts: Parts, frozen: Params, trained: Params) -> Params:
+def policy_params(parts: Components, frozen: Params, trained: Params) -> Params:
     """The weights that this process's manager decodes with: adapters merged, on its own devices."""
     return sharding.own(lora.merge(parts.model, lora.combine(frozen, trained)), parts.mesh)
 
@@ -255,7 +256,7 @@ def _tokenizer(config, loaded):
     return tokens
 
 
-def check(config: ConfigDict, parts: Parts, train_streams: Mixture, test_streams: Mixture) -> None:
+def check(config: ConfigDict, parts: Components, train_streams: Mixture, test_streams: Mixture) -> None:
     """Refuses what would only fail later, in the middle of a run.
 
     Raises:

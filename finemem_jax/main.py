@@ -61,10 +61,10 @@ def main(_) -> None:
     if _TOPOLOGY.value and _MODE.value != "plan":
         sys.exit("finemem_jax: --topology needs --mode=plan.")
     if _MODE.value == "plan":
-        from finemem_jax.planning import tables as plan_tables
+        from finemem_jax.planning import tables
 
         folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
-        sys.exit(_stop_on_bad_input(lambda: plan_tables.run(config, _TOPOLOGY.value, folder)))
+        sys.exit(_stop_on_bad_input(lambda: tables.run(config, _TOPOLOGY.value, folder)))
     if not _WORKDIR.value:
         sys.exit("finemem_jax: --workdir is missing: the folder for everything the run writes.")
     workdir = pathlib.Path(_WORKDIR.value)
@@ -95,7 +95,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
     """Prepares a mode and does its work; returns what the program ends with."""
     from finemem_jax import config as config_lib
     from finemem_jax.clients.endpoint import EndpointError
-    from finemem_jax.config import checks as config_checks
+    from finemem_jax.config import checks
     from finemem_jax.questions.costs import BudgetError
     from finemem_jax.runtime.distributed import PeerError, PeerStops
     from finemem_jax.runtime.preemption import Terminated
@@ -103,7 +103,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
 
     def prepare():
         config_lib.read_prompts(config)
-        config_checks.validate(config)
+        checks.validate(config)
         return mode(config, workdir, stack)
 
     with contextlib.ExitStack() as stack:
@@ -135,14 +135,13 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
 def _train(config, workdir, stack):
     import jax
 
-    from finemem_jax import build as assembly
+    from finemem_jax import build
     from finemem_jax.evaluation import evaluate
-    from finemem_jax.runtime import checkpoint
-    from finemem_jax.runtime import distributed as processes
+    from finemem_jax.runtime import checkpoint, distributed
     from finemem_jax.training import train
 
     together = stack.enter_context(
-        processes.connect(
+        distributed.connect(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, config.train.barrier_seconds
         )
     )
@@ -151,7 +150,7 @@ def _train(config, workdir, stack):
     parts = _build(config, workdir, stack, together)
     train_streams = input_pipeline.streams(config, "train", parts.environment)
     test_streams = input_pipeline.streams(config, "test", parts.environment)
-    assembly.check(config, parts, train_streams, test_streams)
+    build.check(config, parts, train_streams, test_streams)
     kept = config.train.keep_checkpoints + config.train.keep_best
     warning = checkpoint.check_space(workdir, train.state_shapes(config, parts), kept)
     if together.is_first:
@@ -183,47 +182,46 @@ def _train(config, workdir, stack):
 
 
 def _evaluate(config, workdir, stack):
-    from finemem_jax.evaluation import benchmark as evaluation_run
+    from finemem_jax.evaluation import benchmark
     from finemem_jax.runtime import checkpoint
 
     checkpoint.check(workdir, config)
-    evaluation_run.check(config, workdir)
-    benchmarks = evaluation_run.benchmarks(config)
+    benchmark.check(config, workdir)
+    benchmarks = benchmark.benchmarks(config)
     parts = _build(config, workdir, stack)
     checkpoint.claim(workdir, config)
-    return lambda: _stop_on_bad_input(lambda: evaluation_run.run(config, workdir, parts, benchmarks))
+    return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, parts, benchmarks))
 
 
 def _follow(config, workdir, stack):
-    from finemem_jax import build as assembly
+    from finemem_jax import build
     from finemem_jax.runtime import checkpoint
     from finemem_jax.serving import follow
 
     checkpoint.check(workdir, config)
     follow.check(config)
     parts = _build(config, workdir, stack)
-    step = assembly.use_checkpoint(parts, workdir) if checkpoint.newest(workdir) is not None else 0
+    step = build.use_checkpoint(parts, workdir) if checkpoint.newest(workdir) is not None else 0
     checkpoint.claim(workdir, config)
     return lambda: _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step))
 
 
 def _questions(config, workdir, stack):
-    from finemem_jax.questions import run as question_run
+    from finemem_jax.questions import run
 
     del stack  # It opens nothing before its work begins.
-    return lambda: _stop_on_bad_input(lambda: question_run.run(config, workdir))
+    return lambda: _stop_on_bad_input(lambda: run.run(config, workdir))
 
 
 def _export(config, workdir, stack):
     from finemem_jax.runtime import checkpoint
-    from finemem_jax.serving import export
-    from finemem_jax.serving import parity as export_check
+    from finemem_jax.serving import export, parity
 
     del stack  # It opens nothing before its work begins.
     checkpoint.check(workdir, config)
     folder = export.folder_of(config, workdir)
     if _VERIFY.value:
-        export_check.check(config)
+        parity.check(config)
     is_there = _VERIFY.value and folder.is_dir()
     if not is_there:
         export.check(config, workdir)
@@ -232,16 +230,16 @@ def _export(config, workdir, stack):
         if not is_there:
             yield from export.run(config, workdir)
         if _VERIFY.value:
-            yield from export_check.verify(folder, config, workdir)
+            yield from parity.verify(folder, config, workdir)
 
     return lambda: _stop_on_bad_input(lambda: list(work()))
 
 
 def _build(config, workdir, stack, processes=None):
     """The parts of a run, whose readers are closed when it ends."""
-    from finemem_jax import build as assembly
+    from finemem_jax import build
 
-    parts = assembly.build(config, workdir, processes)
+    parts = build.build(config, workdir, processes)
     stack.callback(parts.answering.close)
     return parts
 

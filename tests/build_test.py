@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import smoke_run
 
-from finemem_jax import build as assembly
+from finemem_jax import build, input_pipeline
 from finemem_jax import config as config_lib
-from finemem_jax import input_pipeline
 from finemem_jax.memory.operations import Dialect, parse
 from finemem_jax.models import decoder, presets, sharding
-from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import credit_rules
 from finemem_jax.rl.method import Method, rollout_options
 from finemem_jax.runtime import files
 from finemem_jax.types import Action, Operation
@@ -27,18 +26,18 @@ def config(**changes):
 
 def test_the_default_is_the_paper():
     method = Method.from_config(config_lib.default())
-    assert method.rule is rules.RULES["full"]
-    assert method.settings == rules.Settings() and method.variant == rules.Variant()
+    assert method.rule is credit_rules.RULES["full"]
+    assert method.settings == credit_rules.CreditConfig() and method.variant == credit_rules.Variant()
     assert (method.settings.beta, method.settings.chunk_weight, method.settings.compression_weight) == (0.5, 0.5, 0.05)
     assert (method.normaliser.scale, method.normaliser.ddof, method.normaliser.epsilon) == ("std", 1, 1e-6)
     assert method.objective.kl_weight == method.objective.dual_clip == method.objective.importance_cap == 0
     assert (method.objective.clip_low, method.objective.clip_high, method.objective.ratio) == (0.2, 0.2, "token")
 
 
-@pytest.mark.parametrize("rule", list(rules.RULES))
+@pytest.mark.parametrize("rule", list(credit_rules.RULES))
 def test_every_rule_can_be_chosen(rule):
     settings = config(**{"credit.rule": rule, "memory.layout": "typed" if rule == "type_weight" else "flat"})
-    assert Method.from_config(settings).rule is rules.RULES[rule]
+    assert Method.from_config(settings).rule is credit_rules.RULES[rule]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_evaluation_measures_nothing_that_only_credit_needs():
 @pytest.mark.parametrize("wire", ["json_lines", "hermes", "qwen_agent"])
 def test_test_phrases_are_operations_of_the_dialect(layout, wire):
     settings = config(**{"memory.layout": layout, "manager.wire": wire})
-    parts = assembly.build(settings)
+    parts = build.build(settings)
     phrases = [parts.tokenizer.token_bytes(i).decode() for i in range(258, parts.tokenizer.vocab_size)]
     assert parts.tokenizer.vocab_size == parts.model.vocab_size
     found = [parse(phrase, dialect=Dialect(layout, wire)) for phrase in phrases]
@@ -80,7 +79,7 @@ def test_test_phrases_are_operations_of_the_dialect(layout, wire):
 
 def test_test_phrases_answer_questions_of_both_splits():
     settings = config()
-    parts = assembly.build(settings)
+    parts = build.build(settings)
     known = "".join(parts.tokenizer.token_bytes(i).decode() for i in range(258, parts.tokenizer.vocab_size))
     for split in ("train", "test"):
         stream = input_pipeline.streams(settings, split, parts.environment)[0]
@@ -89,12 +88,10 @@ def test_test_phrases_answer_questions_of_both_splits():
 
 
 def test_a_judge_and_an_embedder_come_only_where_they_are_needed():
-    plain = assembly.build(config())
-    assert plain.judge is None and plain.embed is None
-    full = assembly.build(
-        config(**{"credit.rule": "mem_alpha", "memory.retrieval": "dense", "memory.embedder": "model"})
-    )
-    assert full.judge is not None and full.embed is not None
+    plain = build.build(config())
+    assert plain.content_judge is None and plain.embed is None
+    full = build.build(config(**{"credit.rule": "mem_alpha", "memory.retrieval": "dense", "memory.embedder": "model"}))
+    assert full.content_judge is not None and full.embed is not None
 
 
 # --------------------------------------------------------------------------------------
@@ -127,11 +124,11 @@ def test_a_folder_is_all_that_a_run_needs(tmp_path):
 
 
 def test_a_folders_weights_and_tokens_come_through(tmp_path):
-    parts = assembly.build(from_folder(export(tmp_path / "small")))
+    parts = build.build(from_folder(export(tmp_path / "small")))
     assert parts.model == SMALL
     jax.tree.map(np.testing.assert_array_equal, parts.params, decoder.init(SMALL, 0))
     assert parts.tokenizer.frame(("user",))[0] == "<|im_start|>user\n"
-    half = assembly.build(from_folder(tmp_path / "small", **{"model.param_dtype": "bfloat16"}))
+    half = build.build(from_folder(tmp_path / "small", **{"model.param_dtype": "bfloat16"}))
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
 
 
@@ -153,17 +150,17 @@ def test_a_folders_weights_and_tokens_come_through(tmp_path):
 def test_models_that_cannot_be_are_refused_before_anything_is_compiled(tmp_path, changes, message):
     settings = from_folder(export(tmp_path / "small"), **changes)
     with pytest.raises(ValueError, match=message):
-        assembly.build(settings)
+        build.build(settings)
 
 
 def test_a_larger_tokenizer_than_its_model_is_refused(tmp_path):
     folder = export(tmp_path / "small", dataclasses.replace(SMALL, vocab_size=200))
     with pytest.raises(ValueError, match=r"model\.weights=.*has 267 tokens, but the model \(small\) only 200"):
-        assembly.build(from_folder(folder))
+        build.build(from_folder(folder))
 
 
 def test_devices_train_on_whole_groups():
     """mesh.fsdp=-1, the default, takes all devices: only the mesh tells how many share out a micro-batch."""
     mesh = sharding.make_mesh(1, -1, 1)
     with pytest.raises(ValueError, match=r"groups_per_microbatch=3 must be a multiple of .* = 2.*or move devices"):
-        assembly.compute(config(**{"train.groups_per_microbatch": 3}), mesh)
+        build.compute(config(**{"train.groups_per_microbatch": 3}), mesh)

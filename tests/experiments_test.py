@@ -6,9 +6,9 @@ import runpy
 import pytest
 import smoke_run
 
-from finemem_jax import build as assembly
+from finemem_jax import build
 from finemem_jax import config as config_lib
-from finemem_jax.config import checks as config_checks
+from finemem_jax.config import checks
 from finemem_jax.rl.method import Method
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
@@ -37,7 +37,7 @@ def test_every_experiment_is_tried():
 @pytest.mark.parametrize(("name", "argument"), [(n, a) for n, given in ARGUMENTS.items() for a in given])
 def test_configs_are_valid(name, argument):
     config = get_config(name, argument)
-    config_checks.validate(config)
+    checks.validate(config)
     Method.from_config(config)
     assert set(config_lib.flatten(config)) == set(config_lib.flatten(config_lib.default()))
     assert config.experiment
@@ -53,7 +53,7 @@ def test_unknown_arguments_are_refused(name):
 def test_small_versions_fit_together(name):
     settings = get_config(name, "smoke")
     parts, train_streams, test_streams = smoke_run.prepare(settings)
-    assembly.check(settings, parts, train_streams, test_streams)
+    build.check(settings, parts, train_streams, test_streams)
 
 
 def test_experiments_say_what_they_need():

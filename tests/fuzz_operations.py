@@ -19,8 +19,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from finemem_jax.memory import operations
-from finemem_jax.memory import transition as memory
+from finemem_jax.memory import operations, transition
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.operations import Dialect
 from finemem_jax.models import tokenizer
@@ -146,7 +145,7 @@ def giants():
 
 
 def expected(store, written, step):
-    """What `memory.apply` should give, said again in the plainest way: lists, searched from the front."""
+    """What `transition.apply` should give, said again in the plainest way: lists, searched from the front."""
     items, next_id, statuses = list(store.items), store.next_id, []
     for number, entry in enumerate(written):
         if isinstance(entry, Malformed):
@@ -192,7 +191,7 @@ class Chain:
     def feed(self, text):
         began = time.process_time()
         written = operations.parse(text, self.repair, self.dialect)
-        after, outcomes = memory.apply(self.store, written, self.step)
+        after, outcomes = transition.apply(self.store, written, self.step)
         seconds = time.process_time() - began
         self.slowest = max(self.slowest, (seconds, f"{len(text)} characters, {text[:60]!a}"))
         assert seconds < MAX_SECONDS_PER_TEXT, f"{seconds:.1f} s for {len(text)} characters: {text[:200]!a}"
@@ -214,13 +213,13 @@ class Chain:
                 assert operations.parse(rendered, False, self.dialect) == (entry,)
         if len(outcomes) < 100:
             assert (after, [outcome.status for outcome in outcomes]) == expected(self.store, written, self.step)
-            states = memory.states(self.store, outcomes, self.step)
+            states = transition.states(self.store, outcomes, self.step)
             assert len(states) == len(outcomes) and (not states or states[-1] == after)
             if len(outcomes) < 8:
                 for count, state in enumerate(states, start=1):
-                    assert state == memory.apply(self.store, written[:count], self.step)[0]
+                    assert state == transition.apply(self.store, written[:count], self.step)[0]
         if len(text) < 1000 or self.step % 20 == 0:
-            broken = memory.invariants(after, self.step + 1)
+            broken = transition.invariants(after, self.step + 1)
             assert not broken, broken
         assert len(self.reasons) <= MAX_REASONS, self.reasons
         self.num_operations += len(written)
@@ -279,7 +278,7 @@ def fuzz_act(seed, count):
                 assert [i for i, (first, end) in enumerate(spans) if first <= start < end] == [owner] * (owner >= 0)
             for item in store.items:
                 assert item.memory_type != CORE or len(tokens.encode(item.text)) <= 60
-            assert not memory.invariants(store, step + 1)
+            assert not transition.invariants(store, step + 1)
 
 
 def growth(unit, dialect, repair, size=16_384, factor=8):
@@ -293,7 +292,7 @@ def growth(unit, dialect, repair, size=16_384, factor=8):
         best, spent = float("inf"), 0.0
         for _ in range(5):
             began = time.process_time()
-            memory.apply(Memory(), operations.parse(text, repair, dialect), 0)
+            transition.apply(Memory(), operations.parse(text, repair, dialect), 0)
             took = time.process_time() - began
             best, spent = min(best, took), spent + took
             if spent > 0.5:

@@ -9,7 +9,7 @@ import random
 import jax
 import numpy as np
 
-from finemem_jax.rl.credit_rules import RewardInputs, Settings
+from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs
 
 STEPS, OPERATIONS, QUESTIONS, PER_CHUNK, EVIDENCE, PLAYERS = 5, 3, 4, 3, 3, 3
 # Memory types: flat, core (exempt), semantic, episodic.
@@ -157,7 +157,7 @@ def padded(groups, larger: int = 0, garbage: np.random.Generator | None = None) 
 def float64(function, inputs, settings, *rest):
     """Calls a function as `rewards.judge` does."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, function(inputs, Settings(*map(np.float64, settings)), *rest))
+        return jax.tree.map(np.asarray, function(inputs, CreditConfig(*map(np.float64, settings)), *rest))
 
 
 def _fill(x, at, rollout, o):

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finemem_jax.models import decoder
-from finemem_jax.models import kv_cache as cached
+from finemem_jax.models import decoder, kv_cache
 
-extend = jax.jit(cached.extend, static_argnums=0, donate_argnums=3)
+extend = jax.jit(kv_cache.extend, static_argnums=0, donate_argnums=3)
 
 
 def slow_hidden(config, model, ids, interleaved=False):
@@ -76,23 +75,23 @@ def strong_params(config):
 
 
 def cached_rows(config, params, ids, num_prefilled, trunk_tokens=0):
-    """States of one row from `cached.extend`: a trunk, a prefill with garbage behind it, then token by token."""
-    laid_out = cached.layout(config, params, "float32")
+    """States of one row from `kv_cache.extend`: a trunk, a prefill with garbage behind it, then token by token."""
+    laid_out = kv_cache.layout(config, params, "float32")
 
     def call(trunk, cache, tokens, trunk_length, start):
         places = np.asarray(trunk_length), np.array([start])
         return extend(config, laid_out, trunk, cache, np.array([tokens]), *places)
 
-    trunk, parts = cached.empty(config, 1, 0), []
+    trunk, parts = kv_cache.empty(config, 1, 0), []
     if trunk_tokens:
         # The trunk is padded as well: what stands behind its length must stay unseen.
         padded = np.concatenate([ids[:trunk_tokens], [1, 2, 3]])
-        states, trunk = call(trunk, cached.empty(config, 1, len(padded)), padded, 0, 0)
+        states, trunk = call(trunk, kv_cache.empty(config, 1, len(padded)), padded, 0, 0)
         parts.append(states[0, :trunk_tokens])
     own = ids[trunk_tokens:]
     garbage = np.full(3, 5)
     states, cache = call(
-        trunk, cached.empty(config, 1, len(own) + 3), np.concatenate([own[:num_prefilled], garbage]), trunk_tokens, 0
+        trunk, kv_cache.empty(config, 1, len(own) + 3), np.concatenate([own[:num_prefilled], garbage]), trunk_tokens, 0
     )
     parts.append(states[0, :num_prefilled])
     for start in range(num_prefilled, len(own)):

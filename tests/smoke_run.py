@@ -3,8 +3,8 @@
 import contextlib
 import pathlib
 
-from finemem_jax import build as assembly
-from finemem_jax.config import checks as config_checks
+from finemem_jax import build
+from finemem_jax.config import checks
 from finemem_jax.runtime import checkpoint
 from finemem_jax.training import train
 
@@ -22,8 +22,8 @@ def config(**changes):
 
 def prepare(settings, workdir=None):
     """What `main` prepares before it calls `train`."""
-    config_checks.validate(settings)
-    parts = assembly.build(settings, workdir)
+    checks.validate(settings)
+    parts = build.build(settings, workdir)
     splits = [input_pipeline.streams(settings, split, parts.environment) for split in ("train", "test")]
     return parts, *splits
 

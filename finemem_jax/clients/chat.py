@@ -43,7 +43,7 @@ def in_process(sampler: Worker[Request, Completion | Refusal], tokens: Tokenizer
             raise ValueError(f"The reader's prompt was refused: {result.reason} Or lower memory.top_k.")
         return tokens.decode(tokenizer.strip_end(tokens, result.ids)).strip()
 
-    return workers.Mapped(sampler, request, text)
+    return workers.Transformed(sampler, request, text)
 
 
 def encode(tokens: Tokenizer, chat: Chat) -> EncodedChat:

@@ -200,7 +200,7 @@ class Endpoint:
     """See the module. Use it from one thread; `close` it, or use it in a `with`.
 
     Attributes:
-        between: Called now and then while `collect` waits. Where it returns True, `collect` comes back; what it raises
+        poll: Called now and then while `collect` waits. Where it returns True, `collect` comes back; what it raises
             ends `collect`, and what is being asked goes on.
     """
 
@@ -213,7 +213,7 @@ class Endpoint:
             ValueError: the key is none that could be sent.
         """
         self.options = options
-        self.between: Callable[[], bool | None] = lambda: None
+        self.poll: Callable[[], bool | None] = lambda: None
         self._keep = keep
         self._servers = [_Server(url) for url in options.urls]
         self._key = os.environ.get(options.key_variable, "").strip()
@@ -221,7 +221,7 @@ class Endpoint:
             raise ValueError(
                 f"The environment variable {options.key_variable} holds characters that no key has; set it anew."
             )
-        self._tickets = 0
+        self._last_id = 0
         self._pending: set[int] = set()
         self._done: queue.Queue[tuple[int, str | Exception]] = queue.Queue()
         self._stats, self._stats_lock = EndpointStats(), threading.Lock()
@@ -233,17 +233,17 @@ class Endpoint:
     # ---------------------------------------------------------------------------------- what callers see
 
     def submit(self, chat: Chat) -> int:
-        """Hands a chat in; it is asked as soon as fewer than `concurrency` are. Returns its ticket."""
+        """Hands a chat in; it is asked as soon as fewer than `concurrency` are. Returns its request_id."""
         loop = self._running_loop()
-        self._tickets += 1
-        self._pending.add(self._tickets)
-        loop.call_soon_threadsafe(self._begin, self._tickets, chat)
-        return self._tickets
+        self._last_id += 1
+        self._pending.add(self._last_id)
+        loop.call_soon_threadsafe(self._begin, self._last_id, chat)
+        return self._last_id
 
     def collect(self, wait: bool = True) -> list[tuple[int, str]]:
-        """Waits until a chat is answered; returns all that are, as (ticket, reply). [] if none is to be answered.
+        """Waits until a chat is answered; returns all that are, as (request_id, reply). [] if none is to be answered.
 
-        It may come back earlier, with [], where `between` says so.
+        It may come back earlier, with [], where `poll` says so.
 
         Args:
             wait: False: return what has been answered already.
@@ -254,37 +254,37 @@ class Endpoint:
         found: list[tuple[int, str]] = []
         while self._pending and not found:
             try:
-                # With a time-out, for Ctrl-C and `between`.
+                # With a time-out, for Ctrl-C and `poll`.
                 first = self._done.get(timeout=0.5) if wait else self._done.get_nowait()
             except queue.Empty:
                 if not wait:
                     break
                 if self._thread is None or not self._thread.is_alive():
                     raise EndpointError("The thread that asks the servers has ended; see the errors above.") from None
-                if self.between():
+                if self.poll():
                     break
                 continue
             results = [first, *_drained(self._done)]
-            for i, (ticket, reply) in enumerate(results):
-                if ticket not in self._pending:  # Cancelled meanwhile.
+            for i, (request_id, reply) in enumerate(results):
+                if request_id not in self._pending:  # Cancelled meanwhile.
                     continue
-                self._pending.remove(ticket)
+                self._pending.remove(request_id)
                 if isinstance(reply, Exception):
                     # What else has come can still be collected.
                     self._pending.update(other for other, _ in found)
                     for other in (*found, *results[i + 1 :]):
                         self._done.put(other)
                     raise reply
-                found.append((ticket, reply))
+                found.append((request_id, reply))
         return found
 
-    def cancel(self, ticket: int) -> bool:
+    def cancel(self, request_id: int) -> bool:
         """Takes a chat back. Returns whether it was still to be collected."""
-        if ticket not in self._pending:
+        if request_id not in self._pending:
             return False
-        self._pending.remove(ticket)
+        self._pending.remove(request_id)
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop, ticket)
+            self._loop.call_soon_threadsafe(self._stop, request_id)
         return True
 
     def take_stats(self) -> EndpointStats:
@@ -347,14 +347,14 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, ticket, chat):
-        self._tasks[ticket] = asyncio.get_running_loop().create_task(self._answer(ticket, chat))
+    def _begin(self, request_id, chat):
+        self._tasks[request_id] = asyncio.get_running_loop().create_task(self._answer(request_id, chat))
 
-    def _stop(self, ticket):
-        if ticket in self._tasks:
-            self._tasks[ticket].cancel()
+    def _stop(self, request_id):
+        if request_id in self._tasks:
+            self._tasks[request_id].cancel()
 
-    async def _answer(self, ticket, chat):
+    async def _answer(self, request_id, chat):
         try:
             reply: str | Exception = await self._ask(chat)
             if self._keep is not None:
@@ -362,8 +362,8 @@ class Endpoint:
         except Exception as error:  # Whatever it is, whoever collects must hear of it.
             reply = error
         finally:
-            del self._tasks[ticket]
-        self._done.put((ticket, reply))
+            del self._tasks[request_id]
+        self._done.put((request_id, reply))
 
     async def _ask(self, chat):
         """The reply to a chat, after as many tries as its time allows."""

@@ -1,7 +1,7 @@
 """From a config to language models, chats in and replies out: the frozen one in this process, servers, and a file.
 
 Who wants replies, readers, judges or a maker of questions, does not see which it is. What a model has said once stands
-on file (`answers`), and is not asked again.
+on file (`reply_cache`), and is not asked again.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from collections.abc import Callable
 import jax
 
 from finemem_jax import config as config_lib
-from finemem_jax.clients import chat
-from finemem_jax.clients import reply_cache as answers
+from finemem_jax.clients import chat, reply_cache
 from finemem_jax.clients.chat import LanguageModel
 from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
-from finemem_jax.clients.reply_cache import Answers, Cached
+from finemem_jax.clients.reply_cache import Cached, ReplyCache
 from finemem_jax.config import ConfigDict
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.tokenizer import Tokenizer
-from finemem_jax.runtime import checksums as bits
-from finemem_jax.runtime import workers
+from finemem_jax.runtime import checksums, workers
 from finemem_jax.sampling.sampler import Sampler, SamplerStats
 
 # Part of the frozen model's name on file; to be raised when the same model comes to say something else.
@@ -56,7 +54,7 @@ class LanguageModels:
 
     def __init__(self, config: ConfigDict, local: Local, workdir: pathlib.Path | None):
         """Args:
-        workdir: Where `answers.file="auto"` is; None for no such file.
+        workdir: Where `reply_cache.file="auto"` is; None for no such file.
 
         Raises:
             ValueError: the file of answers cannot be what it is said to be.
@@ -98,15 +96,15 @@ class LanguageModels:
             self._made = self._local.sampler()
         return self._made
 
-    def look_up(self, between: Callable[[], bool | None]) -> None:
-        """Has all of them call this function while they work or are waited for; see `Sampler.between`."""
+    def set_poll(self, between: Callable[[], bool | None]) -> None:
+        """Has all of them call this function while they work or are waited for; see `Sampler.poll`."""
         for asked in (*self._endpoints.values(), *([self.sampler()] if self.generates else [])):
-            asked.between = between
+            asked.poll = between
 
-    def begin_anew(self) -> None:
-        """Empties the frozen model's slots; see `Sampler.begin_anew`."""
+    def reset(self) -> None:
+        """Empties the frozen model's slots; see `Sampler.reset`."""
         if self._made is not None:
-            self._made.begin_anew()
+            self._made.reset()
 
     def take_stats(self) -> SamplerStats:
         """What was generated in this process since the last call."""
@@ -150,7 +148,7 @@ class LanguageModels:
         options = endpoint_options(config_lib.value_of(self._config, name).endpoint, name)
         # What else may stand in a request decides what is replied; where it goes does not.
         known_as = json.dumps([options.model, dict(options.extra)], sort_keys=True)
-        keep = functools.partial(answers.keep, self._file, known_as) if self._file is not None else None
+        keep = functools.partial(reply_cache.keep, self._file, known_as) if self._file is not None else None
         self._endpoints[name] = Endpoint(options, keep)
         return self._on_file(self._endpoints[name], known_as, stores=False)
 
@@ -182,7 +180,7 @@ def endpoint_options(endpoint: ConfigDict, name: str) -> EndpointOptions:
 def local_name(config: ConfigDict, params: Params) -> str:
     """Tells a model and how it is computed from all others; of the parameters, by a checksum."""
     described = [(path, leaf.shape, total) for leaf, (path, total) in zip(
-        jax.tree.leaves(params), bits.sums(params).items(), strict=True
+        jax.tree.leaves(params), checksums.checksums(params).items(), strict=True
     )]  # fmt: skip
     digest = hashlib.blake2b(repr(described).encode(), digest_size=12).hexdigest()
     settings = [config.sampler.dtype, config.sampler.int8, config.model.thinking, config.model.tokenizer]
@@ -194,4 +192,4 @@ def _open(config, workdir):
     if not name or (name == "auto" and workdir is None):
         return None
     path = workdir / "answers.sqlite" if name == "auto" else pathlib.Path(name).expanduser()
-    return Answers(path, config.answers.max_megabytes * 10**6)
+    return ReplyCache(path, config.answers.max_megabytes * 10**6)

@@ -38,7 +38,7 @@ def key_of(model: str, chat: Chat) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-class Answers:
+class ReplyCache:
     """The file. Threads may share one of these; each process opens its own."""
 
     def __init__(self, path: pathlib.Path, max_bytes: int):
@@ -150,31 +150,31 @@ class Cached:
         hits, misses: How many chats were on file, and how many were not.
     """
 
-    def __init__(self, worker: Worker[Chat, str], answers: Answers, model: str, stores: bool = True):
+    def __init__(self, worker: Worker[Chat, str], answers: ReplyCache, model: str, stores: bool = True):
         """Args:
         model: Name of who replies, with all that decides what is replied.
         stores: Whether replies are stored when they are collected; False where the worker is given `keep`.
         """
         self.hits = self.misses = 0
         self._worker, self._answers, self._model, self._stores = worker, answers, model, stores
-        self._tickets = 0
+        self._last_id = 0
         self._ready: dict[int, str] = {}
-        # What the worker has been given, by its tickets, and the other way round.
+        # What the worker has been given, by its request_ids, and the other way round.
         self._asked: dict[int, tuple[int, bytes]] = {}
         self._asked_as: dict[int, int] = {}
 
     def submit(self, chat: Chat) -> int:
-        self._tickets += 1
+        self._last_id += 1
         key = key_of(self._model, chat)
         reply = self._answers.get(key)
         if reply is not None:
             self.hits += 1
-            self._ready[self._tickets] = reply
+            self._ready[self._last_id] = reply
         else:
             self.misses += 1
             asked = self._worker.submit(chat)
-            self._asked[asked], self._asked_as[self._tickets] = (self._tickets, key), asked
-        return self._tickets
+            self._asked[asked], self._asked_as[self._last_id] = (self._last_id, key), asked
+        return self._last_id
 
     def collect(self, wait: bool = True) -> list[tuple[int, str]]:
         if self._asked:
@@ -182,20 +182,20 @@ class Cached:
             if replies and self._stores:
                 self._answers.put({self._asked[asked][1]: reply for asked, reply in replies})
             for asked, reply in replies:
-                ticket, _ = self._asked.pop(asked)
-                del self._asked_as[ticket]
-                self._ready[ticket] = reply
+                request_id, _ = self._asked.pop(asked)
+                del self._asked_as[request_id]
+                self._ready[request_id] = reply
         ready, self._ready = self._ready, {}
         return list(ready.items())
 
-    def cancel(self, ticket: int) -> bool:
-        if ticket in self._asked_as:
-            asked = self._asked_as.pop(ticket)
+    def cancel(self, request_id: int) -> bool:
+        if request_id in self._asked_as:
+            asked = self._asked_as.pop(request_id)
             del self._asked[asked]
             return self._worker.cancel(asked)
-        return self._ready.pop(ticket, None) is not None
+        return self._ready.pop(request_id, None) is not None
 
 
-def keep(answers: Answers, model: str, chat: Chat, reply: str) -> None:
+def keep(answers: ReplyCache, model: str, chat: Chat, reply: str) -> None:
     """Stores a reply; for who has it before it is collected (`endpoint.Endpoint`)."""
     answers.put({key_of(model, chat): reply})

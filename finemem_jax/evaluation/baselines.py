@@ -17,9 +17,9 @@ from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.prompts import _chunk_part
 from finemem_jax.memory.retrieval import EmbedFn
-from finemem_jax.reading import qa as asking
+from finemem_jax.reading import qa
 from finemem_jax.reading.judges import AnswerJudge
-from finemem_jax.reading.qa import Asking, Draft
+from finemem_jax.reading.qa import PendingAnswer, QuestionAnswering
 from finemem_jax.reading.reader import AnswerFn, Reader
 from finemem_jax.runtime import workers
 from finemem_jax.types import (
@@ -36,7 +36,7 @@ _PIECE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 @dataclasses.dataclass(frozen=True)
-class Played:
+class Result:
     """What a method made of a stream.
 
     Attributes:
@@ -60,7 +60,7 @@ class Played:
 class Method(Protocol):
     """Plays streams; each one's result depends on that stream alone."""
 
-    def __call__(self, streams: Sequence[Stream], /) -> list[Played]: ...
+    def __call__(self, streams: Sequence[Stream], /) -> list[Result]: ...
 
 
 def manager(roll_out: Callable[[Sequence[Stream]], list[Trajectory]], environment: Environment) -> Method:
@@ -70,10 +70,10 @@ def manager(roll_out: Callable[[Sequence[Stream]], list[Trajectory]], environmen
         roll_out: Rolls out each stream once (`evaluate.run`).
     """
 
-    def play(trajectory: Trajectory) -> Played:
+    def play(trajectory: Trajectory) -> Result:
         outcomes = [outcome for step in trajectory.steps for outcome in step.outcomes]
         chunk_answers = tuple(step.answers for step in trajectory.steps)
-        return Played(
+        return Result(
             stream=trajectory.stream,
             answers=trajectory.answers,
             chunk_answers=chunk_answers if any(chunk_answers) else (),
@@ -87,7 +87,7 @@ def manager(roll_out: Callable[[Sequence[Stream]], list[Trajectory]], environmen
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class BaselineMemory:
     """What a method without a manager keeps of a stream.
 
     Attributes:
@@ -102,10 +102,10 @@ class Kept:
 
 
 # Reads streams to their ends.
-KeepFn = Callable[[Sequence[Stream]], list[Kept]]
+KeepFn = Callable[[Sequence[Stream]], list[BaselineMemory]]
 
 
-def keeper(
+def baseline(
     keep: KeepFn, environment: Environment, answer: Reader | AnswerFn, mark: AnswerJudge | None = None
 ) -> Method:
     """A method without a manager, which is asked when it has read everything.
@@ -114,45 +114,45 @@ def keeper(
         mark: Judges answers that no rule can score.
     """
 
-    def play(streams: Sequence[Stream]) -> list[Played]:
+    def play(streams: Sequence[Stream]) -> list[Result]:
         kept = keep(streams)
-        questions = Asking(answer, mark)
-        drafts = [
-            [Draft(question, one.evidence(question.text)) for question in stream.questions]
+        questions = QuestionAnswering(answer, mark)
+        pending = [
+            [PendingAnswer(question, one.evidence(question.text)) for question in stream.questions]
             for stream, one in zip(streams, kept, strict=True)
         ]
         try:
-            for some in drafts:
+            for some in pending:
                 questions.put(some)
-            asking.finish(questions.desks)
+            qa.finish(questions.pending)
         except BaseException:
-            asking.cancel(questions.desks)
+            qa.cancel(questions.pending)
             raise
         return [
-            Played(
+            Result(
                 stream=stream,
-                answers=tuple(draft.finish() for draft in some),
+                answers=tuple(one.finish() for one in some),
                 chunk_answers=(),
                 memory_tokens=sum(map(environment.count_tokens, one.texts)),
                 operations=one.written,
                 valid_operations=one.written,
                 reader_calls=len(some),
             )
-            for stream, one, some in zip(streams, kept, drafts, strict=True)
+            for stream, one, some in zip(streams, kept, pending, strict=True)
         ]
 
     return play
 
 
-def nothing(streams: Sequence[Stream]) -> list[Kept]:
+def nothing(streams: Sequence[Stream]) -> list[BaselineMemory]:
     """No memory: the reader is left with the question."""
-    return [Kept((), lambda _: ()) for _ in streams]
+    return [BaselineMemory((), lambda _: ()) for _ in streams]
 
 
 def last_tokens(environment: Environment, count: int) -> KeepFn:
     """Long context: the last `count` tokens of the stream are shown with every question."""
 
-    def keep(stream: Stream) -> Kept:
+    def keep(stream: Stream) -> BaselineMemory:
         ids: list[int] = []
         texts: list[str] = []
         for chunk in reversed(stream.chunks):  # From the end, so that no more is encoded than is kept.
@@ -164,7 +164,7 @@ def last_tokens(environment: Environment, count: int) -> KeepFn:
             ids += encoded
             texts.append(chunk.text)
         text = "\n".join(reversed(texts))
-        return Kept((text,), lambda _: _items([text]))
+        return BaselineMemory((text,), lambda _: _items([text]))
 
     return lambda streams: [keep(stream) for stream in streams]
 
@@ -189,7 +189,7 @@ def _stored(texts_of, method, k, embed):
         texts = texts_of(stream)
         index = retrieval.Index(method, embed)
         index.update(_items(texts))
-        return Kept(tuple(texts), lambda question: index.retrieve(question, k))
+        return BaselineMemory(tuple(texts), lambda question: index.retrieve(question, k))
 
     return lambda streams: [keep(stream) for stream in streams]
 
@@ -204,17 +204,17 @@ def summaries(model: LanguageModel, max_tokens: int, system: str = "") -> KeepFn
     """
     system = system or SUMMARY_SYSTEM
 
-    def keep(streams: Sequence[Stream]) -> list[Kept]:
+    def keep(streams: Sequence[Stream]) -> list[BaselineMemory]:
         memories = [""] * len(streams)
         for t in range(max(len(stream.chunks) for stream in streams)):
             at = [i for i, stream in enumerate(streams) if t < len(stream.chunks)]
             asked = (summary(memories[i], streams[i].chunks[t].text, max_tokens, system) for i in at)
             chats = [Chat(tuple(messages), max_tokens) for messages in asked]
-            for i, reply in zip(at, workers.work(model, chats), strict=True):
+            for i, reply in zip(at, workers.run_all(model, chats), strict=True):
                 # Of thinking that never ended nothing is kept; the memory then stays as it was.
                 memories[i] = (chat.after_thinking(reply) or memories[i]).strip()
         return [
-            Kept((memory,), lambda _, memory=memory: _items([memory] if memory else []), len(stream.chunks))
+            BaselineMemory((memory,), lambda _, memory=memory: _items([memory] if memory else []), len(stream.chunks))
             for stream, memory in zip(streams, memories, strict=True)
         ]
 

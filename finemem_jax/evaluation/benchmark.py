@@ -16,15 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finemem_jax import build as assembly
+from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
-from finemem_jax.build import Parts
+from finemem_jax.build import Components
 from finemem_jax.config import ConfigDict
-from finemem_jax.evaluation import baselines as methods
-from finemem_jax.evaluation import evaluate, published_results
-from finemem_jax.evaluation import tables as scoreboard
-from finemem_jax.evaluation.baselines import Method, Played
+from finemem_jax.evaluation import baselines, evaluate, published_results
+from finemem_jax.evaluation import tables as tables_lib
+from finemem_jax.evaluation.baselines import Method, Result
 from finemem_jax.input_pipeline import Mixture
 from finemem_jax.memory import build
 from finemem_jax.models import lora
@@ -117,12 +116,12 @@ def benchmarks(config: ConfigDict) -> list[Benchmark]:
     return found
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, found: Sequence[Benchmark]) -> list[str]:
+def run(config: ConfigDict, workdir: pathlib.Path, parts: Components, found: Sequence[Benchmark]) -> list[str]:
     """Plays what is not on file yet, and writes `benchmark.json` and `benchmark.md`; returns what to say in the end."""
     with Display(0) as display:
         settings = data_config(config)
         # So that seconds are of playing. What the long prompts of some methods need is compiled when they come.
-        assembly.warm_up(config, parts, display.phase)
+        build_lib.warm_up(config, parts, display.phase)
         for name in _names(config.evaluate.methods):
             method, step = _method(config, workdir, parts, name, display)
             labels = {"method": name, "decided": _decided(settings, name, step), "step": step}
@@ -175,7 +174,7 @@ def _append(path, lines):
         file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _line(played: Played, seconds: float) -> dict[str, Any]:
+def _line(played: Result, seconds: float) -> dict[str, Any]:
     stream = played.stream
     return {
         "source": stream.source,
@@ -219,8 +218,8 @@ def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]
     missing = len(names) * sum(map(len, ids.values())) - len(lines)
     undecided = sum(score is None for line in lines for score in line["scores"])
     builders = [one.name for one in found]
-    tables = [scoreboard.score_table(lines, builders), scoreboard.cost_table(lines)]
-    compared = scoreboard.comparisons(lines, config.evaluate.resamples)
+    tables = [tables_lib.score_table(lines, builders), tables_lib.cost_table(lines)]
+    compared = tables_lib.comparisons(lines, config.evaluate.resamples)
     notes = [
         "± is one standard error over streams (over questions, of a source with one stream); the average weighs "
         "sources equally. Differences are paired by stream: 95 % and p by bootstrap.",
@@ -233,27 +232,27 @@ def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]
     summary = {
         "experiment": config.experiment,
         "steps": steps,
-        "scores": {m: {s: dataclasses.asdict(e) for s, e in of.items()} for m, of in scoreboard.scores(lines).items()},
+        "scores": {m: {s: dataclasses.asdict(e) for s, e in of.items()} for m, of in tables_lib.scores(lines).items()},
         "chunk_scores": {
             m: {s: dataclasses.asdict(e) for s, e in of.items()}
-            for m, of in scoreboard.scores(lines, "chunk_scores").items()
+            for m, of in tables_lib.scores(lines, "chunk_scores").items()
         },
-        "costs": scoreboard.costs(lines),
+        "costs": tables_lib.costs(lines),
         "comparisons": [
             {"method": method, "other": other} | dataclasses.asdict(one) for (method, other), one in compared.items()
         ],
         "missing_streams": missing,
         "undecided_answers": undecided,
     }
-    tables_of_all = [*tables, scoreboard.comparison_table(compared)] if compared else tables
+    tables_of_all = [*tables, tables_lib.comparison_table(compared)] if compared else tables
     summary |= {"tables": [{"header": header, "rows": rows} for header, rows in tables_of_all], "notes": notes}
     files.replace_text(workdir / "benchmark.json", json.dumps(summary, indent=1) + "\n")
     text = f"# {config.experiment or 'Evaluation'}\n\n"
-    text += "\n".join(scoreboard.markdown(*table) for table in tables_of_all) + "\n" + "\n\n".join(notes) + "\n"
+    text += "\n".join(tables_lib.markdown(*table) for table in tables_of_all) + "\n" + "\n\n".join(notes) + "\n"
     files.replace_text(workdir / "benchmark.md", text)
     # Of many methods there are too many pairs for a screen: the last one is compared, the others stand in the files.
     last = {pair: one for pair, one in compared.items() if pair[0] == names[-1]}
-    for header, rows in [*tables, scoreboard.comparison_table(last)] if last else tables:
+    for header, rows in [*tables, tables_lib.comparison_table(last)] if last else tables:
         print_table("", header, rows)
     return [*notes, f"tables         {workdir}/benchmark.md, {workdir}/benchmark.json; answers in {workdir}/benchmark/"]
 
@@ -263,21 +262,23 @@ def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]
 # --------------------------------------------------------------------------------------
 
 
-def _method(config: ConfigDict, workdir: pathlib.Path, parts: Parts, name: str, display: Display) -> tuple[Method, int]:
+def _method(
+    config: ConfigDict, workdir: pathlib.Path, parts: Components, name: str, display: Display
+) -> tuple[Method, int]:
     """A method, and after how many training steps its weights are."""
     asked = config.evaluate
     if name in _MANAGERS:
         return _manager(config, workdir, parts, name, display)
-    keep: dict[str, Callable[[], methods.KeepFn]] = {
-        "none": lambda: methods.nothing,
-        "long_context": lambda: methods.last_tokens(parts.environment, _context_tokens(config, parts)),
-        "rag": lambda: methods.chunks(config.memory.retrieval, asked.rag_top_k, parts.embed),
-        "verbatim": lambda: methods.sentences(config.memory.retrieval, config.memory.top_k, parts.embed),
-        "recurrent": lambda: methods.summaries(
+    keep: dict[str, Callable[[], baselines.KeepFn]] = {
+        "none": lambda: baselines.nothing,
+        "long_context": lambda: baselines.last_tokens(parts.environment, _context_tokens(config, parts)),
+        "rag": lambda: baselines.chunks(config.memory.retrieval, asked.rag_top_k, parts.embed),
+        "verbatim": lambda: baselines.sentences(config.memory.retrieval, config.memory.top_k, parts.embed),
+        "recurrent": lambda: baselines.summaries(
             parts.answering.models.model("evaluate", "model"), asked.summary_tokens, config.prompts.summary
         ),
     }
-    return methods.keeper(keep[name](), parts.environment, parts.answer, parts.mark), 0
+    return baselines.baseline(keep[name](), parts.environment, parts.answer, parts.answer_judge), 0
 
 
 def _manager(config, workdir, parts, name, display):
@@ -285,7 +286,7 @@ def _manager(config, workdir, parts, name, display):
     options = rollout_options(config, evaluation=True, constraint=parts.constraint)
     display.phase(f"{name}: loading its weights")
     if name == "checkpoint":
-        step = assembly.use_checkpoint(parts, workdir)
+        step = build_lib.use_checkpoint(parts, workdir)
     else:
         step = 0
         parts.manager.update(lora.merge(parts.model, parts.params), step)
@@ -297,9 +298,9 @@ def _manager(config, workdir, parts, name, display):
         options = dataclasses.replace(options, retrieval=retrieval, top_k=top_k, constraint=None)
     roll_out = functools.partial(
         evaluate.run, options=options, environment=environment, policy=parts.manager, answer=parts.answer,
-        key=(config.seed, "evaluate"), embed=parts.embed, mark=parts.mark,
+        key=(config.seed, "evaluate"), embed=parts.embed, mark=parts.answer_judge,
     )  # fmt: skip
-    return methods.manager(roll_out, environment), step
+    return baselines.manager(roll_out, environment), step
 
 
 def _step_of(config, workdir, name):

@@ -44,7 +44,7 @@ def run(
     mark: AnswerJudge | None = None,
 ) -> list[Trajectory]:
     """Rolls out each stream once; arguments as of `rollout.run`."""
-    groups = rollout.run(streams, options, environment, policy, answer, key, embed, mark=mark)
+    groups = rollout.run(streams, options, environment, policy, answer, key, embed, answer_judge=mark)
     return [group[0] for group in groups]
 
 

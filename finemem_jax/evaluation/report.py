@@ -29,7 +29,7 @@ from finemem_jax.evaluation.report_page import (
     text,
     texts_table,
 )
-from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import credit_rules
 from finemem_jax.runtime import files
 
 
@@ -250,7 +250,7 @@ def _explanation(rule):
         f"Credit is what the rule “{rule}” makes of the global questions’ scores, before its weight; a chunk’s is the "
         "sum over its operations, if there are any. "
     )
-    if rule in rules.RULES and rules.RULES[rule].attribute is None:
+    if rule in credit_rules.RULES and credit_rules.RULES[rule].attribute is None:
         explained += "This rule makes advantages of them at once, and no credit. "
     return explained + (
         "Rules differ in whether chunk and content count in the reward. Advantages compare the rollouts: a token is "

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from finemem_jax.config import ConfigDict
-from finemem_jax.memory import embedders as embedding
-from finemem_jax.memory import grammar as constraints
-from finemem_jax.memory import operations, retrieval
+from finemem_jax.memory import embedders, operations, retrieval
+from finemem_jax.memory import grammar as grammar_lib
 from finemem_jax.memory.environment import Environment
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.types import Chunk, Memory
@@ -59,8 +58,8 @@ def constraint(config, loaded):
     """What the manager must keep to in evaluation, or None."""
     if not config.manager.constrained:
         return None
-    grammar = constraints.of_operations(dialect(config))
-    return constraints.Grammar(loaded.tokens, grammar, loaded.backbone.model.vocab_size)
+    grammar = grammar_lib.of_operations(dialect(config))
+    return grammar_lib.Grammar(loaded.tokenizer, grammar, loaded.pretrained.model.vocab_size)
 
 
 def embedder(config, model, params, tokens):
@@ -68,11 +67,11 @@ def embedder(config, model, params, tokens):
     embed = None
     if config.memory.retrieval in retrieval.DENSE_METHODS:
         if config.memory.embedder == "wordllama":
-            embed = embedding.wordllama()
+            embed = embedders.wordllama()
         else:
             # A copy, because training gives its arrays away.
-            embed = embedding.language_model(model, jax.tree.map(jnp.copy, params), tokens)
-        embed = embedding.cached(embed)
+            embed = embedders.language_model(model, jax.tree.map(jnp.copy, params), tokens)
+        embed = embedders.cached(embed)
     # Only to see now, and not after the first rollouts, whether what the method needs is installed.
     retrieval.Index(config.memory.retrieval, embed)
     return embed

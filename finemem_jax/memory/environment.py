@@ -8,8 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from finemem_jax.memory import operations, prompts
-from finemem_jax.memory import transition as memory_lib
+from finemem_jax.memory import operations, prompts, transition
 from finemem_jax.memory.operations import Dialect
 from finemem_jax.models import tokenizer
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
@@ -62,9 +61,9 @@ class Environment:
     def __post_init__(self):
         if self.view not in VIEWS:
             raise ValueError(f"memory.view must be one of {', '.join(VIEWS)}, got {self.view!r}.")
-        if self.eviction not in memory_lib.EVICTIONS:
+        if self.eviction not in transition.EVICTIONS:
             raise ValueError(
-                f"memory.eviction must be one of {', '.join(memory_lib.EVICTIONS)}, got {self.eviction!r}."
+                f"memory.eviction must be one of {', '.join(transition.EVICTIONS)}, got {self.eviction!r}."
             )
         if self.dialect.layout == "typed" and not self._core_fits(f"…{self._mark}"):
             raise ValueError(
@@ -102,9 +101,9 @@ class Environment:
         ids = tokenizer.strip_end(self.tokenizer, completion_ids)
         text = self.tokenizer.decode(ids)
         written = operations.parse(text, self.repair_json, self.dialect)
-        after, outcomes = memory_lib.apply(memory, [self._within_core(operation) for operation in written], step)
+        after, outcomes = transition.apply(memory, [self._within_core(operation) for operation in written], step)
         if self.budget_tokens:
-            after = memory_lib.evict(after, self.budget_tokens, self._length, self.eviction)
+            after = transition.evict(after, self.budget_tokens, self._length, self.eviction)
         owners = _owners(tokenizer.character_starts(self.tokenizer, ids), operations.spans(text, self.dialect))
         return after, outcomes, (*owners, *[-1] * (len(completion_ids) - len(ids)))
 

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import logical_axes
 from finemem_jax.models.logical_axes import Array
 
 # Name of what a rematerialising policy should keep of "blocked" attention.
@@ -298,9 +298,9 @@ def _repeat_prefixes(path, row_attention, mesh):
     if mesh is None or mesh.size == 1:
         return row_attention(*args)
     # A kernel is opaque to the partitioner; rows and heads are independent, so each device runs it on its own.
-    split_rows = axes.ROWS if rows % axes.size(mesh, axes.ROWS) == 0 else None
-    tensor = axes.COMPUTED["kv_heads"]
-    split_heads = tensor if args[1].shape[2] % axes.size(mesh, tensor) == 0 else None
+    split_rows = logical_axes.ROWS if rows % logical_axes.size(mesh, logical_axes.ROWS) == 0 else None
+    tensor = logical_axes.COMPUTED["kv_heads"]
+    split_heads = tensor if args[1].shape[2] % logical_axes.size(mesh, tensor) == 0 else None
     spec = P(split_rows, None, split_heads, None)
     mapped = jax.shard_map(
         row_attention, mesh=mesh, in_specs=(spec, spec, spec, P(split_rows, None)), out_specs=spec, check_vma=False

@@ -19,10 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from finemem_jax.models import attention
-from finemem_jax.models import embedding as lookup
-from finemem_jax.models import logical_axes as axes
-from finemem_jax.models import matmul as products
+from finemem_jax.models import attention, embedding, logical_axes, matmul
 from finemem_jax.models.attention import Array, Level
 from finemem_jax.models.presets import DecoderConfig
 
@@ -116,12 +113,12 @@ class Layer(nnx.Module):
 
     def _project(self, name, h):
         config = self.config
-        out = products.project(h, getattr(self, name)[...])
+        out = matmul.project(h, getattr(self, name)[...])
         if config.qkv_bias and name in ("query", "key", "value"):
             out = out + getattr(self, f"{name}_bias")[...][None, None]
         if config.lora and name in config.lora.targets:
-            low = products.project(h, getattr(self, f"{name}_lora_a")[...])
-            high = products.project(low, getattr(self, f"{name}_lora_b")[...])
+            low = matmul.project(h, getattr(self, f"{name}_lora_a")[...])
+            high = matmul.project(low, getattr(self, f"{name}_lora_b")[...])
             out = out + (config.lora.alpha / config.lora.rank) * high
         return out
 
@@ -232,7 +229,7 @@ def _hidden_states(config, params, tokens, lengths, compute):
     shapes = [level.shape for level in tokens]
 
     def constrain(array, names):
-        return axes.constrain(compute.mesh, array, names)
+        return logical_axes.constrain(compute.mesh, array, names)
 
     starts = zip(_starts(lengths), tokens, strict=True)
     rotation = rotary(config, _join([start[:, None] + jnp.arange(level.shape[1])[None] for start, level in starts]))
@@ -246,7 +243,7 @@ def _hidden_states(config, params, tokens, lengths, compute):
         layer = bind(Layer, config, gathered(config, layer_params, compute.mesh))
         return layer(x, rotation, attend, constrain)[0], None
 
-    x = lookup.embed(model.embedding[...], _join(tokens), dtype, compute.mesh)
+    x = embedding.embed(model.embedding[...], _join(tokens), dtype, compute.mesh)
     x = constrain(x, ("rows", "apart", "embed"))
     x, _ = jax.lax.scan(_rematerialised(body, compute.remat), x, params["layers"])
     x = constrain(x, ("rows", "tokens", "embed"))
@@ -272,7 +269,7 @@ def gathered(config, layer_params, mesh):
     """A layer's parameters as it computes with them: stored in parts along "fsdp", here each device has that axis."""
     # After the cast to `dtype`, so that what travels is as small as it can be.
     names = axis_names(Layer, config)
-    return {name: axes.gather(mesh, names[name], leaf) for name, leaf in layer_params.items()}
+    return {name: logical_axes.gather(mesh, names[name], leaf) for name, leaf in layer_params.items()}
 
 
 def _starts(lengths):

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import logical_axes
 from finemem_jax.models.attention import Array
 
-_VOCAB, _EMBED = axes.STORED["vocab"], axes.STORED["embed"]
+_VOCAB, _EMBED = logical_axes.STORED["vocab"], logical_axes.STORED["embed"]
 
 
 def embed(
@@ -25,9 +25,10 @@ def embed(
 
     Args:
         dtype: Of the result.
-        mesh: Devices that the table is split over by `axes.STORED`, and rows by `axes.ROWS`; None for one.
+        mesh: Devices that the table is split over by `logical_axes.STORED`, and rows by
+            `logical_axes.ROWS`; None for one.
     """
-    if mesh is None or mesh.size == 1 or len(ids) % axes.size(mesh, axes.ROWS):
+    if mesh is None or mesh.size == 1 or len(ids) % logical_axes.size(mesh, logical_axes.ROWS):
         return table[ids].astype(dtype)
 
     def local(columns, own_ids):
@@ -37,7 +38,7 @@ def embed(
         found = jnp.where(held[..., None], columns[jnp.where(held, inside, 0)], 0).astype(dtype)
         return lax.all_to_all(lax.psum(found, _VOCAB), _EMBED, split_axis=0, concat_axis=2, tiled=True)
 
-    rows = P(axes.ROWS, None)
-    return jax.shard_map(local, mesh=mesh, in_specs=(P(_VOCAB, _EMBED), rows), out_specs=P(axes.ROWS, None, None))(
-        table, ids
-    )
+    rows = P(logical_axes.ROWS, None)
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(P(_VOCAB, _EMBED), rows), out_specs=P(logical_axes.ROWS, None, None)
+    )(table, ids)

@@ -14,9 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax.models import attention, decoder, sharding
-from finemem_jax.models import embedding as lookup
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import attention, decoder, embedding, logical_axes, sharding
 from finemem_jax.models.attention import Array, Segment
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
@@ -90,7 +88,7 @@ def shardings(config: DecoderConfig, mesh: Mesh, whole: bool, int8: bool = False
     stored = sharding.param_shardings(config, mesh)
 
     def one(place, stacked):
-        spec = [None if whole and axis == axes.STORED["embed"] else axis for axis in place.spec]
+        spec = [None if whole and axis == logical_axes.STORED["embed"] else axis for axis in place.spec]
         if not stacked:
             return NamedSharding(mesh, P(*spec))
         out, *rest = spec[:0:-1]
@@ -113,18 +111,18 @@ def empty(config: DecoderConfig, rows: int, positions: int, dtype: str = "float3
 
 def shares(mesh: Mesh | None, rows: int) -> int:
     """In how many parts devices share out the rows of a cache; 1 where they cannot do so evenly."""
-    count = 1 if mesh is None else axes.size(mesh, axes.ROWS)
+    count = 1 if mesh is None else logical_axes.size(mesh, logical_axes.ROWS)
     return count if rows % count == 0 else 1
 
 
 def cache_shardings(mesh: Mesh, cache: Sequence[LayerCache]) -> list[tuple[NamedSharding, NamedSharding]]:
     """Where a cache lives on a mesh: rows over data and fsdp, heads over tensor, if they can be shared out evenly."""
-    return [(axes.place(mesh, k.shape, _KEYS), axes.place(mesh, v.shape, _VALUES)) for k, v in cache]
+    return [(logical_axes.place(mesh, k.shape, _KEYS), logical_axes.place(mesh, v.shape, _VALUES)) for k, v in cache]
 
 
 def constrain(mesh: Mesh | None, cache: Sequence[LayerCache]) -> list[LayerCache]:
     """Tells the compiler that rows are shared out along data and fsdp, heads along tensor."""
-    return [(axes.constrain(mesh, k, _KEYS), axes.constrain(mesh, v, _VALUES)) for k, v in cache]
+    return [(logical_axes.constrain(mesh, k, _KEYS), logical_axes.constrain(mesh, v, _VALUES)) for k, v in cache]
 
 
 class Tree(NamedTuple):
@@ -169,11 +167,11 @@ def extend(
         Hidden states, and the new cache.
     """
     rest, layers = weights
-    if mesh is not None and len(tokens) % axes.size(mesh, axes.ROWS):
+    if mesh is not None and len(tokens) % logical_axes.size(mesh, logical_axes.ROWS):
         mesh = None
 
     def constrain(array, names):
-        return axes.constrain(mesh, array, names)
+        return logical_axes.constrain(mesh, array, names)
 
     length = tokens.shape[1]
     slots, trunk_slots = cache[0][1].shape[2], trunk[0][1].shape[2]
@@ -184,7 +182,7 @@ def extend(
         own_mask &= (tree.branches[:, None] == 0) | (tree.branches[:, None] == tree.branches[:, :, None])
     rotation = decoder.rotary(config, trunk_length + offsets)
     trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
-    x = lookup.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
+    x = embedding.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
     new_cache = []
     for i, ((trunk_keys, trunk_values), (old_keys, old_values)) in enumerate(zip(trunk, cache, strict=True)):
 

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import logical_axes
 from finemem_jax.models.attention import Array
 
-_VOCAB, _EMBED = axes.STORED["vocab"], axes.STORED["embed"]
-_STATES, _HEAD, _TOKENS = P(axes.ROWS, None), P(_VOCAB, _EMBED), P(axes.ROWS)
+_VOCAB, _EMBED = logical_axes.STORED["vocab"], logical_axes.STORED["embed"]
+_STATES, _HEAD, _TOKENS = P(logical_axes.ROWS, None), P(_VOCAB, _EMBED), P(logical_axes.ROWS)
 # Finite, so that differences of two of them are 0 and not NaN.
 _LEAST = -1e30
 
@@ -50,7 +50,8 @@ def token_log_probs(
         targets: In [0, V).
         temperature: Positive; one for all, or one per token.
         mesh: Where given, every device handles its own tokens and its own slice of the vocabulary, as
-            `axes.STORED` splits the head; only sums over words cross the vocabulary's mesh axis. None: JAX decides.
+            `logical_axes.STORED` splits the head; only sums over words cross the vocabulary's mesh axis. None: JAX
+            decides.
         token_block, vocab_block: Most tokens and words in a block. 2,048 of each take 16 MB: little enough for
             a CPU, which is several times as slow when logits of 50 MB come and go, and large products for a GPU.
     """
@@ -59,7 +60,7 @@ def token_log_probs(
     if n == 0:
         return jnp.zeros(0, dtype), jnp.zeros(0, dtype)
     plan = _Plan(token_block, vocab_block, mesh)
-    padding = 0 if mesh is None else -n % axes.size(mesh, axes.ROWS)
+    padding = 0 if mesh is None else -n % logical_axes.size(mesh, logical_axes.ROWS)
     log_probs, entropy = _log_probs(
         plan,
         jnp.pad(hidden, ((0, padding), (0, 0))),
@@ -202,7 +203,7 @@ def _local_backward(plan: _Plan, hidden, head, targets, temperature, logits: _Lo
         hidden_slope, weights_slope = lax.fori_loop(0, tokens.number, add_tokens, (hidden_slope, nothing))
         if plan.mesh is not None:
             weights_slope = lax.psum_scatter(weights_slope, _EMBED, scatter_dimension=1, tiled=True)
-            weights_slope = lax.psum(weights_slope, tuple(axis for axis in axes.ROWS if axis != _EMBED))
+            weights_slope = lax.psum(weights_slope, tuple(axis for axis in logical_axes.ROWS if axis != _EMBED))
         return hidden_slope, words.write(i, head_slope, weights_slope.astype(head.dtype))
 
     nothing = jnp.zeros(hidden.shape, dtype), jnp.zeros_like(head)

@@ -1,4 +1,4 @@
-"""Where parameters and batches live on a mesh, by the table in `axes`."""
+"""Where parameters and batches live on a mesh, by the table in `logical_axes`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax.models import decoder
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import decoder, logical_axes
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 
@@ -42,7 +41,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] |
             f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) uses {math.prod(sizes)} of {count} devices; "
             f"set one size to -1, for example mesh.fsdp={count // known * max(fsdp, 1)}."
         )
-    return Mesh(np.asarray(devices).reshape(sizes), axes.MESH)
+    return Mesh(np.asarray(devices).reshape(sizes), logical_axes.MESH)
 
 
 def own_sizes(mesh: Mesh, count: int) -> tuple[int, int, int]:
@@ -67,8 +66,8 @@ def own(params: Params, mesh: Mesh) -> Params:
     if count == 1:
         return params
     sizes = own_sizes(mesh, count)
-    together = Mesh(mesh.devices.reshape(count, *sizes), ("processes", *axes.MESH))
-    alone = Mesh(together.devices[jax.process_index()], axes.MESH)
+    together = Mesh(mesh.devices.reshape(count, *sizes), ("processes", *logical_axes.MESH))
+    alone = Mesh(together.devices[jax.process_index()], logical_axes.MESH)
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
     # Whole in each process, and there split as before.
     where = jax.tree.map(lambda spec: NamedSharding(together, spec), specs)
@@ -97,7 +96,7 @@ def whole(array: jax.Array) -> np.ndarray:
 
 
 def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
-    """The sharding of every parameter, by `axes.STORED`.
+    """The sharding of every parameter, by `logical_axes.STORED`.
 
     Raises:
         ValueError: a mesh axis does not divide what it splits.
@@ -111,7 +110,7 @@ def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
             )
 
     def one(path, names, leaf):
-        stored = [axes.STORED[name] for name in names]
+        stored = [logical_axes.STORED[name] for name in names]
         for name, axis, size in zip(names, stored, leaf.shape, strict=True):
             if axis and size % mesh.shape[axis]:
                 raise ValueError(
@@ -133,4 +132,4 @@ def place(config: DecoderConfig, params: Params, mesh: Mesh) -> Params:
 
 def rows(mesh: Mesh, count: int) -> NamedSharding:
     """The sharding of a batch array whose first axis counts rows: split where that works out evenly, else whole."""
-    return NamedSharding(mesh, P(axes.ROWS) if count % axes.size(mesh, axes.ROWS) == 0 else P())
+    return NamedSharding(mesh, P(logical_axes.ROWS) if count % logical_axes.size(mesh, logical_axes.ROWS) == 0 else P())

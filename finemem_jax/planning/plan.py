@@ -18,16 +18,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from finemem_jax import build as assembly
-from finemem_jax.config import ConfigDict
-from finemem_jax.config import checks as config_checks
-from finemem_jax.models import decoder, lora, sharding
-from finemem_jax.models import kv_cache as cached
-from finemem_jax.models import logical_axes as axes
+from finemem_jax import build
+from finemem_jax.config import ConfigDict, checks
+from finemem_jax.models import decoder, kv_cache, logical_axes, lora, sharding
 from finemem_jax.models.decoder import Compute
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.planning import flops, hlo
-from finemem_jax.planning import topology as targets
+from finemem_jax.planning import topology as topology_lib
 from finemem_jax.planning.flops import Work
 from finemem_jax.planning.hardware import Chip
 from finemem_jax.planning.topology import Target
@@ -36,11 +33,11 @@ from finemem_jax.rl.batching import Batch
 from finemem_jax.rl.learner import LearnerOptions, OptimizerOptions, TrainState
 from finemem_jax.rl.method import Method
 from finemem_jax.runtime import compilation
-from finemem_jax.sampling import decode as decoding
+from finemem_jax.sampling import decode as decode_lib
 from finemem_jax.sampling import engine
 from finemem_jax.sampling.decode import SlotState
-from finemem_jax.sampling.token_sampling import Sampling
-from finemem_jax.weights import pretrained as backbone
+from finemem_jax.sampling.token_sampling import SamplingParams
+from finemem_jax.weights import pretrained
 
 # Instructions, worked examples and the chat's frame before the chunk. With chunks and a memory view of 2,048 tokens
 # each this makes the 6,144 tokens to which Mem-alpha caps its training prompts.
@@ -152,13 +149,13 @@ def make(config: ConfigDict, topology: str) -> Plan:
     Raises:
         ValueError: an unknown or unavailable topology, or a mesh that does not divide it or the model.
     """
-    config_checks.validate(config)
+    checks.validate(config)
     method = Method.from_config(config)
-    model = backbone.shape(config)
-    where = targets.find(topology)
+    model = pretrained.shape(config)
+    where = topology_lib.find(topology)
     mesh = _mesh(config, model, where)
-    shares = axes.size(mesh, axes.ROWS)
-    assembly.check_groups(config, mesh)
+    shares = logical_axes.size(mesh, logical_axes.ROWS)
+    build.check_groups(config, mesh)
     lengths = _lengths(config, model)
     attention = _attention(config, where)
     options = LearnerOptions(
@@ -247,8 +244,8 @@ class _Shapes:
         self.state = TrainState(self.trained, jax.tree.map(_at, opt_state, where.opt_state), self.scalar(jnp.int32))
         # What the manager and the reader each decode with, where these are copies.
         plain = lora.without(model)
-        laid_out = functools.partial(cached.layout, plain, dtype=config.sampler.dtype, int8=config.sampler.int8)
-        where = cached.shardings(plain, mesh, config.sampler.whole_weights, config.sampler.int8)
+        laid_out = functools.partial(kv_cache.layout, plain, dtype=config.sampler.dtype, int8=config.sampler.int8)
+        where = kv_cache.shardings(plain, mesh, config.sampler.whole_weights, config.sampler.int8)
         self.weights = jax.tree.map(_at, jax.eval_shape(laid_out, base), where)
 
     def scalar(self, dtype=jnp.float32) -> Any:
@@ -267,7 +264,7 @@ class _Shapes:
     def batch(self) -> Batch:
         config, lengths = self.config, self.lengths
         blank = batching.blank(
-            [[0] * lengths.trunk] * axes.size(self.mesh, axes.ROWS), config.train.groups_per_microbatch,
+            [[0] * lengths.trunk] * logical_axes.size(self.mesh, logical_axes.ROWS), config.train.groups_per_microbatch,
             config.rollout.group_size, (lengths.branch, lengths.leaf), config.rollout.max_new_tokens, 0,
             bool(config.objective.kl_weight), config.credit.type_factor_on == "unclipped",
         )  # fmt: skip
@@ -275,8 +272,8 @@ class _Shapes:
 
     def cache(self, model, rows, positions):
         """Rows over data and fsdp, heads over tensor."""
-        shapes = jax.eval_shape(functools.partial(cached.empty, model, rows, positions, self.config.sampler.dtype))
-        return jax.tree.map(_at, shapes, cached.cache_shardings(self.mesh, shapes))
+        shapes = jax.eval_shape(functools.partial(kv_cache.empty, model, rows, positions, self.config.sampler.dtype))
+        return jax.tree.map(_at, shapes, kv_cache.cache_shardings(self.mesh, shapes))
 
 
 def _at(shape, place):
@@ -331,7 +328,7 @@ def _sampling_programs(config, model, shapes):
     cache = shapes.cache(base, slots, positions)
     store = shapes.cache(base, config.rollout.streams_per_step, sampler.positions(positions // 2))
     in_place, adapted = config.sampler.in_place, bool(config.lora.rank)
-    weights = cached.in_place(shapes.base) if in_place else shapes.weights
+    weights = kv_cache.in_place(shapes.base) if in_place else shapes.weights
     frozen = config.reader.kind == "model" and not (in_place and adapted)
     held = {
         "parameters": _bytes(shapes.params),
@@ -346,11 +343,11 @@ def _sampling_programs(config, model, shapes):
     floats = shapes.rows((slots,), jnp.float32)
     state = SlotState(
         token=shapes.rows((slots,)), filled=shapes.rows((slots,)), remaining=shapes.rows((slots,)),
-        sampling=Sampling(floats, shapes.rows((slots,)), floats), key=shapes.rows((slots, 2), jnp.uint32),
+        sampling=SamplingParams(floats, shapes.rows((slots,)), floats), key=shapes.rows((slots, 2), jnp.uint32),
     )  # fmt: skip
     rollouts = config.rollout.streams_per_step * config.rollout.group_size
     steps, waves = config.data.chunks_per_stream, math.ceil(rollouts / slots)
-    shares, tensor = axes.size(shapes.mesh, axes.ROWS), shapes.mesh.shape["tensor"]
+    shares, tensor = logical_axes.size(shapes.mesh, logical_axes.ROWS), shapes.mesh.shape["tensor"]
     shares = shares if slots % shares == 0 else 1
     rows, together = slots // shares, engine.row_buckets(slots // shares)[-1]
     pieces = math.ceil(rows / together) * math.ceil(lengths.view / piece)
@@ -359,7 +356,7 @@ def _sampling_programs(config, model, shapes):
     # While slots are lengthened, the shorter ones are there too.
     held["cache"] += sum(_bytes(shapes.cache(base, slots, size)) for size in sampler.sizes(positions)[-2:-1])
     prefill = _compile(
-        "prefill", steps * waves * pieces, decoding.prefill,
+        "prefill", steps * waves * pieces, decode_lib.prefill,
         (weights, trunk, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
          shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
         held, config=base, mesh=shapes.mesh,
@@ -368,7 +365,7 @@ def _sampling_programs(config, model, shapes):
     prefill.flops = together / tensor * flops.forward(base, Work(piece, 0, 0, piece * keys), piece * keys)
     num_steps = config.sampler.steps_per_call
     decode = _compile(
-        "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decoding.decode,
+        "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decode_lib.decode,
         (weights, trunk, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
          _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P())), None),
         held, config=base, num_steps=num_steps, mesh=shapes.mesh,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from finemem_jax.planning import hardware as chips
+from finemem_jax.planning import hardware
 from finemem_jax.planning.hardware import Chip
 
 
@@ -36,20 +36,21 @@ class Target:
 
 
 def find(topology: str) -> Target:
-    """Devices to compile for, by name: "v5e:8x8" (any TPU in `chips.TPUS`), "cpu:8", or "gpu" (those of this machine).
+    """Devices to compile for, by name: "v5e:8x8" (a TPU of `hardware.TPUS`), "cpu:8", or "gpu" (this machine's).
 
     Raises:
         ValueError: an unknown name, or its compiler or devices are not here; the message says what to do.
     """
     kind, _, shape = topology.partition(":")
-    if kind in chips.TPUS and re.fullmatch(r"\d+(x\d+)+", shape):
-        return _tpu(topology, chips.TPUS[kind], math.prod(map(int, shape.split("x"))))
+    if kind in hardware.TPUS and re.fullmatch(r"\d+(x\d+)+", shape):
+        return _tpu(topology, hardware.TPUS[kind], math.prod(map(int, shape.split("x"))))
     if kind == "cpu" and shape.isdigit() and int(shape):
         return _cpu(topology, int(shape))
     if topology == "gpu":
         return _gpu()
     raise ValueError(
-        f"--topology must be a TPU's name and shape ({', '.join(chips.TPUS)}; e.g. v5e:8x8 or v5p:2x2x4), cpu:N for N "
+        f"--topology must be a TPU's name and shape ({', '.join(hardware.TPUS)}; e.g. v5e:8x8 or v5p:2x2x4), "
+        "cpu:N for N "
         f"simulated devices, or gpu for this machine's; got {topology!r}."
     )
 
@@ -101,7 +102,7 @@ def _gpu():
             "--topology=gpu: JAX finds no GPU here (the gpu extra brings its plugin: uv pip install -e '.[gpu]'); "
             "give a TPU's topology, e.g. v5e:8x8, or cpu:N."
         ) from error
-    chip = chips.gpu(devices[0].device_kind)
+    chip = hardware.gpu(devices[0].device_kind)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", chip.hbm_bytes if chip else 0)
     return Target(f"gpu:{len(devices)} ({devices[0].device_kind})", devices, chip, limit)
 

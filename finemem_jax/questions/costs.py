@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from finemem_jax.questions import options as question_options
-from finemem_jax.questions import prompts as questions_prompts
+from finemem_jax.questions import prompts
 from finemem_jax.questions.options import QuestionOptions
 from finemem_jax.types import Chat, Stream, StreamSource
 
@@ -94,7 +94,7 @@ def estimate(
     """
     prices, expected, most = prices or Prices(), Tokens(), Tokens()
     count, names, chunks, asked = counter(count_tokens), set(), 0, 0
-    per_proposal = count_tokens(questions_prompts.proposal_line(*questions_prompts.GENERATOR_EXAMPLE[1][0]) + "\n")
+    per_proposal = count_tokens(prompts.proposal_line(*prompts.GENERATOR_EXAMPLE[1][0]) + "\n")
     closed_book = options.closed_book * (count(question_options.closed_book_chat(options, "")) + per_proposal)
     replies = per_proposal * options.proposals, _ANSWER_TOKENS
     longest = options.proposal_tokens, options.answer_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from finemem_jax.questions import prompts as questions_prompts
+from finemem_jax.questions import prompts
 from finemem_jax.reading import scoring
 from finemem_jax.types import Chat, Chunk, Question
 
@@ -93,22 +93,22 @@ class QuestionOptions:
 
 def generator_chat(options: QuestionOptions, text: str, turn: int) -> Chat:
     """What the generator is asked about a chunk with this text in round `turn`, from 1."""
-    system = options.generator_system or questions_prompts.GENERATOR_SYSTEM
-    messages = questions_prompts.generator(text, options.proposals, options.num_examples, system)
+    system = options.generator_system or prompts.GENERATOR_SYSTEM
+    messages = prompts.generator(text, options.proposals, options.num_examples, system)
     return Chat(tuple(messages), options.proposal_tokens, options.temperature, options.seed + turn - 1)
 
 
 def verifier_chat(options: QuestionOptions, text: str, question: str) -> Chat:
     """What the verifier is asked about a chunk with this text."""
-    system = options.verifier_system or questions_prompts.VERIFIER_SYSTEM
-    messages = questions_prompts.verifier(text, question, options.num_examples, system)
+    system = options.verifier_system or prompts.VERIFIER_SYSTEM
+    messages = prompts.verifier(text, question, options.num_examples, system)
     return Chat(tuple(messages), options.answer_tokens)
 
 
 def closed_book_chat(options: QuestionOptions, question: str) -> Chat:
     """What the verifier is asked without the chunk."""
-    system = options.closed_book_system or questions_prompts.CLOSED_BOOK_SYSTEM
-    return Chat(tuple(questions_prompts.closed_book(question, options.num_examples, system)), options.answer_tokens)
+    system = options.closed_book_system or prompts.CLOSED_BOOK_SYSTEM
+    return Chat(tuple(prompts.closed_book(question, options.num_examples, system)), options.answer_tokens)
 
 
 def existing(chunk: Chunk, options: QuestionOptions) -> tuple[Question, ...]:

@@ -22,8 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from finemem_jax.clients import chat
-from finemem_jax.questions import costs as question_costs
-from finemem_jax.questions import proposals
+from finemem_jax.questions import costs, proposals
 from finemem_jax.questions import report as question_report
 from finemem_jax.questions.costs import BudgetError, Prices
 from finemem_jax.questions.options import QuestionOptions, closed_book_chat, existing, generator_chat, verifier_chat
@@ -196,11 +195,11 @@ class _Desk:
         self.asked[self._worker.submit(chat)] = receive
 
     def collect(self, wait):
-        return [(self, self.asked.pop(ticket), reply) for ticket, reply in self._worker.collect(wait)]
+        return [(self, self.asked.pop(request_id), reply) for request_id, reply in self._worker.collect(wait)]
 
     def cancel(self):
-        for ticket in self.asked:
-            self._worker.cancel(ticket)
+        for request_id in self.asked:
+            self._worker.cancel(request_id)
         self.asked.clear()
 
 
@@ -215,8 +214,8 @@ class _Pipeline:
 
     def __init__(self, streams, options, generator, verifier, count_tokens, prices, progress, servers):
         self._streams, self._options, self._progress = streams, options, progress
-        self._estimate = question_costs.estimate(streams, options, count_tokens, prices)
-        question_costs.check_budget(self._estimate, options, prices)
+        self._estimate = costs.estimate(streams, options, count_tokens, prices)
+        costs.check_budget(self._estimate, options, prices)
         self.report = Report(options, prices)
         if generator is verifier:
             shared = workers.Shared(generator)
@@ -224,7 +223,7 @@ class _Pipeline:
         self._generator = _Desk("generator", generator, "generator" in servers)
         self._verifier = _Desk("verifier", verifier, "verifier" in servers)
         self._desks = [self._verifier, self._generator]
-        self._count_tokens, self._count = count_tokens, question_costs.counter(count_tokens)
+        self._count_tokens, self._count = count_tokens, costs.counter(count_tokens)
         self._loaded, self._in_flight = 0, 0
         self._open: collections.deque[_OpenStream] = collections.deque()
         # What orders them, and the examples of each fate.

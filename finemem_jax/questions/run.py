@@ -7,15 +7,14 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from finemem_jax import build as assembly
+from finemem_jax import build as build_lib
 from finemem_jax import input_pipeline
 from finemem_jax.clients import chat
 from finemem_jax.clients.language_models import LanguageModels
 from finemem_jax.config import ConfigDict
 from finemem_jax.memory import build
-from finemem_jax.questions import costs as question_costs
+from finemem_jax.questions import costs, pipeline
 from finemem_jax.questions import options as question_options
-from finemem_jax.questions import pipeline as questions
 from finemem_jax.questions.costs import Prices
 from finemem_jax.questions.options import QuestionOptions
 from finemem_jax.questions.report import Report
@@ -37,8 +36,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
         BudgetError, EndpointError: the budget is used up, or no server answers; the same command goes on.
     """
     options, prices = options_of(config), Prices(**config.questions.prices)
-    loaded = assembly.load(config)
-    environment = build.environment(config, loaded.tokens)
+    loaded = build_lib.load(config)
+    environment = build.environment(config, loaded.tokenizer)
     splits = [name.strip() for name in config.questions.splits.split(",")]
     streams = {split: input_pipeline.streams(config, split, environment) for split in splits}
     for split, found in streams.items():
@@ -47,7 +46,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     checkpoint.check(workdir, config)
     checkpoint.claim(workdir, config)
     folder, lines = workdir / "questions", []
-    models = LanguageModels(config, assembly.frozen(config, loaded), workdir)
+    models = LanguageModels(config, build_lib.frozen(config, loaded), workdir)
     with contextlib.closing(models):
         asked = config.questions
         generator = models.model("questions.generator", asked.generator.kind)
@@ -56,11 +55,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
         if models.generates:
             _warm_up(models, environment, options, config)
         for split, found in streams.items():
-            print(f"{split}: {question_costs.estimate(found, options, environment.count_tokens, prices)}", flush=True)
+            print(f"{split}: {costs.estimate(found, options, environment.count_tokens, prices)}", flush=True)
         with Display(0) as display:
             for split, found in streams.items():
                 progress = _progress(display, split)
-                report = questions.write(
+                report = pipeline.write(
                     folder,
                     split,
                     found,

@@ -12,9 +12,9 @@ from finemem_jax.clients.language_models import LanguageModels, Local
 from finemem_jax.config import ConfigDict
 from finemem_jax.models.tokenizer import EncodedChat
 from finemem_jax.reading import judges, reader
-from finemem_jax.reading.judges import AnswerJudge, ContentJudge, JudgeOptions, Verdicts
+from finemem_jax.reading.judges import AnswerJudge, ContentJudge, Judge, JudgeOptions
 from finemem_jax.reading.likelihood import Likelihoods
-from finemem_jax.reading.reader import LikelihoodReader, Query, Reader, ReaderOptions
+from finemem_jax.reading.reader import LikelihoodScorer, Query, Reader, ReaderOptions
 from finemem_jax.runtime import workers
 from finemem_jax.sampling.sampler import SamplerStats
 
@@ -42,7 +42,7 @@ class Answering:
             ValueError: servers or files that cannot be as they are named.
         """
         self._tokens = local.tokens
-        self._verdicts: list[Verdicts] = []
+        self._verdicts: list[Judge] = []
         self._likelihoods: Likelihoods | None = None
         self.models = models = LanguageModels(config, local, workdir)
         cite = _CITATIONS in needs and config.credit.cited_by == "reader"
@@ -55,34 +55,34 @@ class Answering:
         else:
             self.answer = reader.language_model(models.model("reader", config.reader.kind), self.reader_options)
         judge = config.reader.kind if config.judge.kind == "reader" else config.judge.kind
-        self.judge: ContentJudge | None = None
-        self.mark: AnswerJudge | None = None
+        self.content_judge: ContentJudge | None = None
+        self.answer_judge: AnswerJudge | None = None
         if judge != "evidence":
             # Whoever reads may judge as well, over the same connections.
             name = "reader" if config.judge.kind == "reader" else "judge"
             asked = JudgeOptions(config.judge.max_new_tokens, config.judge.temperature, config.judge.tries)
             answers_asked = dataclasses.replace(asked, system=config.prompts.answer_judge)
             self._verdicts.append(judges.answer_judge(models.model(name, judge), answers_asked))
-            self.mark = self._verdicts[-1]
+            self.answer_judge = self._verdicts[-1]
             if _CONTENT in needs:
                 contents_asked = dataclasses.replace(asked, system=config.prompts.content_judge)
                 self._verdicts.append(judges.content_judge(models.model(name, judge), contents_asked))
-                self.judge = self._verdicts[-1]
+                self.content_judge = self._verdicts[-1]
         elif _CONTENT in needs:
             raise ValueError(
                 f"credit.rule={config.credit.rule!r} needs a judge of contents, and reader.kind='evidence' is none; "
                 "set judge.kind to 'model' or 'endpoint'."
             )
-        self.likely: LikelihoodReader | None = None
+        self.likelihood_scorer: LikelihoodScorer | None = None
         if config.likelihood.chunk_share or config.likelihood.final_chunk_share or config.likelihood.probes:
             self._likelihoods = Likelihoods(
                 models.sampler().engine, local.tokens, self.prompt, config.likelihood.batch_tokens, local.max_length
             )
-            self.likely = self._likelihoods.once()
+            self.likelihood_scorer = self._likelihoods.once()
 
     def prompt(self, query: Query) -> EncodedChat:
         """What the frozen model is asked, in its tokens."""
-        return chat.encode(self._tokens, reader.chat(query, self.reader_options))
+        return chat.encode(self._tokens, reader.to_chat(query, self.reader_options))
 
     def warm_up(self, trunk: int, positions: int, say: Callable[[str], None]) -> None:
         """Compiles what is generated and computed with in this process.
@@ -103,18 +103,18 @@ class Answering:
             line = "compiling what likelihoods are computed with"
             self._likelihoods.warm_up(trunk, positions, functools.partial(progress, line))
 
-    def look_up(self, between: Callable[[], bool | None]) -> None:
+    def set_poll(self, between: Callable[[], bool | None]) -> None:
         """Has all who are asked call this function while they work or are waited for.
 
         Where it returns True, who waits gets nothing yet; what it raises ends the waiting.
         """
-        self.models.look_up(between)
+        self.models.set_poll(between)
         if self._likelihoods is not None:
-            self._likelihoods.between = between
+            self._likelihoods.poll = between
 
-    def begin_anew(self) -> None:
-        """Empties the slots of what generates in this process; see `Sampler.begin_anew`."""
-        self.models.begin_anew()
+    def reset(self) -> None:
+        """Empties the slots of what generates in this process; see `Sampler.reset`."""
+        self.models.reset()
 
     def take_stats(self) -> SamplerStats:
         """What was generated in this process since the last call."""

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from finemem_jax.reading import prompts as reading_prompts
+from finemem_jax.reading import prompts
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
 from finemem_jax.types import Chat, Operation, Question
@@ -21,7 +21,7 @@ _LEAST_TEMPERATURE = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class JudgedAnswer:
     """A question with the answer that was given to it."""
 
     question: Question
@@ -31,7 +31,7 @@ class Judged:
 # Says of operations whether they were worth writing; None where it comes to no verdict.
 ContentJudge = Worker[Operation, bool | None]
 # Says of answers to questions whose metric is one of `scoring.JUDGED` whether they are right.
-AnswerJudge = Worker[Judged, bool | None]
+AnswerJudge = Worker[JudgedAnswer, bool | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +44,26 @@ class JudgeOptions:
     system: str = ""
 
 
-def content_judge(model: Worker[Chat, str], options: JudgeOptions) -> Verdicts[Operation]:
+def content_judge(model: Worker[Chat, str], options: JudgeOptions) -> Judge[Operation]:
     """Mem-alpha's judge of contents (2509.25911)."""
-    system = options.system or reading_prompts.JUDGE_SYSTEM
+    system = options.system or prompts.JUDGE_SYSTEM
 
     def asked(operation: Operation) -> Chat:
-        return _chat(reading_prompts.content_judge(operation, system), options)
+        return _chat(prompts.content_judge(operation, system), options)
 
-    return Verdicts(model, asked, reading_prompts.verdict, options.tries)
+    return Judge(model, asked, prompts.verdict, options.tries)
 
 
-def answer_judge(model: Worker[Chat, str], options: JudgeOptions) -> Verdicts[Judged]:
+def answer_judge(model: Worker[Chat, str], options: JudgeOptions) -> Judge[JudgedAnswer]:
     """A judge of answers, by the metric and kind of their questions: LongMemEval's, and a general one."""
-    system = options.system or reading_prompts.ANSWER_JUDGE_SYSTEM
+    system = options.system or prompts.ANSWER_JUDGE_SYSTEM
 
-    def asked(item: Judged) -> Chat:
+    def asked(item: JudgedAnswer) -> Chat:
         question = item.question
-        messages = reading_prompts.answer_judge(question.text, question.answers, item.answer, rule_of(question), system)
+        messages = prompts.answer_judge(question.text, question.answers, item.answer, rule_of(question), system)
         return _chat(messages, options)
 
-    return Verdicts(model, asked, reading_prompts.yes_or_no, options.tries)
+    return Judge(model, asked, prompts.yes_or_no, options.tries)
 
 
 def rule_of(question: Question) -> str:
@@ -80,7 +80,7 @@ def _chat(messages, options):
     return Chat(tuple(messages), options.max_new_tokens, options.temperature)
 
 
-class Verdicts(Generic[Item]):
+class Judge(Generic[Item]):
     """A worker that asks a language model about items, and reads yes or no from what it says; equal items once.
 
     Attributes:
@@ -101,51 +101,53 @@ class Verdicts(Generic[Item]):
         tries: How often to ask in all; at least 1.
         """
         self.retried = self.undecided = 0
-        self._worker = workers.Once(workers.Mapped(_Patient(self, model, read, tries), ask, lambda verdict: verdict))
+        self._worker = workers.Memoized(
+            workers.Transformed(_Retry(self, model, read, tries), ask, lambda verdict: verdict)
+        )
         self.submit, self.collect, self.cancel = self._worker.submit, self._worker.collect, self._worker.cancel
 
 
-class _Patient:
+class _Retry:
     """Asks for a verdict until there is one, or patience ends."""
 
     def __init__(self, counts, model, read, tries):
         self._counts, self._model, self._read, self._tries = counts, model, read, tries
-        self._tickets = 0
-        # What the model has been given, by its tickets: our ticket, the chat, tries so far; and the other way round.
+        self._last_id = 0
+        # What the model has been given, by its request ids: our own, the chat, tries so far; and back.
         self._asked: dict[int, tuple[int, Chat, int]] = {}
         self._asked_as: dict[int, int] = {}
 
     def submit(self, chat: Chat) -> int:
-        self._tickets += 1
-        self._ask(self._tickets, chat, 1)
-        return self._tickets
+        self._last_id += 1
+        self._ask(self._last_id, chat, 1)
+        return self._last_id
 
-    def _ask(self, ticket, chat, number):
+    def _ask(self, request_id, chat, number):
         again = max(chat.temperature, _LEAST_TEMPERATURE)
         put = chat if number == 1 else dataclasses.replace(chat, seed=chat.seed + number - 1, temperature=again)
-        self._asked_as[ticket] = asked = self._model.submit(put)
-        self._asked[asked] = ticket, chat, number
+        self._asked_as[request_id] = asked = self._model.submit(put)
+        self._asked[asked] = request_id, chat, number
 
     def collect(self, wait: bool = True) -> list[tuple[int, bool | None]]:
         done: list[tuple[int, bool | None]] = []
         while self._asked and not done:
             replies = self._model.collect(wait)
             for asked, reply in replies:
-                ticket, chat, number = self._asked.pop(asked)
+                request_id, chat, number = self._asked.pop(asked)
                 verdict = self._read(reply)
                 if verdict is None and number < self._tries:
                     self._counts.retried += 1
-                    self._ask(ticket, chat, number + 1)
+                    self._ask(request_id, chat, number + 1)
                     continue
                 self._counts.undecided += verdict is None
-                del self._asked_as[ticket]
-                done.append((ticket, verdict))
+                del self._asked_as[request_id]
+                done.append((request_id, verdict))
             if not (wait and replies):
                 break
         return done
 
-    def cancel(self, ticket: int) -> bool:
-        asked = self._asked_as.pop(ticket, None)
+    def cancel(self, request_id: int) -> bool:
+        asked = self._asked_as.pop(request_id, None)
         if asked is None:
             return False
         del self._asked[asked]

@@ -22,7 +22,7 @@ import numpy as np
 
 from finemem_jax.models.kv_cache import Tree
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
-from finemem_jax.reading.reader import Claim, LikelihoodReader, Query
+from finemem_jax.reading.reader import LikelihoodQuery, LikelihoodScorer, Query
 from finemem_jax.runtime import compilation, workers
 from finemem_jax.sampling.engine import Engine, Trunk, targets_in
 from finemem_jax.types import Likelihood
@@ -51,7 +51,7 @@ class LikelihoodStats:
 class _Row:
     """A claim in token ids: the prompt after its trunk, then every answer with an end of its own."""
 
-    ticket: int
+    request_id: int
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     num_golds: int
@@ -68,7 +68,7 @@ class Likelihoods:
 
     Attributes:
         stats: See `take_stats`.
-        between: Called before anything is computed. Where it returns True, nothing is; it may raise.
+        poll: Called before anything is computed. Where it returns True, nothing is; it may raise.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Likelihoods:
         self._engine, self._tokens, self._prompt = engine, tokens, prompt
         self._together, self._most = tokens_together, most
         self.stats = LikelihoodStats()
-        self.between: Callable[[], bool | None] = lambda: None
-        self._tickets = 0
+        self.poll: Callable[[], bool | None] = lambda: None
+        self._last_id = 0
         self._trunks: dict[tuple[int, ...], Trunk] = {}
         self._waiting: dict[tuple[int, ...], dict[int, _Row]] = {}
         self._done: list[tuple[int, Likelihood]] = []
 
-    def once(self) -> LikelihoodReader:
+    def once(self) -> LikelihoodScorer:
         """The same, which remembers: the likelihood without evidence, above all, is wanted again and again."""
-        return workers.Once(self)
+        return workers.Memoized(self)
 
     def warm_up(self, trunk: int, longest: int, say: Callable[[int, int], None]) -> None:
         """Compiles all that claims of a size can need.
@@ -111,54 +111,54 @@ class Likelihoods:
 
     # ---------------------------------------------------------------------------------- claims
 
-    def submit(self, claim: Claim) -> int:
-        """Hands a claim in; returns its ticket.
+    def submit(self, claim: LikelihoodQuery) -> int:
+        """Hands a claim in; returns its request_id.
 
         Raises:
             ValueError: prompt and answers are longer than the model takes.
         """
-        self._tickets += 1
+        self._last_id += 1
         self.stats.claims += 1
         golds, choices = (_distinct(texts) for texts in (claim.golds, claim.choices))
         if not golds:
-            self._done.append((self._tickets, Likelihood(LEAST_LOG_PROB, False, 0.0 if choices else None)))
-            return self._tickets
+            self._done.append((self._last_id, Likelihood(LEAST_LOG_PROB, False, 0.0 if choices else None)))
+            return self._last_id
         others = [text for text in choices if text not in golds]
         prompt = self._prompt(claim.query)
         cut = prompt.cuts[0]
         # The ids of prompt and answers are put together: those of the joined text can be others.
         answers = tuple(tuple(self._tokens.encode(text)) for text in (*golds, *others))
-        row = _Row(self._tickets, prompt.ids[cut:], answers, len(golds), len(choices))
+        row = _Row(self._last_id, prompt.ids[cut:], answers, len(golds), len(choices))
         if cut + row.length > self._most:
             raise ValueError(
                 f"The question {claim.query.question[:60]!r} with its evidence and answers has {cut + row.length} "
                 f"tokens, and the model takes {self._most}; lower memory.top_k, or ask without likelihoods."
             )
-        self._waiting.setdefault(prompt.ids[:cut], {})[self._tickets] = row
-        return self._tickets
+        self._waiting.setdefault(prompt.ids[:cut], {})[self._last_id] = row
+        return self._last_id
 
     def collect(self, wait: bool = True) -> list[tuple[int, Likelihood]]:
-        """Computes some of what was handed in; returns what is done, as (ticket, likelihood).
+        """Computes some of what was handed in; returns what is done, as (request_id, likelihood).
 
         Args:
             wait: False: compute nothing.
         """
-        if wait and not self._done and self._waiting and not self.between():
+        if wait and not self._done and self._waiting and not self.poll():
             began = time.perf_counter()
             self._done += self._compute_some()
             self.stats.seconds += time.perf_counter() - began
         done, self._done = self._done, []
         return done
 
-    def cancel(self, ticket: int) -> bool:
+    def cancel(self, request_id: int) -> bool:
         """Takes a claim back. Returns whether it was still to be collected."""
         for ids, rows in self._waiting.items():
-            if rows.pop(ticket, None):
+            if rows.pop(request_id, None):
                 if not rows:
                     del self._waiting[ids]
                 return True
         before = len(self._done)
-        self._done = [pair for pair in self._done if pair[0] != ticket]
+        self._done = [pair for pair in self._done if pair[0] != request_id]
         return len(self._done) < before
 
     # ---------------------------------------------------------------------------------- computing
@@ -170,12 +170,12 @@ class Likelihoods:
     def _compute_some(self):
         # The longest first: what is left over at the end pads short rows.
         trunk_ids = next(iter(self._waiting))
-        waiting = sorted(self._waiting[trunk_ids].values(), key=lambda row: (-row.length, row.ticket))
+        waiting = sorted(self._waiting[trunk_ids].values(), key=lambda row: (-row.length, row.request_id))
         length = _length(waiting[0].length)
         taken = waiting[: self._rows(length)]
         found = self._compute(self._trunk(trunk_ids), taken, length)
         for row in taken:
-            del self._waiting[trunk_ids][row.ticket]
+            del self._waiting[trunk_ids][row.request_id]
         if not self._waiting[trunk_ids]:
             del self._waiting[trunk_ids]
         return found
@@ -219,7 +219,7 @@ class Likelihoods:
                 means.append(sums[-1] / int(end - start))
                 tops.append(bool(is_top[start:end].all()))
             at = int(ends[-1])
-            found.append((row.ticket, _likelihood(row, sums, means, tops)))
+            found.append((row.request_id, _likelihood(row, sums, means, tops)))
         return found
 
 

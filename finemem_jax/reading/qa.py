@@ -7,17 +7,16 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finemem_jax.reading import prompts as reading_prompts
-from finemem_jax.reading import scoring
-from finemem_jax.reading.judges import AnswerJudge, Judged
-from finemem_jax.reading.reader import AnswerFn, LikelihoodReader, Query, Reader, claim
+from finemem_jax.reading import prompts, scoring
+from finemem_jax.reading.judges import AnswerJudge, JudgedAnswer
+from finemem_jax.reading.reader import AnswerFn, LikelihoodScorer, Query, Reader, likelihood_query
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
 from finemem_jax.types import Answer, Likelihood, MemoryItem, Question
 
 
 @dataclasses.dataclass(eq=False)
-class Draft:
+class PendingAnswer:
     """An `Answer` in the making."""
 
     question: Question
@@ -35,7 +34,7 @@ class Draft:
         return Answer(self.question, self.items, self.text, self.score, self.cited, self.likelihood)
 
 
-class Desk:
+class Pending:
     """A worker with what it has been handed, and what is to be done with each result."""
 
     def __init__(self, worker: Worker | None):
@@ -43,7 +42,7 @@ class Desk:
         self._wanted: dict[int, Callable[[Any], None]] = {}
 
     @property
-    def is_manned(self) -> bool:
+    def has_worker(self) -> bool:
         """Whether there is a worker."""
         return self._worker is not None
 
@@ -52,30 +51,30 @@ class Desk:
         """Whether results are still to come."""
         return bool(self._wanted)
 
-    def put(self, item: Any, receive: Callable[[Any], None]) -> None:
+    def submit(self, item: Any, receive: Callable[[Any], None]) -> None:
         """Hands an item to the worker; `receive` is called with its result."""
         self._wanted[self._worker.submit(item)] = receive
 
     def collect(self, wait: bool) -> None:
         """Takes in the results that there are; at least one if `wait`."""
-        for ticket, result in self._worker.collect(wait) if self._wanted else ():
-            self._wanted.pop(ticket)(result)
+        for request_id, result in self._worker.collect(wait) if self._wanted else ():
+            self._wanted.pop(request_id)(result)
 
     def cancel(self) -> None:
         """Gives up all that is still to come."""
-        for ticket in self._wanted:
-            self._worker.cancel(ticket)
+        for request_id in self._wanted:
+            self._worker.cancel(request_id)
         self._wanted.clear()
 
 
-class Asking:
-    """Readers and judges at work on drafts: the answer, its score, its likelihood."""
+class QuestionAnswering:
+    """Readers and judges at work on answers_to_come: the answer, its score, its likelihood."""
 
     def __init__(
         self,
         reader: Reader | AnswerFn,
         mark: AnswerJudge | None = None,
-        likely: LikelihoodReader | None = None,
+        likely: LikelihoodScorer | None = None,
         cited_by: str = "",
     ):
         """Initializes.
@@ -87,33 +86,35 @@ class Asking:
         """
         self._cited_by = cited_by
         reader = workers.Batched(reader) if callable(reader) else reader
-        self._reader, self._mark, self._likely = map(Desk, (reader, mark, likely))
+        self._reader, self._mark, self._likely = map(Pending, (reader, mark, likely))
 
     @property
-    def desks(self) -> tuple[Desk, ...]:
+    def pending(self) -> tuple[Pending, ...]:
         """In the order in which they are looked at."""
         # What is answered may have to be marked; and what this machine computes can be computed while servers answer.
         return self._likely, self._reader, self._mark
 
-    def put(self, drafts: Sequence[Draft], answers: bool = True, likelihoods: bool = False) -> None:
-        """Asks for the answers to some drafts, for the likelihoods of the right ones, or for both."""
-        for draft in drafts:
+    def put(self, answers_to_come: Sequence[PendingAnswer], answers: bool = True, likelihoods: bool = False) -> None:
+        """Asks for the answers to some answers, for the likelihoods of the right ones, or for both."""
+        for draft in answers_to_come:
             if answers:
                 query = Query(draft.question.prompt, draft.texts)
-                self._reader.put(query, functools.partial(self._answered, draft))
+                self._reader.submit(query, functools.partial(self._answered, draft))
             if likelihoods:
-                self._likely.put(claim(draft.question, draft.texts), functools.partial(setattr, draft, "likelihood"))
+                self._likely.submit(
+                    likelihood_query(draft.question, draft.texts), functools.partial(setattr, draft, "likelihood")
+                )
 
     def _answered(self, draft, text):
         draft.text = text
         if self._cited_by == "reader":
-            draft.text, draft.cited = reading_prompts.split_citations(text, len(draft.items))
+            draft.text, draft.cited = prompts.split_citations(text, len(draft.items))
         elif self._cited_by:
             draft.cited = tuple(scoring.supports(item.text, text) for item in draft.items)
         if draft.question.metric not in scoring.JUDGED:
             draft.score = scoring.score(draft.text, draft.question)
-        elif self._mark.is_manned:
-            self._mark.put(Judged(draft.question, draft.text), functools.partial(_marked, draft))
+        elif self._mark.has_worker:
+            self._mark.submit(JudgedAnswer(draft.question, draft.text), functools.partial(_marked, draft))
         else:
             raise ValueError(f"The metric {draft.question.metric!r} of {draft.question.text!r} needs a judge.")
 
@@ -122,26 +123,26 @@ def _marked(draft, verdict):
     draft.score = None if verdict is None else float(verdict)
 
 
-def collect(desks: Sequence[Desk], wait: bool) -> None:
-    """Takes in what there is at some desks.
+def collect(pending: Sequence[Pending], wait: bool) -> None:
+    """Takes in what there is at some pending.
 
     Args:
         wait: Until something is there, at whichever.
     """
-    for desk in desks:
-        desk.collect(wait=False)
-    busy = next((desk for desk in desks if desk.busy), None)
+    for one in pending:
+        one.collect(wait=False)
+    busy = next((one for one in pending if one.busy), None)
     if wait and busy is not None:
         busy.collect(wait=True)
 
 
-def finish(desks: Sequence[Desk]) -> None:
-    """Waits until nothing is left to come at any desk."""
-    while any(desk.busy for desk in desks):
-        collect(desks, wait=True)
+def finish(pending: Sequence[Pending]) -> None:
+    """Waits until nothing is left to come at any one."""
+    while any(one.busy for one in pending):
+        collect(pending, wait=True)
 
 
-def cancel(desks: Sequence[Desk]) -> None:
+def cancel(pending: Sequence[Pending]) -> None:
     """Gives up all that is still to come."""
-    for desk in desks:
-        desk.cancel()
+    for one in pending:
+        one.cancel()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from finemem_jax.clients import chat as clients_chat
+from finemem_jax.clients import chat as chat_lib
 from finemem_jax.clients.chat import LanguageModel
-from finemem_jax.reading import prompts as reading_prompts
+from finemem_jax.reading import prompts
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
 from finemem_jax.types import Chat, Likelihood, Question
@@ -28,7 +28,7 @@ Reader = Worker[Query, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class LikelihoodQuery:
     """That a question, asked with some evidence, has these answers.
 
     Attributes:
@@ -41,16 +41,16 @@ class Claim:
     choices: tuple[str, ...] = ()
 
 
-LikelihoodReader = Worker[Claim, Likelihood]
+LikelihoodScorer = Worker[LikelihoodQuery, Likelihood]
 
 
-def claim(question: Question, evidence: Sequence[str]) -> Claim:
+def likelihood_query(question: Question, evidence: Sequence[str]) -> LikelihoodQuery:
     """What is claimed of a question."""
     query = Query(question.prompt, tuple(evidence))
     # Where the question asks for a box, the reader is not asked for a bare label.
-    boxed = reading_prompts.BOXED in question.prompt
+    boxed = prompts.BOXED in question.prompt
     golds, choices = (tuple(map(_in_box, x)) if boxed else x for x in (question.answers, question.choices))
-    return Claim(query, golds, choices)
+    return LikelihoodQuery(query, golds, choices)
 
 
 def _in_box(text):
@@ -78,13 +78,13 @@ def language_model(model: LanguageModel, options: ReaderOptions) -> Reader:
 
     Rollouts of a group often hold the same facts, and early on hold nothing at all.
     """
-    return workers.Once(workers.Mapped(model, lambda query: chat(query, options), _answer))
+    return workers.Memoized(workers.Transformed(model, lambda query: to_chat(query, options), _answer))
 
 
-def chat(query: Query, options: ReaderOptions) -> Chat:
+def to_chat(query: Query, options: ReaderOptions) -> Chat:
     """What a language model is asked."""
-    system = options.system or reading_prompts.READER_SYSTEM
-    messages = reading_prompts.reader(query.evidence, query.question, options.num_examples, system, options.cite)
+    system = options.system or prompts.READER_SYSTEM
+    messages = prompts.reader(query.evidence, query.question, options.num_examples, system, options.cite)
     return Chat(tuple(messages), options.max_new_tokens, options.temperature)
 
 
@@ -107,4 +107,4 @@ def evidence(cite: bool = False) -> AnswerFn:
 
 def _answer(reply):
     # Thinking that never came to an end is no answer.
-    return (clients_chat.after_thinking(reply) or "").strip()
+    return (chat_lib.after_thinking(reply) or "").strip()

@@ -2,8 +2,8 @@
 
     A_{t,i} = (r_{t,i} - mean_i r_{t,i}) / (std_i r_{t,i} + ε)      (docs/method.md; Fine-Mem, 2601.08435)
 
-and what some of the `rules` do otherwise: other groups, parts standardised before they are summed, advantages without a
-reward (hindsight), factors by memory type. How a group is standardised stands in `grpo`.
+and what some of the `credit_rules` do otherwise: other groups, parts standardised before they are summed, advantages
+without a reward (hindsight), factors by memory type. How a group is standardised stands in `grpo`.
 
 Knows nothing of text, readers or rollouts. Sizes as in `credit`; S streams, G rollouts per stream.
 """
@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax.rl import credit, grpo
-from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import credit, credit_rules, grpo
 from finemem_jax.rl.credit import Array, Credit
-from finemem_jax.rl.credit_rules import RewardInputs, Rule, Settings, Variant
+from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Rule, Variant
 from finemem_jax.rl.grpo import Normaliser
 
 
@@ -45,7 +44,7 @@ class Advantages(NamedTuple):
 def compare(
     inputs: RewardInputs,
     channels: Mapping[str, Credit],
-    settings: Settings,
+    settings: CreditConfig,
     variant: Variant,
     normaliser: Normaliser,
 ) -> Advantages:
@@ -54,7 +53,7 @@ def compare(
     With Variant.per_operation every operation has its own advantage, from the mean and spread of its group's
     operations, each response weighing the same; never from other steps or by kind of operation.
     """
-    used, weights = rules.rule(variant.rule), rules.weights(settings, variant)
+    used, weights = credit_rules.rule(variant.rule), credit_rules.weights(settings, variant)
     if variant.standardize_channels:
         # GDPO's order: a part that varies much no longer hides one that varies little.
         compared = {
@@ -66,14 +65,16 @@ def compare(
         # A part that counts nothing has nothing to teach, however much it varies.
         alive = functools.reduce(jnp.logical_or, [c[2] & (weights[name] != 0) for name, c in compared.items()])
     else:
-        step, operation, alive = _standardized(rules.weighted_sum(channels, weights), inputs, used, variant, normaliser)
+        step, operation, alive = _standardized(
+            credit_rules.weighted_sum(channels, weights), inputs, used, variant, normaliser
+        )
     if used.attribute is None:
         earned, some = _hindsight(inputs, settings, normaliser)
         if variant.rule == "hindsight_top":
             earned = _top_half(earned, inputs)
             step, operation, alive = jnp.zeros_like(step), jnp.zeros_like(operation), jnp.zeros_like(alive)
             some = jnp.any(earned.operation > 0, (1, 3)) & inputs.step_mask[:, 0]
-        own = rules.per_operation(earned, inputs.written) if variant.per_operation else earned.total[..., None]
+        own = credit_rules.per_operation(earned, inputs.written) if variant.per_operation else earned.total[..., None]
         step = step + settings.global_weight * earned.total
         operation = operation + settings.global_weight * jnp.where(inputs.written, own, 0)
         alive = alive | (some & (settings.global_weight != 0))
@@ -111,7 +112,7 @@ def _standardized(
     if variant.per_operation:
         # The last entry is the step's own: it counts in mean and spread only where nothing was written.
         count = written.sum(-1, dtype=jnp.int32, keepdims=True)
-        entries = jnp.append(rules.per_operation(channel, written), total[..., None], -1)
+        entries = jnp.append(credit_rules.per_operation(channel, written), total[..., None], -1)
         weight = jnp.append(written / jnp.maximum(count, 1), count == 0, -1).astype(total.dtype)
         mask = jnp.append(written, jnp.ones_like(count, bool), -1) & inputs.step_mask[..., None]
         value, alive = grpo.standardize(entries, mask, (*axis, 3), normaliser, weight)
@@ -122,7 +123,9 @@ def _standardized(
     return step, operation, alive[:, 0] & inputs.step_mask[:, 0]
 
 
-def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser) -> tuple[Credit, Bool[Array, "S T"]]:
+def _hindsight(
+    inputs: RewardInputs, settings: CreditConfig, normaliser: Normaliser
+) -> tuple[Credit, Bool[Array, "S T"]]:
     """S(t) = (1/Q) Σ_j A_j (1[gold evidence of j in chunk t] + λ · items of step t retrieved for j).
 
     A_j compares the answers of a stream's rollouts to question j. Signed, and an advantage already: it is not compared
@@ -143,7 +146,7 @@ def _hindsight(inputs: RewardInputs, settings: Settings, normaliser: Normaliser)
 
 def _top_half(earned, inputs):
     """1 for the better half of the valid operations of each kind, else 0: filtered fine-tuning (Mem-T's own form)."""
-    score = rules.per_operation(earned, inputs.written)
+    score = credit_rules.per_operation(earned, inputs.written)
     kept = credit.keep_top(
         score.reshape(-1), inputs.operation_action.reshape(-1), 0.5, (inputs.written & inputs.valid).reshape(-1)
     )
@@ -157,7 +160,7 @@ def _type_factors(inputs, settings):
 
     def one_step(types, is_evidence, mask, operation_type):
         factors = credit.type_factors(
-            types, is_evidence & mask[:, None], rules.NUM_TYPES, rules.CORE_TYPE, settings.type_factor
+            types, is_evidence & mask[:, None], credit_rules.NUM_TYPES, credit_rules.CORE_TYPE, settings.type_factor
         )
         return factors[operation_type]
 

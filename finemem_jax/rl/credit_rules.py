@@ -86,7 +86,7 @@ class RewardInputs(NamedTuple):
     likelihood_mask: Bool[Array, "*SG T J"] | None = None
 
 
-class Settings(NamedTuple):
+class CreditConfig(NamedTuple):
     """Numbers of the rules; `config.default().credit` says what each means.
 
     Attributes:
@@ -170,7 +170,7 @@ def _contribution(x: RewardInputs, share: Float[Array, "Q K"]) -> Credit:
     return credit.contribution(x.scores, share, x.slot, x.question_mask, x.step_mask, x.written.shape[-1])
 
 
-def outcome(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def outcome(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """r_global / T at every step. Conserves r_global.
 
     The final score alone, as Memory-R1 (2508.19828), AgeMem (2601.01885), AtomMem (2601.08323) and MemAgent
@@ -179,13 +179,13 @@ def outcome(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     return _step_credit(x, credit.evenly(_outcome_score(x), x.step_mask))
 
 
-def evidence(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def evidence(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """r_EARA(t) = (1 - β) r_global / T + β N_t      (Fine-Mem, 2601.08435). Conserves r_global for every β."""
     contribution = _contribution(x, credit.equal_share(x.is_evidence))
     return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
 
 
-def cited(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def cited(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """EARA with N_t shared by the items that the answer rests on: 1 / #cited instead of 1 / |M_j|.
 
     Repairs "retrieved = used". Conserves r_global; equals `evidence` where all is cited, or nothing. Ours.
@@ -196,7 +196,7 @@ def cited(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
 
 
-def persession(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def persession(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """mean of s_j over questions whose gold evidence lies in chunk t, minus λ bloat      (Memory-R2, 2605.21768).
 
     Questions without gold evidence go to the last step; a step without questions gets -λ bloat. Does not conserve.
@@ -207,12 +207,12 @@ def persession(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     return _step_credit(x, by_gold - penalty)
 
 
-def cumulative(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def cumulative(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """Mean of `persession` over this and all later steps      (Memory-R2, 2605.21768). Does not conserve."""
     return _step_credit(x, credit.to_go(persession(x, settings, variant).step, x.step_mask, 1.0, "mean"))
 
 
-def step_gain(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def step_gain(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """V(M_t) - V(M_{t-1}), V = mean_j of what the memory scores      (after IGPO, 2510.14967).
 
     Conserves the gain V(M_T) - V(∅), and charges whoever deletes, overwrites or crowds out what answered. Each
@@ -224,7 +224,7 @@ def step_gain(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     return Credit(gain.reshape(x.written.shape), jnp.zeros(x.step_mask.shape, gain.dtype))
 
 
-def ablation(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def ablation(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """EARA with N_t = (1/Q) Σ_j (s_j - s_j without the item): leave-one-out.
 
     The nearest to AttriMem (2607.21106) whose formula is unpublished. Signed; with Variant.ablation_conserves scaled so
@@ -242,7 +242,7 @@ def ablation(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
 
 
-def shapley(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def shapley(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """EARA with N_t = (1/Q) Σ_j φ_j(item): each item's exact Shapley value in the answer's score. Ours.
 
     N sums to mean_j (v_full - v_∅), and is signed. A deleted item that would have been retrieved takes part as two
@@ -256,7 +256,7 @@ def shapley(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
     return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
 
 
-def broadcast(x: RewardInputs, settings: Settings, variant: Variant) -> Credit:
+def broadcast(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     """r_global at every step, undivided      (Mem-alpha's r1, 2509.25911). Does not conserve."""
     return _step_credit(x, _outcome_score(x))
 
@@ -274,7 +274,7 @@ class Rule(NamedTuple):
             2601.05488).
     """
 
-    attribute: Callable[[RewardInputs, Settings, Variant], Credit] | None
+    attribute: Callable[[RewardInputs, CreditConfig, Variant], Credit] | None
     chunk: bool
     needs: frozenset[str] = frozenset()
     sums_to: str = ""
@@ -319,7 +319,7 @@ def rule(name: str) -> Rule:
 # --------------------------------------------------------------------------------------
 
 
-def _channels(x: RewardInputs, settings: Settings, variant: Variant) -> dict[str, Credit]:
+def _channels(x: RewardInputs, settings: CreditConfig, variant: Variant) -> dict[str, Credit]:
     """The parts of one rollout's reward, before their weights."""
     used, dtype = rule(variant.rule), x.scores.dtype
     compression = credit.compression_reward(x.memory_tokens, x.stream_tokens, dtype)
@@ -344,7 +344,7 @@ def _channels(x: RewardInputs, settings: Settings, variant: Variant) -> dict[str
     }
 
 
-def weights(settings: Settings, variant: Variant) -> dict[str, float]:
+def weights(settings: CreditConfig, variant: Variant) -> dict[str, float]:
     """What each part of the reward counts, by its name among the channels; 0 for what the rule leaves out."""
     used = rule(variant.rule)
     return {
@@ -377,7 +377,7 @@ def per_operation(channel: Credit, written: Bool[Array, "*SG T O"]) -> Float[Arr
 
 
 @functools.partial(jax.jit, static_argnames="variant")
-def step_rewards(inputs: RewardInputs, settings: Settings, variant: Variant) -> tuple[Rewards, dict[str, Credit]]:
+def step_rewards(inputs: RewardInputs, settings: CreditConfig, variant: Variant) -> tuple[Rewards, dict[str, Credit]]:
     """Rewards of every rollout of every stream, and their parts as `advantages.compare` takes them, [S, G, ...]."""
 
     def one(x: RewardInputs):

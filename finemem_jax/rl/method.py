@@ -8,9 +8,8 @@ import math
 from finemem_jax.config import ConfigDict
 from finemem_jax.memory import retrieval
 from finemem_jax.reading.answering import chunk_share
-from finemem_jax.rl import credit_rules as rules
-from finemem_jax.rl import probes
-from finemem_jax.rl.credit_rules import Rule, Settings, Variant
+from finemem_jax.rl import credit_rules, probes
+from finemem_jax.rl.credit_rules import CreditConfig, Rule, Variant
 from finemem_jax.rl.grpo import Normaliser, ObjectiveOptions
 from finemem_jax.rl.rewards import Sizes
 from finemem_jax.rl.rollout import RolloutOptions
@@ -25,7 +24,7 @@ class Method:
     """How scores become gradients: the credit rule, its numbers, how rewards are compared, the objective."""
 
     rule: Rule
-    settings: Settings
+    settings: CreditConfig
     variant: Variant
     normaliser: Normaliser
     objective: ObjectiveOptions
@@ -37,7 +36,7 @@ class Method:
         Raises:
             ValueError: the choices cannot work, or not together.
         """
-        rule = rules.rule(config.credit.rule)
+        rule = credit_rules.rule(config.credit.rule)
         if rule.weighs_types and config.memory.layout != "typed":
             raise ValueError(
                 f"credit.rule={config.credit.rule!r} weighs memory types, and memory.layout={config.memory.layout!r} "
@@ -54,7 +53,9 @@ class Method:
         return cls(
             rule=rule,
             # The share of likelihoods is a matter of the training step.
-            settings=Settings(**{name: config.credit[name] for name in Settings._fields if name in config.credit}),
+            settings=CreditConfig(
+                **{name: config.credit[name] for name in CreditConfig._fields if name in config.credit}
+            ),
             variant=Variant(**{name: config.credit[name] for name in Variant._fields}),
             normaliser=Normaliser(
                 scale=config.objective.advantage_scale,

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from finemem_jax.memory import transition as memory_lib
+from finemem_jax.memory import transition
 from finemem_jax.memory.retrieval import Index
 from finemem_jax.types import Action, Game, Memory, MemoryItem, Operation, Probes, Question, Status, Step
 
@@ -110,7 +110,7 @@ def _states(steps, questions, index, top_k, asked):
     found = []
     for t, step in enumerate(steps):
         in_step = []
-        after = memory_lib.states(before, step.outcomes, t)
+        after = transition.states(before, step.outcomes, t)
         # What had to make room was driven out by what the step wrote.
         for state in (*after[:-1], step.memory) if after and after[-1] != step.memory else after:
             if state is not before:

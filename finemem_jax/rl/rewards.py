@@ -8,17 +8,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from finemem_jax.rl import advantages
-from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import advantages, credit_rules
 from finemem_jax.rl.advantages import Advantages
-from finemem_jax.rl.credit_rules import RewardInputs, Rewards, Settings, Variant
+from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Rewards, Variant
 from finemem_jax.rl.grpo import Normaliser
 from finemem_jax.runtime import compilation
 from finemem_jax.types import MEMORY_TYPES, Action, Answer, Malformed, Trajectory
 
 _TYPES = ("", *MEMORY_TYPES)
 _ACTIONS = tuple(Action)
-assert len(_TYPES) == rules.NUM_TYPES and _TYPES[rules.CORE_TYPE] == MEMORY_TYPES[0]
+assert len(_TYPES) == credit_rules.NUM_TYPES and _TYPES[credit_rules.CORE_TYPE] == MEMORY_TYPES[0]
 
 
 class Sizes(NamedTuple):
@@ -39,7 +38,7 @@ class Sizes(NamedTuple):
     tokens: int = 1
 
 
-def collect(
+def to_arrays(
     groups: Sequence[Sequence[Trajectory]],
     count_tokens: Callable[[str], int],
     kl: Sequence[Sequence[Sequence[float]]] | None = None,
@@ -52,8 +51,8 @@ def collect(
         groups: groups[s][i] is rollout i of stream s.
         count_tokens: Length of a text in tokens; r_comp's unit.
         kl: kl[s][i][t], Σ over the response's tokens of log π_old - log π_ref, in nats.
-        needs: What the rule must have measured (`rules.Rule.needs`): there are arrays for it even where there was
-            nothing to measure.
+        needs: What the rule must have measured (`credit_rules.Rule.needs`): there are arrays for it even where there
+            was             nothing to measure.
     """
     rollouts = [trajectory for group in groups for trajectory in group]
     chunk_answers = [answer for r in rollouts for step in r.steps for answer in step.answers]
@@ -193,8 +192,8 @@ def _fill_probes(x, at, rollout):
         x.subset_scores[at][j] = np.resize(game.scores, x.subset_scores.shape[-1])
 
 
-def judge(
-    inputs: RewardInputs, settings: Settings, variant: Variant, normaliser: Normaliser
+def compute(
+    inputs: RewardInputs, settings: CreditConfig, variant: Variant, normaliser: Normaliser
 ) -> tuple[Rewards, Advantages]:
     """Rewards and advantages of every rollout, [S, G, T], as float64 NumPy arrays.
 
@@ -203,13 +202,13 @@ def judge(
     """
     # On the host: these are a few thousand numbers, and not every accelerator has float64.
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        settings = Settings(*(np.float64(value) for value in settings))
-        earned, channels = rules.step_rewards(inputs, settings, variant)
+        settings = CreditConfig(*(np.float64(value) for value in settings))
+        earned, channels = credit_rules.step_rewards(inputs, settings, variant)
         compared = advantages.compare(inputs, channels, settings, variant, normaliser)
         return jax.tree.map(np.asarray, (earned, compared))
 
 
-def spread(
+def per_token(
     groups: Sequence[Sequence[Trajectory]], compared: Advantages, tokens: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and factors of the unclipped term for every token of every response, float32 [S, G, T, A].

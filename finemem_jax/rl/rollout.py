@@ -12,10 +12,10 @@ from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.retrieval import EmbedFn
 from finemem_jax.models.tokenizer import EncodedChat
-from finemem_jax.reading import qa as asking
+from finemem_jax.reading import qa
 from finemem_jax.reading.judges import AnswerJudge, ContentJudge
-from finemem_jax.reading.qa import Asking, Desk, Draft
-from finemem_jax.reading.reader import AnswerFn, LikelihoodReader, Reader
+from finemem_jax.reading.qa import Pending, PendingAnswer, QuestionAnswering
+from finemem_jax.reading.reader import AnswerFn, LikelihoodScorer, Reader
 from finemem_jax.rl import probes
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
@@ -72,9 +72,9 @@ def run(
     answer: Reader | AnswerFn,
     key: Sequence[int | str],
     embed: EmbedFn | None = None,
-    judge: ContentJudge | None = None,
-    mark: AnswerJudge | None = None,
-    likely: LikelihoodReader | None = None,
+    content_judge: ContentJudge | None = None,
+    answer_judge: AnswerJudge | None = None,
+    likelihood_scorer: LikelihoodScorer | None = None,
 ) -> list[list[Trajectory]]:
     """Rolls out every stream `group_size` times.
 
@@ -99,23 +99,23 @@ def run(
         ValueError: the manager or the reader refuses a prompt; what it says names the remedy. Or a question needs a
             judge, and there is none.
     """
-    walks = [
-        _Walk(number, stream, rollout, asked, retrieval.Index(options.retrieval, embed))
+    states = [
+        RolloutState(number, stream, rollout, asked, retrieval.Index(options.retrieval, embed))
         for number, stream in enumerate(streams)
         for asked in [_global_questions(stream, options, key)]
         for rollout in range(options.group_size)
     ]
     writing = _Writing(options, environment, workers.Batched(policy) if callable(policy) else policy, key)
-    questions = _Asking(options, answer, embed, judge, mark, likely)
+    questions = _Asking(options, answer, embed, content_judge, answer_judge, likelihood_scorer)
     try:
-        for walk in walks:
-            writing.go_on(walk)
-        while writing.walks:
+        for state in states:
+            writing.go_on(state)
+        while writing.states:
             moved = writing.collect()
             questions.ask(moved)
-            for walk in moved:
-                if not walk.written:
-                    writing.go_on(walk)
+            for state in moved:
+                if not state.written:
+                    writing.go_on(state)
             # What servers have answered meanwhile may be what judges are to be asked about.
             questions.collect(wait=False)
         questions.finish()
@@ -123,18 +123,18 @@ def run(
         writing.cancel()
         questions.cancel()
         raise
-    trajectories = [walk.finish() for walk in walks]
+    trajectories = [state.finish() for state in states]
     return [trajectories[s : s + options.group_size] for s in range(0, len(trajectories), options.group_size)]
 
 
 @dataclasses.dataclass(eq=False)
-class _Walk:
+class RolloutState:
     """A trajectory in the making.
 
     Attributes:
         number: Of its stream in this call; streams of several sources may have one id.
         asked: The global questions, put to it once all is written.
-        index: One for the whole walk: from step to step, only few items change.
+        index: One for the whole state: from step to step, only few items change.
     """
 
     number: int
@@ -145,8 +145,8 @@ class _Walk:
     memory: Memory = dataclasses.field(default_factory=Memory)
     steps: list[Step] = dataclasses.field(default_factory=list)
     verdicts: list[list[bool | None]] = dataclasses.field(default_factory=list)
-    chunk_answers: list[list[Draft]] = dataclasses.field(default_factory=list)
-    answers: list[Draft] = dataclasses.field(default_factory=list)
+    chunk_answers: list[list[PendingAnswer]] = dataclasses.field(default_factory=list)
+    answers: list[PendingAnswer] = dataclasses.field(default_factory=list)
     probes: Probes = dataclasses.field(default_factory=Probes)
 
     @property
@@ -156,14 +156,14 @@ class _Walk:
 
     def finish(self) -> Trajectory:
         steps = tuple(
-            dataclasses.replace(step, answers=_finished(drafts), verdicts=tuple(verdicts))
-            for step, drafts, verdicts in zip(self.steps, self.chunk_answers, self.verdicts, strict=True)
+            dataclasses.replace(step, answers=_finished(pending), verdicts=tuple(verdicts))
+            for step, pending, verdicts in zip(self.steps, self.chunk_answers, self.verdicts, strict=True)
         )
         return Trajectory(self.stream, self.rollout, steps, _finished(self.answers), self.probes)
 
 
-def _finished(drafts):
-    return tuple(draft.finish() for draft in drafts)
+def _finished(pending):
+    return tuple(one.finish() for one in pending)
 
 
 class _Writing:
@@ -171,56 +171,56 @@ class _Writing:
 
     def __init__(self, options, environment, policy, key):
         self._options, self._environment, self._policy, self._key = options, environment, policy, key
-        self.walks: dict[int, tuple[_Walk, EncodedChat]] = {}
+        self.states: dict[int, tuple[RolloutState, EncodedChat]] = {}
         # Rollouts of a group often hold equal memories (at t = 0, all of them): their prompt is the same object. By
         # stream and step, until the whole group is past it.
         self._prompts: dict[tuple[int, int], dict[Memory, EncodedChat]] = collections.defaultdict(dict)
         self._past: collections.Counter[tuple[int, int]] = collections.Counter()
 
-    def go_on(self, walk):
-        """Asks the manager for the walk's next step."""
-        t = len(walk.steps)
-        prompts = self._prompts[walk.number, t]
-        if walk.memory not in prompts:
-            search = functools.partial(self._search, walk)
-            prompts[walk.memory] = self._environment.observe(walk.stream.chunks[t], walk.memory, search)
-        chat, options = prompts[walk.memory], self._options
+    def go_on(self, state):
+        """Asks the manager for the state's next step."""
+        t = len(state.steps)
+        prompts = self._prompts[state.number, t]
+        if state.memory not in prompts:
+            search = functools.partial(self._search, state)
+            prompts[state.memory] = self._environment.observe(state.stream.chunks[t], state.memory, search)
+        chat, options = prompts[state.memory], self._options
         request = Request(
             chat.ids,
             chat.cuts,
             options.max_new_tokens,
             options.temperature,
-            random_key(*self._key, walk.stream.stream_id, walk.rollout, t),
+            random_key(*self._key, state.stream.stream_id, state.rollout, t),
             options.draw_top_k,
             options.draw_top_p,
             options.constraint,
         )
-        self.walks[self._policy.submit(request)] = walk, chat
+        self.states[self._policy.submit(request)] = state, chat
 
-    def _search(self, walk, text):
-        walk.index.update(walk.memory.items)
-        return walk.index.retrieve(text, self._options.view_top_k)
+    def _search(self, state, text):
+        state.index.update(state.memory.items)
+        return state.index.retrieve(text, self._options.view_top_k)
 
     def collect(self):
         """Applies what the manager has written, and returns whose steps these are."""
         moved = []
-        for ticket, completion in self._policy.collect():
-            walk, chat = self.walks.pop(ticket)
+        for request_id, completion in self._policy.collect():
+            state, chat = self.states.pop(request_id)
             if isinstance(completion, Refusal):
                 raise ValueError(completion.reason)
-            t = len(walk.steps)
-            walk.memory, outcomes, owners = self._environment.act(walk.memory, completion.ids, t)
+            t = len(state.steps)
+            state.memory, outcomes, owners = self._environment.act(state.memory, completion.ids, t)
             prompt = (chat.ids, chat.cuts) if self._options.keep_prompts else ((), ())
-            walk.steps.append(Step(*prompt, completion, outcomes, walk.memory, token_operations=owners))
-            self._past[walk.number, t] += 1
-            if self._past[walk.number, t] == self._options.group_size:
-                self._prompts.pop((walk.number, t))
-            moved.append(walk)
+            state.steps.append(Step(*prompt, completion, outcomes, state.memory, token_operations=owners))
+            self._past[state.number, t] += 1
+            if self._past[state.number, t] == self._options.group_size:
+                self._prompts.pop((state.number, t))
+            moved.append(state)
         return moved
 
     def cancel(self):
-        for ticket in self.walks:
-            self._policy.cancel(ticket)
+        for request_id in self.states:
+            self._policy.cancel(request_id)
 
 
 class _Asking:
@@ -229,74 +229,76 @@ class _Asking:
     def __init__(self, options, reader, embed, judge, mark, likely):
         self._options, self._embed = options, embed
         cited_by = options.cited_by if "citations" in options.needs else ""
-        self._answers, self._judge = Asking(reader, mark, likely, cited_by), Desk(judge)
-        self._desks = (*self._answers.desks, self._judge)
+        self._answers, self._judge = QuestionAnswering(reader, mark, likely, cited_by), Pending(judge)
+        self._pending = (*self._answers.pending, self._judge)
         self._probed, self._plans = probes.Asked(), []
-        self._probes: list[Draft] = []
+        self._probes: list[PendingAnswer] = []
 
-    def ask(self, walks):
-        """Asks all that is to be asked after the walks' last step."""
+    def ask(self, states):
+        """Asks all that is to be asked after the states' last step."""
         if self._embed is not None:
             # In one call, which is all an embedder needs to be fast; it remembers, and the indexes ask it again.
-            self._embed(sorted({text for walk in walks for text in _texts(walk)}))
+            self._embed(sorted({text for state in states for text in _texts(state)}))
         options = self._options
-        for walk in walks:
-            walk.verdicts.append(self._judge_content(walk.steps[-1]))
-            chunk = walk.stream.chunks[len(walk.steps) - 1]
-            drafts = self._drafts(walk, chunk.questions)
-            walk.chunk_answers.append(drafts)
-            self._answers.put(drafts, options.chunk_answers, options.chunk_likelihoods)
-            if walk.written:
-                walk.answers = self._drafts(walk, walk.asked)
-                self._answers.put(walk.answers, True, options.final_likelihoods)
-                self._plans.append((walk, self._probe(walk)))
+        for state in states:
+            state.verdicts.append(self._judge_content(state.steps[-1]))
+            chunk = state.stream.chunks[len(state.steps) - 1]
+            pending = self._drafts(state, chunk.questions)
+            state.chunk_answers.append(pending)
+            self._answers.put(pending, options.chunk_answers, options.chunk_likelihoods)
+            if state.written:
+                state.answers = self._drafts(state, state.asked)
+                self._answers.put(state.answers, True, options.final_likelihoods)
+                self._plans.append((state, self._probe(state)))
 
-    def _drafts(self, walk, questions):
+    def _drafts(self, state, questions):
         if questions:
-            walk.index.update(walk.memory.items)
-        return [Draft(question, walk.index.retrieve(question.text, self._options.top_k)) for question in questions]
+            state.index.update(state.memory.items)
+        return [
+            PendingAnswer(question, state.index.retrieve(question.text, self._options.top_k)) for question in questions
+        ]
 
     def _judge_content(self, step):
         """Asks for a verdict on every INSERT and UPDATE that is well-formed; returns where the verdicts will be."""
         if "content" not in self._options.needs:
             return []
-        assert self._judge.is_manned, "the rule needs a content judge"
+        assert self._judge.has_worker, "the rule needs a content judge"
         verdicts = [None] * len(step.outcomes)
         for place, outcome in enumerate(step.outcomes):
             if isinstance(outcome.operation, Operation) and outcome.operation.action in (Action.INSERT, Action.UPDATE):
-                self._judge.put(outcome.operation, functools.partial(verdicts.__setitem__, place))
+                self._judge.submit(outcome.operation, functools.partial(verdicts.__setitem__, place))
         return verdicts
 
-    def _probe(self, walk):
+    def _probe(self, state):
         options, known = self._options, len(self._probed.pairs)
-        final = [(draft.question, draft.items) for draft in walk.answers]
+        final = [(one.question, one.items) for one in state.answers]
         plan = probes.plan(
-            options.needs, walk.steps, final, walk.index, options.top_k, self._probed, options.probe_likelihoods
+            options.needs, state.steps, final, state.index, options.top_k, self._probed, options.probe_likelihoods
         )
-        drafts = [Draft(*pair) for pair in self._probed.pairs[known:]]
-        self._probes += drafts
-        self._answers.put(drafts, not options.probe_likelihoods, options.probe_likelihoods)
+        pending = [PendingAnswer(*pair) for pair in self._probed.pairs[known:]]
+        self._probes += pending
+        self._answers.put(pending, not options.probe_likelihoods, options.probe_likelihoods)
         return plan
 
     def collect(self, wait):
-        """Takes in what has been answered; see `asking.collect`."""
-        asking.collect(self._desks, wait)
+        """Takes in what has been answered; see `qa.collect`."""
+        qa.collect(self._pending, wait)
 
     def finish(self):
         """Waits for all answers, and fills them in."""
-        asking.finish(self._desks)
+        qa.finish(self._pending)
         if self._options.probe_likelihoods:
-            scores = [draft.likelihood.value if draft.likelihood else None for draft in self._probes]
+            scores = [one.likelihood.value if one.likelihood else None for one in self._probes]
         else:
-            scores = [draft.score for draft in self._probes]
-        for walk, plan in self._plans:
-            walk.probes = plan.fill(scores)
+            scores = [one.score for one in self._probes]
+        for state, plan in self._plans:
+            state.probes = plan.fill(scores)
             for number in plan.undecided(scores):
                 # Half of what a rule needs to know of a question is no use to it.
-                walk.answers[number].score = None
+                state.answers[number].score = None
 
     def cancel(self):
-        asking.cancel(self._desks)
+        qa.cancel(self._pending)
 
 
 def _global_questions(stream, options, key):
@@ -309,9 +311,9 @@ def _global_questions(stream, options, key):
     return tuple(stream.questions[i] for i in kept)
 
 
-def _texts(walk):
+def _texts(state):
     """What retrieval is about to compare."""
-    yield from (question.text for question in walk.stream.chunks[len(walk.steps) - 1].questions)
-    yield from (item.text for item in walk.memory.items)
-    if walk.written:
-        yield from (question.text for question in walk.asked)
+    yield from (question.text for question in state.stream.chunks[len(state.steps) - 1].questions)
+    yield from (item.text for item in state.memory.items)
+    if state.written:
+        yield from (question.text for question in state.asked)

@@ -30,8 +30,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
 from finemem_jax.models.decoder import Params
-from finemem_jax.runtime import checksums as bits
-from finemem_jax.runtime import files
+from finemem_jax.runtime import checksums, files
 from finemem_jax.runtime.distributed import Processes
 
 # What is saved: any tree of arrays, such as `rl.learner.TrainState`.
@@ -118,7 +117,7 @@ class Checkpoints:
         if self.latest == step:
             return
         self._finish()
-        sums = bits.sums(state)
+        sums = checksums.checksums(state)
         about = {"sums": sums, "versions": versions(), "config": self._config}
         items = {
             "state": ocp.args.StandardSave(state),
@@ -159,7 +158,7 @@ class Checkpoints:
             return
         self._verifying.join()
         self._verifying = None
-        problems = [problem for problem in self._processes.gather(self._problem) if problem]
+        problems = [problem for problem in self._processes.all_gather(self._problem) if problem]
         if problems:
             raise self._error(self._saved, problems[0])
 
@@ -196,7 +195,7 @@ class Checkpoints:
                 found, problem = self._restore(step, abstract), ""
             except Exception as error:
                 found, problem = None, _first_line(error)
-            problems = [problem for problem in self._processes.gather(problem) if problem]
+            problems = [problem for problem in self._processes.all_gather(problem) if problem]
             if found and not problems:
                 self._put_aside(broken)
                 self._compare_versions(step)
@@ -220,7 +219,9 @@ class Checkpoints:
         items = {"state": ocp.args.StandardRestore(abstract), "position": ocp.args.JsonRestore()}
         sums = saved_sums(self._folder / str(step))
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        differing = [name for name, value in bits.sums(restored["state"]).items() if _differ(sums.get(name), value)]
+        differing = [
+            name for name, value in checksums.checksums(restored["state"]).items() if _differ(sums.get(name), value)
+        ]
         if differing:
             raise ValueError(f"{', '.join(differing[:3])} is not what was saved")
         return restored["state"], restored["position"]
@@ -282,7 +283,7 @@ def _differing_sums(folder, sums, names):
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             restored = handler.restore(folder, args=ocp.args.PyTreeRestore(item=item, restore_args=args))
             (array,) = (leaf for leaf in jax.tree.leaves(restored) if leaf is not ocp.PLACEHOLDER)
-            if bits.sum_of(np.asarray(array)) != sums[name]:
+            if checksums.sum_of(np.asarray(array)) != sums[name]:
                 return f"{name} reads back as something else"
     return ""
 
@@ -340,7 +341,7 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
             sums = saved_sums(pathlib.Path(folder))
         except Exception as error:
             raise broken(_first_line(error)) from error
-    wrong = [name for name, value in bits.sums({"params": params}).items() if _differ(sums.get(name), value)]
+    wrong = [name for name, value in checksums.checksums({"params": params}).items() if _differ(sums.get(name), value)]
     if wrong:
         raise broken(f"{wrong[0]} is not what was saved")
     return params

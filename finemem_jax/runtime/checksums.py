@@ -27,7 +27,7 @@ def prepare(tree: Any) -> None:
     compilation.prepare(_sums, tree)
 
 
-def sums(tree: Any) -> dict[str, str]:
+def checksums(tree: Any) -> dict[str, str]:
     """{path: dtype and checksum, e.g. "float32 1234"} of every array of a tree, of elements of 1, 2 or 4 bytes."""
     leaves = jax.tree.leaves(tree)
     totals = jax.tree_util.tree_leaves_with_path(compilation.call(_sums, tree))

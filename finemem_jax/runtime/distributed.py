@@ -88,7 +88,7 @@ class Processes:
         """Whether this is the process that writes what all have to say."""
         return self.index == 0
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The values of all processes, by index. All must call this in the same order.
 
         Args:
@@ -106,13 +106,13 @@ class Processes:
                 raise StoppedByPeer(f"process {index} stops: {data.removeprefix(_STOPPED).decode()}")
         return [pickle.loads(zlib.decompress(data)) for data in found]
 
-    def first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in all of them."""
-        return self.gather(value if self.is_first else None)[0]
+        return self.all_gather(value if self.is_first else None)[0]
 
     def barrier(self) -> None:
         """Waits until all processes are here."""
-        self.gather(None)
+        self.all_gather(None)
 
     def stop(self, reason: str) -> None:
         """Takes part in the others' next `gather` by telling them to stop; returns when all know.

@@ -71,6 +71,6 @@ class Interrupt:
         """
         if self._processes.count == 1:
             return self.check()
-        for index, asked in enumerate(self._processes.gather(self._asked and self._asked.__name__)):
+        for index, asked in enumerate(self._processes.all_gather(self._asked and self._asked.__name__)):
             if asked:
                 raise StoppedByPeer(f"process {index} stops: {asked}")

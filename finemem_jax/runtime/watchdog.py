@@ -19,7 +19,7 @@ class StopError(Exception):
     """A run has gone beyond its bounds; what it has learned is saved."""
 
 
-class Guard:
+class Watchdog:
     """Watches what a run must not go on with: gradients that are not finite, and the host's memory."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path):
@@ -28,7 +28,7 @@ class Guard:
         self._in_a_row = 0
         self._skipped: collections.Counter[int] = collections.Counter()
 
-    def look(self, step: int, minibatch: Sequence[Any], measured: Mapping[str, float]) -> None:
+    def observe(self, step: int, minibatch: Sequence[Any], measured: Mapping[str, float]) -> None:
         """Counts updates that were skipped, those in a row as well; writes down what led to the last that is borne."""
         if not measured:
             return
@@ -57,7 +57,7 @@ class Guard:
                 f"none of these was made. The last one's batches are in {self._dump}. Lower optimizer.learning_rate or "
                 "optimizer.clip_norm, or go back to an older checkpoint."
             )
-        if self._most_memory and max(processes.gather(self.memory())) > self._most_memory:
+        if self._most_memory and max(processes.all_gather(self.memory())) > self._most_memory:
             raise StopError(
                 f"the process holds {self.memory():.1f} GiB of the host's memory, more than train.max_memory_gigabytes="
                 f"{self._most_memory}; the same command goes on in a new one."

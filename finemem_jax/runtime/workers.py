@@ -21,36 +21,36 @@ class Worker(Protocol[In_contra, Out]):
     """Takes items, and returns a result for each, in its own order and time."""
 
     def submit(self, item: In_contra, /) -> int:
-        """Hands an item in; returns its ticket."""
+        """Hands an item in; returns its request_id."""
         ...
 
     def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
-        """Works until something is done, and returns what is: (ticket, result). [] if nothing is to be done.
+        """Works until something is done, and returns what is: (request_id, result). [] if nothing is to be done.
 
-        Some have a function `between`, which may call them away before something is done; that is [] as well.
+        Some have a function `poll`, which may call them away before something is done; that is [] as well.
 
         Args:
             wait: False: do no work, and return what is done already.
         """
         ...
 
-    def cancel(self, ticket: int, /) -> bool:
+    def cancel(self, request_id: int, /) -> bool:
         """Takes an item back; its result will not be returned. Returns whether there was one to take back."""
         ...
 
 
-def work(worker: Worker[In, Out], items: Sequence[In]) -> list[Out]:
+def run_all(worker: Worker[In, Out], items: Sequence[In]) -> list[Out]:
     """Has a worker do all items, and nothing else meanwhile; results stand in the order of the items."""
-    tickets = [worker.submit(item) for item in items]
+    request_ids = [worker.submit(item) for item in items]
     results: dict[int, Out] = {}
     try:
-        while len(results) < len(tickets):
+        while len(results) < len(request_ids):
             results |= worker.collect()
     except BaseException:
-        for ticket in tickets:
-            worker.cancel(ticket)
+        for request_id in request_ids:
+            worker.cancel(request_id)
         raise
-    return [results[ticket] for ticket in tickets]
+    return [results[request_id] for request_id in request_ids]
 
 
 class Batched(Generic[In, Out]):
@@ -59,12 +59,12 @@ class Batched(Generic[In, Out]):
     def __init__(self, function: Callable[[list[In]], Sequence[Out]]):
         self._function = function
         self._waiting: dict[int, In] = {}
-        self._tickets = 0
+        self._last_id = 0
 
     def submit(self, item: In) -> int:
-        self._tickets += 1
-        self._waiting[self._tickets] = item
-        return self._tickets
+        self._last_id += 1
+        self._waiting[self._last_id] = item
+        return self._last_id
 
     def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
         if not wait:
@@ -73,11 +73,11 @@ class Batched(Generic[In, Out]):
         waiting, self._waiting = self._waiting, {}
         return list(zip(waiting, self._function(list(waiting.values())), strict=True)) if waiting else []
 
-    def cancel(self, ticket: int) -> bool:
-        return self._waiting.pop(ticket, None) is not None
+    def cancel(self, request_id: int) -> bool:
+        return self._waiting.pop(request_id, None) is not None
 
 
-class Mapped(Generic[In, Out, Inner, InnerOut]):
+class Transformed(Generic[In, Out, Inner, InnerOut]):
     """A worker with another in front: what it is given, and what it returns, go through a function each."""
 
     def __init__(
@@ -89,40 +89,40 @@ class Mapped(Generic[In, Out, Inner, InnerOut]):
         return self._worker.submit(self._before(item))
 
     def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
-        return [(ticket, self._after(result)) for ticket, result in self._worker.collect(wait)]
+        return [(request_id, self._after(result)) for request_id, result in self._worker.collect(wait)]
 
-    def cancel(self, ticket: int) -> bool:
-        return self._worker.cancel(ticket)
+    def cancel(self, request_id: int) -> bool:
+        return self._worker.cancel(request_id)
 
 
-class Once(Generic[Key, Out]):
+class Memoized(Generic[Key, Out]):
     """A worker that is given equal items only once, whenever they come, and remembers the results."""
 
     def __init__(self, worker: Worker[Key, Out]):
         self._worker = worker
-        self._tickets = 0
+        self._last_id = 0
         self._known: OrderedDict[Key, Out] = OrderedDict()
-        # What the worker has been given, by its tickets, and the other way round.
+        # What the worker has been given, by its request_ids, and the other way round.
         self._asked: dict[int, Key] = {}
         self._asked_as: dict[Key, int] = {}
-        # By tickets of our own: what waits for the worker, also by its key, and what has a result.
+        # By request_ids of our own: what waits for the worker, also by its key, and what has a result.
         self._waiting: dict[int, Key] = {}
         self._waiters: dict[Key, list[int]] = {}
         self._ready: dict[int, Out] = {}
 
     def submit(self, item: Key) -> int:
-        self._tickets += 1
+        self._last_id += 1
         if item in self._known:
             self._known.move_to_end(item)
-            self._ready[self._tickets] = self._known[item]
-            return self._tickets
-        self._waiting[self._tickets] = item
+            self._ready[self._last_id] = self._known[item]
+            return self._last_id
+        self._waiting[self._last_id] = item
         if item not in self._waiters:
             self._waiters[item] = []
             asked = self._worker.submit(item)
             self._asked[asked], self._asked_as[item] = item, asked
-        self._waiters[item].append(self._tickets)
-        return self._tickets
+        self._waiters[item].append(self._last_id)
+        return self._last_id
 
     def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
         if self._waiting and not self._ready:
@@ -130,24 +130,24 @@ class Once(Generic[Key, Out]):
                 results = self._worker.collect(wait)
             except BaseException:
                 # What else it was given may be lost with it: nothing is being asked now, and whoever asks again may.
-                for ticket in self._asked:
-                    self._worker.cancel(ticket)
+                for request_id in self._asked:
+                    self._worker.cancel(request_id)
                 for waiting in (self._asked, self._asked_as, self._waiters, self._waiting):
                     waiting.clear()
                 raise
-            for ticket, result in results:
-                self._keep(self._asked.pop(ticket), result)
+            for request_id, result in results:
+                self._keep(self._asked.pop(request_id), result)
         ready, self._ready = self._ready, {}
         return list(ready.items())
 
-    def cancel(self, ticket: int) -> bool:
-        if ticket in self._ready:
-            del self._ready[ticket]
+    def cancel(self, request_id: int) -> bool:
+        if request_id in self._ready:
+            del self._ready[request_id]
             return True
-        item = self._waiting.pop(ticket, None)
+        item = self._waiting.pop(request_id, None)
         if item is None:
             return False
-        self._waiters[item].remove(ticket)
+        self._waiters[item].remove(request_id)
         if not self._waiters[item]:
             del self._waiters[item]
             asked = self._asked_as.pop(item)
@@ -158,9 +158,9 @@ class Once(Generic[Key, Out]):
     def _keep(self, item, result):
         self._known[item] = result
         del self._asked_as[item]
-        for ticket in self._waiters.pop(item):
-            del self._waiting[ticket]
-            self._ready[ticket] = result
+        for request_id in self._waiters.pop(item):
+            del self._waiting[request_id]
+            self._ready[request_id] = result
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
 
@@ -179,8 +179,8 @@ class Shared(Generic[In, Out]):
     def collect(self, wait: bool) -> bool:
         """Puts what is done into its owners' boxes; returns whether there was anything."""
         done = self.worker.collect(wait)
-        for ticket, result in done:
-            self.owners.pop(ticket).receive(ticket, result)
+        for request_id, result in done:
+            self.owners.pop(request_id).receive(request_id, result)
         return bool(done)
 
 
@@ -191,15 +191,15 @@ class _Port(Generic[In, Out]):
         self._done: list[tuple[int, Out]] = []
 
     def submit(self, item: In) -> int:
-        ticket = self._shared.worker.submit(item)
-        self._shared.owners[ticket] = self
-        self._asked.add(ticket)
-        return ticket
+        request_id = self._shared.worker.submit(item)
+        self._shared.owners[request_id] = self
+        self._asked.add(request_id)
+        return request_id
 
-    def receive(self, ticket: int, result: Out) -> None:
+    def receive(self, request_id: int, result: Out) -> None:
         """Takes a result that was collected, for whomever."""
-        self._asked.remove(ticket)
-        self._done.append((ticket, result))
+        self._asked.remove(request_id)
+        self._done.append((request_id, result))
 
     def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
         # What is done for others on the way waits in their boxes.
@@ -208,11 +208,11 @@ class _Port(Generic[In, Out]):
         done, self._done = self._done, []
         return done
 
-    def cancel(self, ticket: int) -> bool:
-        if ticket in self._asked:
-            self._asked.remove(ticket)
-            del self._shared.owners[ticket]
-            return self._shared.worker.cancel(ticket)
+    def cancel(self, request_id: int) -> bool:
+        if request_id in self._asked:
+            self._asked.remove(request_id)
+            del self._shared.owners[request_id]
+            return self._shared.worker.cancel(request_id)
         before = len(self._done)
-        self._done = [pair for pair in self._done if pair[0] != ticket]
+        self._done = [pair for pair in self._done if pair[0] != request_id]
         return len(self._done) < before

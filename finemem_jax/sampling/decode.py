@@ -16,13 +16,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int, UInt32
 
-from finemem_jax.models import kv_cache as cached
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import kv_cache, logical_axes
 from finemem_jax.models.attention import Array
 from finemem_jax.models.kv_cache import LayerCache, Tree, Weights
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.sampling import token_sampling as drawing
-from finemem_jax.sampling.token_sampling import Draw, Sampling
+from finemem_jax.sampling import token_sampling
+from finemem_jax.sampling.token_sampling import Sample, SamplingParams
 
 # Tokens whose logits over the vocabulary `teacher_forced` holds at a time.
 TARGETS_TOGETHER = 64
@@ -42,7 +41,7 @@ class SlotState(NamedTuple):
     token: Int[Array, " N"]
     filled: Int[Array, " N"]
     remaining: Int[Array, " N"]
-    sampling: Sampling
+    sampling: SamplingParams
     key: Int[Array, "N 2"]
 
 
@@ -52,7 +51,7 @@ def idle(slots: int) -> SlotState:
         token=np.zeros(slots, np.int32),
         filled=np.zeros(slots, np.int32),
         remaining=np.zeros(slots, np.int32),
-        sampling=Sampling(np.zeros(slots, np.float32), np.zeros(slots, np.int32), np.ones(slots, np.float32)),
+        sampling=SamplingParams(np.zeros(slots, np.float32), np.zeros(slots, np.int32), np.ones(slots, np.float32)),
         key=np.zeros((slots, 2), np.uint32),
     )
 
@@ -62,7 +61,7 @@ def empty(
     *, config: DecoderConfig, rows: int, positions: int, dtype: str, mesh: Mesh | None = None
 ) -> list[LayerCache]:
     """A cache of zeros, made where it belongs on the mesh."""
-    return cached.constrain(mesh, cached.empty(config, rows, positions, dtype))
+    return kv_cache.constrain(mesh, kv_cache.empty(config, rows, positions, dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="rows")
@@ -88,9 +87,9 @@ def prefill(
         starts: Filled positions of each row.
         mesh: Devices that hold the weights, and share out the rows if they can; None for one.
     """
-    hidden, rows = cached.extend(config, weights, trunk, rows, tokens, trunk_length, starts, mesh)
+    hidden, rows = kv_cache.extend(config, weights, trunk, rows, tokens, trunk_length, starts, mesh)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return axes.constrain(mesh, last, cached.STATES), cached.constrain(mesh, rows)
+    return logical_axes.constrain(mesh, last, kv_cache.STATES), kv_cache.constrain(mesh, rows)
 
 
 def _by_share(function, mesh, like, *arguments):
@@ -98,10 +97,10 @@ def _by_share(function, mesh, like, *arguments):
 
     Told of devices, since the compiler does not know that no share looks at another's rows, and would send them all.
     """
-    if cached.shares(mesh, len(like[0][0])) == 1:
+    if kv_cache.shares(mesh, len(like[0][0])) == 1:
         return function(*arguments)
-    caches = jax.tree.map(lambda place: place.spec, cached.cache_shardings(mesh, like))
-    specs = [caches if isinstance(argument, list) else P(axes.ROWS) for argument in arguments]
+    caches = jax.tree.map(lambda place: place.spec, kv_cache.cache_shardings(mesh, like))
+    specs = [caches if isinstance(argument, list) else P(logical_axes.ROWS) for argument in arguments]
     return jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=caches, check_vma=False)(*arguments)
 
 
@@ -160,9 +159,9 @@ def draw_first(
     allowed: UInt32[Array, "N W"] | None,
     *,
     config: DecoderConfig,
-) -> Draw:
+) -> Sample:
     """Draws a token for each slot from the state of its last prompt token, which is row rows[n] of `hidden`."""
-    return _draw(cached.logits(config, weights, hidden)[rows], state, trunk_length, allowed)
+    return _draw(kv_cache.logits(config, weights, hidden)[rows], state, trunk_length, allowed)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps", "mesh"), donate_argnames="cache")
@@ -179,13 +178,13 @@ def decode(
     config: DecoderConfig,
     num_steps: int,
     mesh: Mesh | None = None,
-) -> tuple[list[LayerCache], SlotState, Draw]:
+) -> tuple[list[LayerCache], SlotState, Sample]:
     """Draws up to `num_steps` tokens per slot.
 
     Args:
         leave_at: It stops early once so many slots or fewer are still at work: 0 to go on as long as one is, more
             where others wait for the slots that are done.
-        allowed: Which tokens each slot may draw (`drawing.draw`), at all of the steps; None for all tokens.
+        allowed: Which tokens each slot may draw (`token_sampling.draw`), at all of the steps; None for all tokens.
         mesh: Devices that share out slots and heads; None for one.
 
     Returns:
@@ -199,19 +198,19 @@ def decode(
 
     def one(carry):
         step, cache, state, drawn = carry
-        hidden, cache = cached.extend(config, weights, trunk, cache, state.token[:, None], trunk_length, state.filled)
+        hidden, cache = kv_cache.extend(config, weights, trunk, cache, state.token[:, None], trunk_length, state.filled)
         active = state.remaining > 0
         state = state._replace(filled=state.filled + active)
-        new = _draw(cached.logits(config, weights, hidden[:, 0]), state, trunk_length, allowed)
+        new = _draw(kv_cache.logits(config, weights, hidden[:, 0]), state, trunk_length, allowed)
         drawn = jax.tree.map(
             lambda all_, one, idle: all_.at[:, step].set(jnp.where(active, one, idle)), drawn, new, nothing
         )
         ended = (new.token[:, None] == end_ids[None]).any(1)
         remaining = jnp.where(active & ~ended, state.remaining - 1, 0)
         state = state._replace(token=new.token, remaining=remaining)
-        return step + 1, cached.constrain(mesh, cache), state, drawn
+        return step + 1, kv_cache.constrain(mesh, cache), state, drawn
 
-    nothing = Draw(jnp.int32(-1), jnp.float32(0), jnp.float32(0))
+    nothing = Sample(jnp.int32(-1), jnp.float32(0), jnp.float32(0))
     drawn = jax.tree.map(lambda value: jnp.full((n, num_steps), value), nothing)
     _, cache, state, drawn = jax.lax.while_loop(go_on, one, (0, cache, state, drawn))
     return cache, state, drawn
@@ -245,16 +244,16 @@ def teacher_forced(
         log π(target), and whether the target is the likeliest token.
     """
     number, length = tokens.shape
-    cache = cached.empty(config, number, length, jax.tree.leaves(trunk)[0].dtype.name)
+    cache = kv_cache.empty(config, number, length, jax.tree.leaves(trunk)[0].dtype.name)
     nothing = jnp.zeros(number, jnp.int32)
-    hidden, _ = cached.extend(config, weights, trunk, cache, tokens, trunk_length, nothing, mesh, tree)
+    hidden, _ = kv_cache.extend(config, weights, trunk, cache, tokens, trunk_length, nothing, mesh, tree)
     hidden = hidden[rows, places]
 
     def some(i, found):
         # Block by block: logits of all targets at once would take hundreds of megabytes.
         start = i * TARGETS_TOGETHER
         states, wanted = (jax.lax.dynamic_slice_in_dim(x, start, TARGETS_TOGETHER) for x in (hidden, targets))
-        logits = cached.logits(config, weights, states)
+        logits = kv_cache.logits(config, weights, states)
         ends = wanted < 0
         word = jnp.take_along_axis(logits, jnp.maximum(wanted, 0)[:, None], axis=1)[:, 0]
         chosen = jnp.where(ends, jax.nn.logsumexp(logits[:, end_ids], axis=1), word)
@@ -272,4 +271,4 @@ def _draw(logits, state, trunk_length, allowed):
     uniform = jax.vmap(
         lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
     )(state.key, trunk_length + state.filled)
-    return drawing.draw(logits, state.sampling, uniform, allowed)
+    return token_sampling.sample(logits, state.sampling, uniform, allowed)

@@ -14,17 +14,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
-from finemem_jax.models import kv_cache as cached
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import kv_cache, logical_axes
 from finemem_jax.models.attention import Array
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.kv_cache import LayerCache, Tree
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.runtime import compilation
 from finemem_jax.runtime.compilation import Call
-from finemem_jax.sampling import decode as decoding
+from finemem_jax.sampling import decode as decode_lib
 from finemem_jax.sampling.decode import SlotState
-from finemem_jax.sampling.token_sampling import Draw
+from finemem_jax.sampling.token_sampling import Sample
 
 # What prefill is compiled for: one row of each share or at most so many, and these parts of a piece.
 _MOST_ROWS = 4
@@ -48,7 +47,7 @@ def row_buckets(slots: int) -> list[int]:
 
 def targets_in(shape: tuple[int, int]) -> int:
     """How many targets `Engine.teacher_force` has room for, beside tokens of this shape."""
-    together = decoding.TARGETS_TOGETHER
+    together = decode_lib.TARGETS_TOGETHER
     return -(-shape[0] * shape[1] // together) * together
 
 
@@ -58,7 +57,7 @@ class Engine:
     Attributes:
         num_slots: N; as asked for, or a few more, so that devices can share them out evenly.
         piece: Tokens of a prompt computed together.
-        weights: As they are decoded with (`cached.layout`); None while there are none.
+        weights: As they are decoded with (`kv_cache.layout`); None while there are none.
         device_seconds: Time so far spent on calls to the device and on waiting for them, compiling included (s).
     """
 
@@ -96,7 +95,7 @@ class Engine:
         place = jax.tree.leaves(params)[0].sharding
         mesh = place.mesh if isinstance(place, NamedSharding) else None
         self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
-        shares = 1 if self._mesh is None else axes.size(self._mesh, axes.ROWS)
+        shares = 1 if self._mesh is None else logical_axes.size(self._mesh, logical_axes.ROWS)
         self.num_slots = -(-self.num_slots // shares) * shares
         if self._in_place:
             dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
@@ -105,15 +104,15 @@ class Engine:
                     f"Weights of {', '.join(sorted(dtypes))} cannot be decoded with in place in {self._dtype}; set "
                     "sampler.dtype to model.param_dtype, or sampler.in_place=False."
                 )
-            weights = cached.in_place(params)
+            weights = kv_cache.in_place(params)
         else:
-            weights = cached.layout(self._config, params, self._dtype, self._int8)
+            weights = kv_cache.layout(self._config, params, self._dtype, self._int8)
         if self._mesh is None:
             # Of one kind also where the trainer has a mesh of one device: else programs would be compiled for either.
             self._device = SingleDeviceSharding(*place.device_set)
             weights = jax.device_put(weights, self._device)
         elif not self._in_place:
-            where = cached.shardings(self._config, self._mesh, self._whole, self._int8)
+            where = kv_cache.shardings(self._config, self._mesh, self._whole, self._int8)
             weights = jax.device_put(weights, where)
         self.weights = weights
 
@@ -127,7 +126,7 @@ class Engine:
     @property
     def shares(self) -> int:
         """In how many parts devices share out the slots."""
-        return cached.shares(self._mesh, self.num_slots)
+        return kv_cache.shares(self._mesh, self.num_slots)
 
     @property
     def row_buckets(self) -> list[int]:
@@ -161,15 +160,15 @@ class Engine:
 
     def _empty(self, rows, positions):
         sizes = {"config": self._config, "rows": rows, "positions": positions, "dtype": self._dtype}
-        return Call((decoding.empty,), {**sizes, "mesh": self._mesh})
+        return Call((decode_lib.empty,), {**sizes, "mesh": self._mesh})
 
     def _shape(self, rows, positions):
         """What `empty` returns, without its memory."""
-        cache = jax.eval_shape(lambda: cached.empty(self._config, rows, positions, self._dtype))
+        cache = jax.eval_shape(lambda: kv_cache.empty(self._config, rows, positions, self._dtype))
         if self._mesh is None:
             places = jax.tree.map(lambda _: self._device, cache)
         else:
-            places = cached.cache_shardings(self._mesh, cache)
+            places = kv_cache.cache_shardings(self._mesh, cache)
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), cache, places)
 
     def warm_up(
@@ -188,7 +187,7 @@ class Engine:
         """
         self._least_trunk = self.positions(trunk_length)
         trunk = Trunk(self._shape(1, self._least_trunk), np.int32(trunk_length))
-        state, store = decoding.idle(self.num_slots), self._shape(*stored)
+        state, store = decode_lib.idle(self.num_slots), self._shape(*stored)
         sizes = [self._shape(self.num_slots, size) for size in positions]
         calls = [self._empty(*size) for size in ((1, self._least_trunk), (1, 0), stored)]
         calls += [self._empty(self.num_slots, size) for size in positions]
@@ -213,7 +212,7 @@ class Engine:
         """Where the last hidden states of rows live that have been prefilled."""
         if self._mesh is None:
             return self._device
-        return axes.place(self._mesh, (rows, self._config.embed_dim), cached.STATES)
+        return logical_axes.place(self._mesh, (rows, self._config.embed_dim), kv_cache.STATES)
 
     # ---------------------------------------------------------------------------------- what it computes
 
@@ -234,7 +233,7 @@ class Engine:
         lengths: Array,
         starts: Array,
     ) -> tuple[jax.Array, list[LayerCache]]:
-        """`decoding.prefill` of some slots of a cache.
+        """`decode_lib.prefill` of some slots of a cache.
 
         Args:
             positions: Of the copies that are computed with: as many as a slot may ever have, so that one program serves
@@ -254,21 +253,21 @@ class Engine:
 
     def draw_first(
         self, trunk: Trunk, hidden: jax.Array, rows: Array, state: SlotState, allowed: Array | None = None
-    ) -> Draw:
-        """`decoding.draw_first` of slots whose prompts have just been prefilled, as NumPy arrays."""
+    ) -> Sample:
+        """`decode_lib.draw_first` of slots whose prompts have just been prefilled, as NumPy arrays."""
         return self._fetch(self._run(self._first(trunk, hidden, rows, state, allowed)))
 
     def decode(
         self, trunk: Trunk, cache: list[LayerCache], state: SlotState, leave_at: int, allowed: Array | None = None
-    ) -> tuple[list[LayerCache], SlotState, Draw]:
-        """`decoding.decode`; state and what was drawn as NumPy arrays. Of what is `allowed`, one step."""
+    ) -> tuple[list[LayerCache], SlotState, Sample]:
+        """`decode_lib.decode`; state and what was drawn as NumPy arrays. Of what is `allowed`, one step."""
         cache, *rest = self._run(self._decode(trunk, cache, state, leave_at, allowed))
         return cache, *self._fetch(rest)
 
     def teacher_force(
         self, trunk: Trunk, tokens: Array, tree: Tree, rows: Array, places: Array, targets: Array, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`decoding.teacher_forced`, as NumPy arrays."""
+        """`decode_lib.teacher_forced`, as NumPy arrays."""
         return self._fetch(self._run(self._teacher_force(trunk, tokens, tree, rows, places, targets, count)))
 
     def warm_up_teacher(self, trunk_length: int, shapes: Sequence[tuple[int, int]], say: Callable[[int, int], None]):
@@ -315,7 +314,7 @@ class Engine:
 
     def _prefill(self, trunk, rows, tokens, lengths, starts):
         return Call(
-            (decoding.prefill, self.weights, trunk.cache, rows, tokens, lengths, trunk.length, starts),
+            (decode_lib.prefill, self.weights, trunk.cache, rows, tokens, lengths, trunk.length, starts),
             {"config": self._config, "mesh": self._mesh},
         )
 
@@ -329,12 +328,12 @@ class Engine:
     def _first(self, trunk, hidden, rows, state, allowed=None):
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         state = state._replace(filled=state.filled - 1)
-        arguments = (decoding.draw_first, self.weights, hidden, rows, state, trunk.length, allowed)
+        arguments = (decode_lib.draw_first, self.weights, hidden, rows, state, trunk.length, allowed)
         return Call(arguments, {"config": self._config})
 
     def _decode(self, trunk, cache, state, leave_at, allowed=None):
         return Call(
-            (decoding.decode, self.weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
+            (decode_lib.decode, self.weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
              self._end_ids, allowed),
             {"config": self._config, "num_steps": 1 if allowed is not None else self._steps_per_call,
              "mesh": self._mesh},
@@ -342,7 +341,7 @@ class Engine:
 
     def _teacher_force(self, trunk, tokens, tree, rows, places, targets, count):
         return Call(
-            (decoding.teacher_forced, self.weights, trunk.cache, tokens, tree, rows, places, targets, np.int32(count),
+            (decode_lib.teacher_forced, self.weights, trunk.cache, tokens, tree, rows, places, targets, np.int32(count),
              trunk.length, self._end_ids),
             {"config": self._config, "mesh": self._mesh},
         )  # fmt: skip
@@ -358,12 +357,12 @@ class Engine:
             counts[share] += 1
         places = targets.reshape(-1), rows.reshape(-1), counts
         if source is None:
-            return Call((decoding.copy_within, target, *places), {"mesh": self._mesh})
-        return Call((decoding.copy_rows, target, source, *places), {"mesh": self._mesh})
+            return Call((decode_lib.copy_within, target, *places), {"mesh": self._mesh})
+        return Call((decode_lib.copy_rows, target, source, *places), {"mesh": self._mesh})
 
     def _lengthen(self, cache, longer):
         rows = len(cache[0][0])
-        shares = cached.shares(self._mesh, rows)
+        shares = kv_cache.shares(self._mesh, rows)
         places = np.tile(np.arange(rows // shares, dtype=np.int32), shares)
         counts = np.full(shares, rows // shares, np.int32)
-        return Call((decoding.copy_rows, longer, cache, places, places, counts), {"mesh": self._mesh})
+        return Call((decode_lib.copy_rows, longer, cache, places, places, counts), {"mesh": self._mesh})

@@ -14,7 +14,7 @@ import numpy as np
 _NONE = -1
 
 
-class Prefixes:
+class PrefixCache:
     """The tokens that rows hold, and how long ago each row was of use. All under one set of weights."""
 
     def __init__(self, num_rows: int, positions: int):
@@ -30,7 +30,7 @@ class Prefixes:
         """Tokens that go into a row."""
         return self._ids.shape[1]
 
-    def longest(self, ids: Sequence[int]) -> tuple[int, int]:
+    def match(self, ids: Sequence[int]) -> tuple[int, int]:
         """The row that has most of these tokens in common with its own beginning, and how many; (0, 0) if none has any.
 
         Among equals, the row used last.
@@ -46,7 +46,7 @@ class Prefixes:
         self._touch(row)
         return row, int(lengths[row])
 
-    def hold(self, row: int, ids: Sequence[int], start: int = 0) -> None:
+    def insert(self, row: int, ids: Sequence[int], start: int = 0) -> None:
         """Notes that a row now has these tokens from `start` on, and nothing after them; or as many as go in."""
         end = min(start + len(ids), self.positions)
         self._ids[row, start:end] = ids[: end - start]

@@ -55,7 +55,7 @@ class Sampler:
 
     Attributes:
         engine: What computes; others may compute with the same weights.
-        between: Called while `collect` works, after every call that decodes. Where it returns True, `collect` comes
+        poll: Called while `collect` works, after every call that decodes. Where it returns True, `collect` comes
             back although nothing may be done; what it raises ends `collect`, and all that is pending stays so.
 
     Requests are handed in one by one (`submit`) or all at once (`generate`). What comes out depends on the request
@@ -92,14 +92,14 @@ class Sampler:
         """
         self.config = config
         self.stats = SamplerStats()
-        self.between: Callable[[], bool | None] = lambda: None
+        self.poll: Callable[[], bool | None] = lambda: None
         self._end_ids = frozenset(end_ids)
         self.engine = Engine(
             config, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, piece=prefill_tokens, dtype=dtype,
             whole=whole, int8=int8, in_place=in_place,
         )  # fmt: skip
         self._num_stored = num_stored
-        self._tickets = itertools.count()
+        self._last_id = itertools.count()
         self._waiting: dict[tuple[int, ...], deque[tuple[int, Request]]] = {}
         self._done: list[tuple[int, Completion | Refusal]] = []
         self._slots: Slots | None = None
@@ -114,11 +114,11 @@ class Sampler:
         Raises:
             ValueError: requests are pending; collect or cancel them first.
         """
-        self.release()
+        self.offload()
         self.policy_version = policy_version
         self.engine.load(params)
 
-    def release(self) -> None:
+    def offload(self) -> None:
         """Drops the weights, and all computed with them, until the next `update`: more than a model's size of memory.
 
         Raises:
@@ -129,7 +129,7 @@ class Sampler:
         self._trunks: dict[tuple[int, ...], Trunk] = {}
         self._slots = None
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Empties the slots, as if nothing had been served since the last `update`.
 
         Numbers are rounded by the lengths of caches and by what was computed together, and both depend on what the
@@ -168,37 +168,37 @@ class Sampler:
         return waiting + (self.engine.num_slots - self._slots.num_free if self._slots else 0)
 
     def submit(self, request: Request) -> int:
-        """Hands a request in. Returns its ticket, with which `collect` will return its result."""
-        ticket = next(self._tickets)
+        """Hands a request in. Returns its request_id, with which `collect` will return its result."""
+        request_id = next(self._last_id)
         self.stats.requests += 1
         reason = self._objection(request)
         if reason:
             self.stats.refused += 1
-            self._done.append((ticket, Refusal(reason)))
+            self._done.append((request_id, Refusal(reason)))
         else:
             self.stats.prompt_tokens += len(request.prompt_ids)
-            self._waiting.setdefault(request.trunk, deque()).append((ticket, request))
-        return ticket
+            self._waiting.setdefault(request.trunk, deque()).append((request_id, request))
+        return request_id
 
-    def cancel(self, ticket: int) -> bool:
+    def cancel(self, request_id: int) -> bool:
         """Takes a request back, at whatever stage. Returns whether it was still to be collected; now it never is."""
         for queue in self._waiting.values():
             for place, (other, _) in enumerate(queue):
-                if other == ticket:
+                if other == request_id:
                     del queue[place]
                     return True
         for slot, owner in enumerate(self._slots.occupants if self._slots else ()):
-            if self._slots and owner is not None and owner.ticket == ticket:
+            if self._slots and owner is not None and owner.request_id == request_id:
                 self._slots.leave(slot)
                 return True
         before = len(self._done)
-        self._done = [pair for pair in self._done if pair[0] != ticket]
+        self._done = [pair for pair in self._done if pair[0] != request_id]
         return len(self._done) < before
 
     def collect(self, wait: bool = True) -> list[tuple[int, Completion | Refusal]]:
-        """Works until at least one request is done. Returns all that are, with their tickets; [] if none is pending.
+        """Works until at least one request is done. Returns all that are, with their ids; [] if none is pending.
 
-        It may come back earlier, with [], where `between` says so.
+        It may come back earlier, with [], where `poll` says so.
 
         Args:
             wait: False: do no work, and return what is done already.
@@ -210,7 +210,7 @@ class Sampler:
                 self._admit(slots)
             if self._slots is not None and any(self._slots.occupants):
                 self._decode(self._slots)
-            if self.between():
+            if self.poll():
                 break
         done, self._done = self._done, []
         self.stats.seconds += time.perf_counter() - began
@@ -227,8 +227,8 @@ class Sampler:
         place = {self.submit(request): index for index, request in enumerate(requests)}
         results: list[Any] = [None] * len(requests)
         while self.pending:
-            for ticket, result in self.collect():
-                results[place[ticket]] = result
+            for request_id, result in self.collect():
+                results[place[request_id]] = result
         return results
 
     def _check_idle(self, wanted):
@@ -321,11 +321,11 @@ class Sampler:
         if size > slots.positions:
             slots.lengthen(self.engine.lengthen(slots.caches[SLOTS], size))
         entries = slots.admit(admitted)
-        twins = {entry.slot: entry.twin for entry in entries if entry.twin is not None}
+        duplicates = {entry.slot: entry.duplicate_of for entry in entries if entry.duplicate_of is not None}
         for stage in range(1 + max(entry.stage for entry in entries)):
             of_stage = [entry for entry in entries if entry.stage == stage]
             self._copy_sources(slots, [entry for entry in of_stage if entry.source])
-            self._prefill(slots, [entry for entry in of_stage if entry.twin is None], twins)
+            self._prefill(slots, [entry for entry in of_stage if entry.duplicate_of is None], duplicates)
             saved = [(entry.slot, entry.saved) for entry in of_stage if entry.saved is not None]
             if saved:
                 slots.caches[STORE] = self.engine.copy(slots.caches[STORE], slots.caches[SLOTS], saved)
@@ -337,17 +337,19 @@ class Sampler:
             source = None if name == SLOTS else slots.caches[name]
             slots.caches[SLOTS] = self.engine.copy(slots.caches[SLOTS], source, pairs)
 
-    def _prefill(self, slots, entries, twins):
+    def _prefill(self, slots, entries, duplicates):
         """Computes what slots lack of their prompts, piece by piece, and draws first tokens as prompts end."""
         while entries:
             # Those that lack most first, so that rows of a call are of like length.
-            entries.sort(key=lambda entry: entry.held - len(entry.own))
+            entries.sort(key=lambda entry: entry.cached - len(entry.suffix))
             hidden, row_of_slot = self._prefill_piece(slots, entries)
-            ended = {e.slot: row_of_slot[e.slot] for e in entries if e.slot in row_of_slot and e.held == len(e.own)}
-            ended |= {slot: ended[twin] for slot, twin in twins.items() if twin in ended}
+            ended = {
+                e.slot: row_of_slot[e.slot] for e in entries if e.slot in row_of_slot and e.cached == len(e.suffix)
+            }
+            ended |= {slot: ended[original] for slot, original in duplicates.items() if original in ended}
             if ended:
                 self._draw_first(slots, hidden, ended)
-            entries = [entry for entry in entries if entry.held < len(entry.own)]
+            entries = [entry for entry in entries if entry.cached < len(entry.suffix)]
 
     def _prefill_piece(self, slots, entries):
         """Computes a piece of as many prompts as go into a call; returns last states, and which slot's are where."""
@@ -355,19 +357,19 @@ class Sampler:
         by_share = [[entry for entry in entries if entry.slot // per_share == share] for share in range(shares)]
         rows = self._rows_for(max(map(len, by_share)))
         taken = [(share * rows + i, e) for share, own in enumerate(by_share) for i, e in enumerate(own[:rows])]
-        missing = max(len(entry.own) - entry.held for _, entry in taken)
+        missing = max(len(entry.suffix) - entry.cached for _, entry in taken)
         length = next((n for n in self.engine.length_buckets if n >= missing), self.engine.piece)
         count = shares * rows
         starts = np.zeros(count, np.int32)
         tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
         for row, entry in taken:
             # Whole buckets are written: near the end of the cache, some tokens are computed once more.
-            start = min(entry.held, self._positions - length)
-            piece = entry.own[start : start + length]
+            start = min(entry.cached, self._positions - length)
+            piece = entry.suffix[start : start + length]
             starts[row], lengths[row] = start, len(piece)
             tokens[row, : len(piece)] = piece
-            self.stats.prefilled_tokens += start + len(piece) - entry.held
-            entry.held = start + len(piece)
+            self.stats.prefilled_tokens += start + len(piece) - entry.cached
+            entry.cached = start + len(piece)
         self.stats.padded_tokens += tokens.size
         slot_of_row = {row: entry.slot for row, entry in taken}
         hidden, slots.caches[SLOTS] = self.engine.prefill(
@@ -420,7 +422,7 @@ class Sampler:
         ids, log_probs, raw_log_probs = map(tuple, owner.drawn)
         reason = "stop" if ids[-1] in self._end_ids else "length"
         completion = Completion(ids, log_probs, reason, self.policy_version, raw_log_probs)
-        self._done.append((owner.ticket, completion))
+        self._done.append((owner.request_id, completion))
 
 
 def _take(owner, drawn, slot, places):

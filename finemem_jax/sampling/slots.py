@@ -11,25 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from finemem_jax.sampling import decode as decoding
-from finemem_jax.sampling.prefix_cache import Prefixes
+from finemem_jax.sampling import decode
+from finemem_jax.sampling.prefix_cache import PrefixCache
 from finemem_jax.types import Matcher, Request
 
 SLOTS, STORE = "slots", "store"
 
 
 @dataclasses.dataclass
-class Occupant:
+class Slot:
     """Which request a slot works on; ids, log-probs and raw log-probs that it has drawn; what it must keep to."""
 
-    ticket: int
+    request_id: int
     request: Request
     drawn: tuple[list[int], list[float], list[float]] = dataclasses.field(default_factory=lambda: ([], [], []))
     matcher: Matcher | None = None
 
 
 @dataclasses.dataclass
-class Entry:
+class Admission:
     """A request on its way into a slot.
 
     Attributes:
@@ -37,22 +37,22 @@ class Entry:
         held: How many of these tokens the slot holds, once `source` is copied.
         source: (cache, row) to copy from; None where the slot itself has them, or nothing has.
         stage: Entries of a stage need nothing of one another, only of earlier stages.
-        twin: Slot of an entry with the same prompt, which this one is a copy of; nothing is left to compute.
+        original: Slot of an entry with the same prompt, which this one is a copy of; nothing is left to compute.
         saved: Row of the store that its branch is kept in from then on; None if it is there, or there is none.
     """
 
     slot: int
-    ticket: int
+    request_id: int
     request: Request
-    own: tuple[int, ...]
-    held: int = 0
+    suffix: tuple[int, ...]
+    cached: int = 0
     source: tuple[str, int] | None = None
     stage: int = 0
-    twin: int | None = None
+    duplicate_of: int | None = None
     saved: int | None = None
 
 
-class _Share:
+class _Shard:
     """The rows of slots and store that one share of the devices has; rows are counted within the share."""
 
     def __init__(self, first: dict[str, int], rows: dict[str, int], positions: dict[str, int]):
@@ -62,7 +62,7 @@ class _Share:
         positions: Of each row.
         """
         self.first = first
-        self.held = {name: Prefixes(count, positions[name]) for name, count in rows.items()}
+        self.cached = {name: PrefixCache(count, positions[name]) for name, count in rows.items()}
         self.free = set(range(rows[SLOTS]))
         self.new_admission()
 
@@ -73,44 +73,46 @@ class _Share:
 
     def match(self, own):
         """How much of a prompt is here already."""
-        return len(own) if own in self._by_prompt else max(rows.longest(own[:-1])[1] for rows in self.held.values())
+        return len(own) if own in self._by_prompt else max(rows.match(own[:-1])[1] for rows in self.cached.values())
 
-    def place(self, ticket, request, own) -> Entry:
+    def place(self, request_id, request, own) -> Admission:
         """Gives a request a slot, and notes what the rows will hold."""
         if own in self._by_prompt:
-            twin, stage = self._by_prompt[own]
-            slot, first = self.held[SLOTS].oldest(self.free), self.first[SLOTS]
-            entry = Entry(first + slot, ticket, request, own, len(own), (SLOTS, first + twin), stage + 1, first + twin)
+            original, stage = self._by_prompt[own]
+            slot, first = self.cached[SLOTS].oldest(self.free), self.first[SLOTS]
+            entry = Admission(
+                first + slot, request_id, request, own, len(own), (SLOTS, first + original), stage + 1, first + original
+            )
         else:
-            slot, entry = self._begin(ticket, request, own)
+            slot, entry = self._begin(request_id, request, own)
             self._by_prompt[own] = slot, entry.stage
             self._save(entry)
         self.free.remove(slot)
-        self.held[SLOTS].hold(slot, own)
+        self.cached[SLOTS].insert(slot, own)
         self._ready[SLOTS, slot] = entry.stage + 1
         return entry
 
-    def _begin(self, ticket, request, own):
+    def _begin(self, request_id, request, own):
         """A slot and an entry that begins with as much of its prompt as some row holds."""
         # All but the last token: the first draw needs its state, which no cache has.
-        found = {name: rows.longest(own[:-1]) for name, rows in self.held.items()}
+        found = {name: rows.match(own[:-1]) for name, rows in self.cached.items()}
         name = max((STORE, SLOTS), key=lambda name: found[name][1])
         row, length = found[name]
         if length and name == SLOTS and row in self.free:
-            return row, Entry(self.first[SLOTS] + row, ticket, request, own, length)
-        slot = self.held[SLOTS].oldest(self.free)
-        entry = Entry(self.first[SLOTS] + slot, ticket, request, own, length)
+            return row, Admission(self.first[SLOTS] + row, request_id, request, own, length)
+        slot = self.cached[SLOTS].oldest(self.free)
+        entry = Admission(self.first[SLOTS] + slot, request_id, request, own, length)
         if length:
             entry.source, entry.stage = (name, self.first[name] + row), self._ready.get((name, row), 0)
         return slot, entry
 
     def _save(self, entry):
         """Has an entry's branch kept in the store, if it is not, and there is a row that these entries do not fill."""
-        branch, store = entry.request.branch, self.held[STORE]
+        branch, store = entry.request.branch, self.cached[STORE]
         rows = [row for row in range(len(store)) if (STORE, row) not in self._ready]
-        if branch and rows and store.longest(branch)[1] < min(len(branch), store.positions):
+        if branch and rows and store.match(branch)[1] < min(len(branch), store.positions):
             row = store.oldest(rows)
-            store.hold(row, branch)
+            store.insert(row, branch)
             entry.saved, self._ready[STORE, row] = self.first[STORE] + row, entry.stage + 1
 
 
@@ -130,16 +132,16 @@ class Slots:
         rows = {name: len(cache[0][0]) // shares for name, cache in caches.items()}
         self.caches = caches
         positions = {name: self._positions(name) for name in caches}
-        self.state = decoding.idle(shares * rows[SLOTS])
-        self.occupants: list[Occupant | None] = [None] * (shares * rows[SLOTS])
-        self._shares = [_Share({name: i * n for name, n in rows.items()}, rows, positions) for i in range(shares)]
+        self.state = decode.idle(shares * rows[SLOTS])
+        self.occupants: list[Slot | None] = [None] * (shares * rows[SLOTS])
+        self._shares = [_Shard({name: i * n for name, n in rows.items()}, rows, positions) for i in range(shares)]
         self.take_over(trunk_ids, trunk)
 
     def take_over(self, trunk_ids: tuple[int, ...], trunk: Any) -> None:
         """Puts another trunk before all rows, which makes what they hold worthless."""
         self.trunk_ids, self.trunk = trunk_ids, trunk
         for share in self._shares:
-            for rows in share.held.values():
+            for rows in share.cached.values():
                 rows.clear()
 
     @property
@@ -154,7 +156,7 @@ class Slots:
         """Takes longer slots, which hold what they held."""
         self.caches[SLOTS] = cache
         for share in self._shares:
-            share.held[SLOTS].lengthen(self.positions)
+            share.cached[SLOTS].lengthen(self.positions)
 
     def allowed(self, vocab_size: int) -> np.ndarray | None:
         """Which tokens the slots may draw next (`drawing.draw`); None if all of them may draw all."""
@@ -171,8 +173,8 @@ class Slots:
         """How many slots nobody has."""
         return sum(len(share.free) for share in self._shares)
 
-    def admit(self, requests: Sequence[tuple[int, Request]]) -> list[Entry]:
-        """Gives each request, with its ticket, a slot; there must be enough. The entries must then be carried out.
+    def admit(self, requests: Sequence[tuple[int, Request]]) -> list[Admission]:
+        """Gives each request, with its request_id, a slot; there must be enough. The entries must then be carried out.
 
         Args:
             requests: Their prompts begin with the trunk.
@@ -180,26 +182,26 @@ class Slots:
         for share in self._shares:
             share.new_admission()
         entries = []
-        for ticket, request in requests:
+        for request_id, request in requests:
             own = request.prompt_ids[len(self.trunk_ids) :]
             candidates = [share for share in self._shares if share.free]
             # With most of the prompt; among equals, the one with most room.
             share = max(candidates, key=lambda share: (share.match(own), len(share.free)))
-            entries.append(share.place(ticket, request, own))
+            entries.append(share.place(request_id, request, own))
             self._enter(entries[-1])
         return entries
 
     def _enter(self, entry):
         slot, request = entry.slot, entry.request
         matcher = request.constraint.start() if request.constraint else None
-        self.occupants[slot] = Occupant(entry.ticket, request, matcher=matcher)
-        self.state.filled[slot] = len(entry.own)
+        self.occupants[slot] = Slot(entry.request_id, request, matcher=matcher)
+        self.state.filled[slot] = len(entry.suffix)
         self.state.sampling.temperature[slot] = request.temperature
         self.state.sampling.top_k[slot] = request.top_k
         self.state.sampling.top_p[slot] = request.top_p
         self.state.key[slot] = request.key
 
-    def leave(self, slot: int) -> Occupant:
+    def leave(self, slot: int) -> Slot:
         """Frees a slot. Its tokens stay, and another prompt may begin with them."""
         owner = self.occupants[slot]
         assert owner is not None, "nobody has this slot"
@@ -207,7 +209,7 @@ class Slots:
         local -= share.first[SLOTS]
         prompt = len(owner.request.prompt_ids) - len(self.trunk_ids)
         # The last token drawn is in no cache.
-        share.held[SLOTS].hold(local, owner.drawn[0][:-1], start=prompt)
+        share.cached[SLOTS].insert(local, owner.drawn[0][:-1], start=prompt)
         share.free.add(local)
         self.occupants[slot] = None
         self.state.remaining[slot] = 0

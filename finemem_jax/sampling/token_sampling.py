@@ -19,7 +19,7 @@ _BLOCK = 256
 _ABOVE_ONE = 0x3F800001
 
 
-class Sampling(NamedTuple):
+class SamplingParams(NamedTuple):
     """How each row draws.
 
     Attributes:
@@ -33,7 +33,7 @@ class Sampling(NamedTuple):
     top_p: Float[Array, " N"]
 
 
-class Draw(NamedTuple):
+class Sample(NamedTuple):
     """Tokens drawn.
 
     Attributes:
@@ -47,12 +47,12 @@ class Draw(NamedTuple):
     raw_log_prob: Float[Array, " N"]
 
 
-def draw(
+def sample(
     logits: Float[Array, "N V"],
-    sampling: Sampling,
+    sampling: SamplingParams,
     uniform: Float[Array, " N"],
     allowed: UInt32[Array, "N W"] | None = None,
-) -> Draw:
+) -> Sample:
     """Draws a token per row.
 
     Args:
@@ -71,7 +71,7 @@ def draw(
     left = jnp.where(greedy[:, None], raw, left)
     token = jnp.where(greedy, logits.argmax(-1), inverse_cdf(left, uniform)).astype(jnp.int32)
     log_prob, raw_log_prob = (jnp.take_along_axis(x, token[:, None], axis=1)[:, 0] for x in (left, raw))
-    return Draw(token, log_prob, raw_log_prob)
+    return Sample(token, log_prob, raw_log_prob)
 
 
 def _bits(words, count):

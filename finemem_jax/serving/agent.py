@@ -15,21 +15,20 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finemem_jax.config import ConfigDict
-from finemem_jax.memory import retrieval
+from finemem_jax.memory import retrieval, transition
 from finemem_jax.memory import store as store_lib
-from finemem_jax.memory import transition as memory_lib
 from finemem_jax.memory.store import Conflict, Saved, Store
-from finemem_jax.reading import prompts as reading_prompts
+from finemem_jax.reading import prompts
 from finemem_jax.reading.reader import Query
 from finemem_jax.rl.method import rollout_options
 from finemem_jax.rl.rollout import RolloutOptions
 from finemem_jax.runtime import files, workers
-from finemem_jax.serving import load as trained
+from finemem_jax.serving import load as load_lib
 from finemem_jax.serving.scheduler import Calls, Work
 from finemem_jax.types import Chunk, Memory, MemoryItem, Outcome, Refusal, Request, Stream, random_key, to_json
 
 if TYPE_CHECKING:
-    from finemem_jax.build import Parts
+    from finemem_jax.build import Components
 
 _COPY_FORMAT = 1
 _LONGEST_NAME = 256
@@ -90,7 +89,7 @@ class MemoryAgent:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: Components,
         options: RolloutOptions,
         store: str | pathlib.Path | None = None,
         seed: int = 0,
@@ -142,7 +141,7 @@ class MemoryAgent:
         Raises:
             ValueError: nothing is there that can be used, or a setting cannot work; the message says what to do.
         """
-        config, workdir = trained.find(str(path))
+        config, workdir = load_lib.find(str(path))
         return cls._begin(config, workdir, store, warm_up, overrides)
 
     @classmethod
@@ -160,21 +159,21 @@ class MemoryAgent:
     @classmethod
     def _begin(cls, config, workdir, store, warm_up, overrides):
         # Imported late, and with it JAX: whoever only imports this class should not wait for it.
-        from finemem_jax import build as assembly
+        from finemem_jax import build
 
-        config = trained.for_use(config, overrides)
-        parts = assembly.build(config)
+        config = load_lib.for_use(config, overrides)
+        parts = build.build(config)
         with contextlib.ExitStack() as closing:
             closing.callback(parts.answering.close)
-            assembly.check_lengths(config, parts)
-            step = 0 if workdir is None else assembly.use_checkpoint(parts, workdir)
+            build.check_lengths(config, parts)
+            step = 0 if workdir is None else build.use_checkpoint(parts, workdir)
             if warm_up is not None:
-                assembly.warm_up(config, parts, warm_up)
+                build.warm_up(config, parts, warm_up)
             options = rollout_options(config, evaluation=True, constraint=parts.constraint)
             agent = cls(parts, options, store, config.seed, step, waits=config.reader.kind != "endpoint")
             # Whoever comes while others are served need not wait until one of these is done.
-            parts.manager.between = agent._calls.is_wanted
-            parts.answering.look_up(agent._calls.is_wanted)
+            parts.manager.poll = agent._calls.is_wanted
+            parts.answering.set_poll(agent._calls.is_wanted)
             closing.push(agent._closing.pop_all())
             agent._closing = closing.pop_all()
         return agent
@@ -337,7 +336,7 @@ class MemoryAgent:
         evidence = self._look(user).find(question, self._options.top_k)
         answer = yield Query(question, tuple(item.text for item in evidence))
         if self._cites:
-            answer, _ = reading_prompts.split_citations(answer, len(evidence))
+            answer, _ = prompts.split_citations(answer, len(evidence))
         return Reply(answer, evidence)
 
     def _look(self, user):
@@ -376,14 +375,14 @@ class _Indexed:
 
 def _read_copies(path):
     """{user: (memory, steps taken)} of a file that `save` wrote."""
-    found = trained.read_json(path)
+    found = load_lib.read_json(path)
     try:
         if found["format"] != _COPY_FORMAT:
             raise ValueError(f"its format is {found['format']!r}, and only {_COPY_FORMAT} can be read")
         copies = {}
         for user, copy in found["memories"].items():
             memory = Memory(tuple(MemoryItem(**item) for item in copy["items"]), copy["next_id"])
-            broken = memory_lib.invariants(memory, copy["steps"])
+            broken = transition.invariants(memory, copy["steps"])
             if broken:
                 raise ValueError(f"the memory of {user!r}: {broken[0]}")
             copies[_checked_user(user)] = memory, copy["steps"]

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from finemem_jax import build as assembly
+from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
 from finemem_jax.memory import build
@@ -26,11 +26,9 @@ from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checkpoint
-from finemem_jax.serving import load as trained
-from finemem_jax.serving import model_card as export_card
+from finemem_jax.serving import load, model_card
 from finemem_jax.types import Chunk, Memory, Message
-from finemem_jax.weights import gguf_export, hf_config, hf_weights
-from finemem_jax.weights import pretrained as backbone
+from finemem_jax.weights import gguf_export, hf_config, hf_weights, pretrained
 
 ADAPTER, BASE = "adapter_config.json", "base"
 # Where the text and the memory meet in a prompt; see `prompts.manager`.
@@ -74,26 +72,28 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     dtype = config.export.dtype or config.model.param_dtype
     shard_bytes = int(config.export.shard_gigabytes * 1e9)
     if config.export.form != "lora":
-        loaded = assembly.load(with_weights(config, workdir))
-        model, params = loaded.backbone.model, loaded.backbone.params(_mesh(config))
-        papers = _Papers(config, workdir, step, loaded.tokens)
+        loaded = build_lib.load(with_weights(config, workdir))
+        model, params = loaded.pretrained.model, loaded.pretrained.params(_mesh(config))
+        papers = _Papers(config, workdir, step, loaded.tokenizer)
         if config.export.form == "merged":
             hf_weights.save(folder, model, params, papers, dtype, shard_bytes)
         else:
             with hf_weights.new_folder(folder) as unfinished:
-                gguf_export.save(unfinished / trained.GGUF, model, params, _Opened(config, loaded.tokens), dtype)
+                gguf_export.save(unfinished / load.GGUF, model, params, _Opened(config, loaded.tokenizer), dtype)
                 papers.describe(unfinished)
     else:
-        loaded = assembly.load(config)
-        model = backbone.adapted(config, loaded.backbone.model)
+        loaded = build_lib.load(config)
+        model = pretrained.adapted(config, loaded.pretrained.model)
         adapters = jax.tree.map(lambda x: x.astype(dtype), trained_adapters(config, workdir, model))
         base = _published(config)
         with hf_weights.new_folder(folder) as unfinished:
             if base is None:
-                params = loaded.backbone.params(_mesh(config))
-                hf_weights.save(unfinished / BASE, loaded.backbone.model, params, loaded.tokens, dtype, shard_bytes)
+                params = loaded.pretrained.params(_mesh(config))
+                hf_weights.save(
+                    unfinished / BASE, loaded.pretrained.model, params, loaded.tokenizer, dtype, shard_bytes
+                )
             lora.save_peft(unfinished, model, adapters, base or BASE)
-            _Papers(config, workdir, step, loaded.tokens).save(unfinished)
+            _Papers(config, workdir, step, loaded.tokenizer).save(unfinished)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return [f"export         {folder}: {size / 1e6:,.1f} MB, after {step} training steps; README.md says how to use it"]
 
@@ -101,7 +101,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
 def with_weights(config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
     """The config with a folder's weights: a model's, or the newest checkpoint's of a workdir, adapters merged."""
     changed = config.copy_and_resolve_references()
-    weights = str(trained.weights_of(folder.absolute()))
+    weights = str(load.weights_of(folder.absolute()))
     changed.model.weights, changed.model.name, changed.lora.rank = weights, presets.AUTO, 0
     return changed
 
@@ -166,14 +166,14 @@ class _Papers:
         config = self.config
         versions = checkpoint.versions() | {"finemem_jax": importlib.metadata.version("finemem_jax")}
         about = {
-            "format": trained.FORMAT,
+            "format": load.FORMAT,
             "step": self.step,
             "versions": versions,
             "config": config_lib.flatten(config),
         }
-        _write_json(folder / trained.EXPORTED, about)
-        example = conversation(config, self.tokens, export_card.EXAMPLE)[-1]
-        text = export_card.write(
+        _write_json(folder / load.EXPORTED, about)
+        example = conversation(config, self.tokens, model_card.EXAMPLE)[-1]
+        text = model_card.write(
             config, self.step, "".join(example.parts), (folder / BASE).is_dir(),
             _read_json(self.workdir / "evaluation.json"), _read_json(self.workdir / "benchmark.json"),
         )  # fmt: skip

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import pathlib
 
-from finemem_jax import build as assembly
-from finemem_jax import input_pipeline
-from finemem_jax.build import Parts
+from finemem_jax import build, input_pipeline
+from finemem_jax.build import Components
 from finemem_jax.config import ConfigDict
 from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
@@ -34,7 +33,7 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"follow.file={config.follow.file!r} is no file. Name the text file that is to be followed.")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, step: int) -> list[str]:
+def run(config: ConfigDict, workdir: pathlib.Path, parts: Components, step: int) -> list[str]:
     """Reads on until nothing has come for `follow.idle_seconds`; returns what to say in the end.
 
     Args:
@@ -53,7 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, step: int) -> l
         offset, t = state.get("offset", 0), state.get("step", 0)
         if t:
             display.say(f"going on at byte {offset:,} of {path}, after {t} chunks")
-        assembly.warm_up(config, parts, display.phase)
+        build.warm_up(config, parts, display.phase)
         display.phase(f"waiting for {path}")
         reader = _Reader(config, parts, options)
         for text, end in growing.follow(
@@ -74,7 +73,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, parts: Parts, step: int) -> l
 class _Reader:
     """The manager at work on one endless stream."""
 
-    def __init__(self, config: ConfigDict, parts: Parts, options: RolloutOptions):
+    def __init__(self, config: ConfigDict, parts: Components, options: RolloutOptions):
         self._seed, self._policy, self._options = config.seed, parts.manager, options
         self._environment: Environment = parts.environment
         self._index = retrieval.Index(options.retrieval, parts.embed)
@@ -91,7 +90,7 @@ class _Reader:
             chat.ids, chat.cuts, options.max_new_tokens, options.temperature, random_key(self._seed, "follow", t),
             constraint=options.constraint,
         )  # fmt: skip
-        (completion,) = workers.work(self._policy, [request])
+        (completion,) = workers.run_all(self._policy, [request])
         if isinstance(completion, Refusal):
             raise ValueError(completion.reason)
         after, outcomes, _ = self._environment.act(memory, completion.ids, t)

@@ -8,8 +8,7 @@ import runpy
 from typing import Any
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict
-from finemem_jax.config import checks as config_checks
+from finemem_jax.config import ConfigDict, checks
 
 # Written by --mode=export beside a model's files: how its manager was trained to work.
 EXPORTED, FORMAT = "finemem.json", 1
@@ -103,7 +102,7 @@ def for_use(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     except (TypeError, ValueError) as error:
         raise ValueError(f"a setting cannot be changed like this: {error}") from error
     config_lib.read_prompts(config)
-    config_checks.validate(config)
+    checks.validate(config)
     return config
 
 

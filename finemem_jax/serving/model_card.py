@@ -10,8 +10,7 @@ from typing import Any
 
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
-from finemem_jax.evaluation import evaluate
-from finemem_jax.evaluation import tables as scoreboard
+from finemem_jax.evaluation import evaluate, tables
 
 # What the examples in the card read.
 EXAMPLE = "[Day 3] Ada: I moved to Bern last week. My new phone number ends in 42."
@@ -203,10 +202,10 @@ def _results(evaluations, benchmark, step):
     shown = {f"{name} (step {evaluations[name]['step']})": evaluations[name] for name in names}
     sections = []
     if shown:
-        sections.append(scoreboard.markdown(*evaluate.table(shown)).strip())
+        sections.append(tables.markdown(*evaluate.table(shown)).strip())
         sections.append("± is one standard error over held-out streams; a difference is paired, stream by stream.")
     if benchmark:
         steps = ", ".join(f"{method} {count}" for method, count in benchmark["steps"].items())
-        sections += [scoreboard.markdown(table["header"], table["rows"]).strip() for table in benchmark["tables"]]
+        sections += [tables.markdown(table["header"], table["rows"]).strip() for table in benchmark["tables"]]
         sections += [*benchmark["notes"], f"Training steps of each method: {steps}."]
     return ["## Results", *sections] if sections else []

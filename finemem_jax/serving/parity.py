@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from finemem_jax import build as assembly
+from finemem_jax import build as build_lib
 from finemem_jax import input_pipeline
 from finemem_jax.config import ConfigDict
 from finemem_jax.memory import build, operations, prompts
@@ -30,10 +30,9 @@ from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checkpoint
-from finemem_jax.serving import export
-from finemem_jax.serving import load as trained
+from finemem_jax.serving import export, load
 from finemem_jax.types import Memory
-from finemem_jax.weights import pretrained as backbone
+from finemem_jax.weights import pretrained
 
 # What float32's rounding explains of a difference, in nats, and more of unlikely tokens: this share of -log p.
 TOLERANCE, RELATIVE = 1e-4, 1e-5
@@ -87,12 +86,12 @@ def verify(folder: pathlib.Path, config: ConfigDict, workdir: pathlib.Path) -> l
             llama.cpp: on average by more than `ROUNDED_MEAN`); or what is compared with is not installed.
     """
     check(config)
-    loaded = assembly.load(config)
-    environment = build.environment(config, loaded.tokens)
-    found = rows(config, loaded.tokens, environment)
-    file = folder / trained.GGUF
+    loaded = build_lib.load(config)
+    environment = build.environment(config, loaded.tokenizer)
+    found = rows(config, loaded.tokenizer, environment)
+    file = folder / load.GGUF
     program = "llama.cpp" if file.is_file() else "transformers"
-    about_ids = (_check_llama_ids if file.is_file() else _check_ids)(folder, loaded.tokens, found)
+    about_ids = (_check_llama_ids if file.is_file() else _check_ids)(folder, loaded.tokenizer, found)
     model, params, origin = _weights(folder, config, workdir)
     ours = our_log_probs(model, params, [row.ids for row in found])
     # Two models at a time may be more than the host has.
@@ -171,7 +170,7 @@ def _operations(config):
 
 def _weights(folder, config, workdir) -> tuple[DecoderConfig, Params, str]:
     """Our side in float32, with adapters where the export has them apart, and what to call it."""
-    about = json.loads((folder / trained.EXPORTED).read_text(encoding="utf-8"))
+    about = json.loads((folder / load.EXPORTED).read_text(encoding="utf-8"))
     is_adapter = (folder / export.ADAPTER).is_file()
     exact = {config.export.dtype or config.model.param_dtype, config.model.param_dtype} == {"float32"}
     from_run = exact and about["step"] == checkpoint.newest(workdir)
@@ -181,8 +180,8 @@ def _weights(folder, config, workdir) -> tuple[DecoderConfig, Params, str]:
     elif (folder / export.BASE).is_dir() and not from_run:
         settings.model.weights, settings.model.name = str(folder / export.BASE), presets.AUTO
     settings.model.param_dtype = "float32"
-    found = backbone.find(settings)
-    model = backbone.adapted(settings, found.model)
+    found = pretrained.find(settings)
+    model = pretrained.adapted(settings, found.model)
     params = found.params(sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
     if is_adapter:
         # Not merged: that would round otherwise than PEFT does, by more than all the rest.
@@ -259,7 +258,7 @@ def _llama_log_probs(folder, ids):
 def _llama(folder, **options) -> Any:
     # Keys and values are float16 otherwise, and in flash attention always: that alone changed SmolLM2's by 7e-3 nats.
     exact = {"type_k": _GGML_F32, "type_v": _GGML_F32, "flash_attn": False, "n_gpu_layers": 0}
-    return _installed("llama_cpp").Llama(str(folder / trained.GGUF), verbose=False, **exact, **options)
+    return _installed("llama_cpp").Llama(str(folder / load.GGUF), verbose=False, **exact, **options)
 
 
 def _their_log_probs(folder, ids):

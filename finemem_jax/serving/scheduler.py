@@ -171,7 +171,7 @@ class _Counter:
                 return [(served[0][0], error)]
             self._suspects.extend(served)
             return []
-        return [(self._served.pop(ticket)[0], result) for ticket, result in done]
+        return [(self._served.pop(request_id)[0], result) for request_id, result in done]
 
     def cancel(self) -> None:
         """Gives up all that is still to come."""
@@ -179,6 +179,6 @@ class _Counter:
         self._suspects.clear()
 
     def _give_up(self):
-        for ticket in self._served:
-            self._worker.cancel(ticket)
+        for request_id in self._served:
+            self._worker.cancel(request_id)
         self._served.clear()

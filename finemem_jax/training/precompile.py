@@ -10,18 +10,16 @@ import jax
 import numpy as np
 import optax
 
-from finemem_jax.build import Parts
+from finemem_jax.build import Components
 from finemem_jax.config import ConfigDict
 from finemem_jax.memory import build
-from finemem_jax.models import logical_axes as axes
-from finemem_jax.models import sharding
+from finemem_jax.models import logical_axes, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.rl import batching, learner, rewards
 from finemem_jax.rl.batching import Batch
 from finemem_jax.rl.learner import LearnerOptions, TrainState
 from finemem_jax.rl.method import Method, reward_sizes
-from finemem_jax.runtime import checksums as bits
-from finemem_jax.runtime import compilation
+from finemem_jax.runtime import checksums, compilation
 from finemem_jax.runtime.compilation import Call
 from finemem_jax.types import Chunk, Completion, Malformed, Memory, Outcome, Status, Step, Stream, Trajectory
 
@@ -31,7 +29,7 @@ _MOST_OPERATIONS = 64
 
 def updates(
     config: ConfigDict,
-    parts: Parts,
+    parts: Components,
     options: LearnerOptions,
     tx: optax.GradientTransformation,
     frozen: Params,
@@ -52,7 +50,7 @@ def updates(
     reference, factors = bool(config.objective.kl_weight), config.credit.type_factor_on == "unclipped"
     temperature = config.rollout.temperature
     learner.warm_up(options, tx, frozen, state, _batches(config, parts, reference, factors), temperature, progress)
-    bits.prepare(state)  # Checkpoints'.
+    checksums.prepare(state)  # Checkpoints'.
     calls = [
         Call((learner.score, params, batch, np.float32(temperature)), {"options": its_options})
         for its_options, params, compared in scored
@@ -70,7 +68,7 @@ def _batches(config, parts, with_reference, with_factors) -> list[Batch]:
     prompt = lengths.trunk - trunk + lengths.text + lengths.view
     blank = functools.partial(
         batching.blank,
-        [[0] * trunk] * axes.size(parts.mesh, axes.ROWS),
+        [[0] * trunk] * logical_axes.size(parts.mesh, logical_axes.ROWS),
         config.train.groups_per_microbatch,
         config.rollout.group_size,
         max_response=max_response,
@@ -97,6 +95,6 @@ def credit(config: ConfigDict, method: Method) -> None:
         groups = [[Trajectory(stream, i, (step,)) for i in range(config.rollout.group_size)]]
         groups *= config.rollout.streams_per_step
         kl = [[[0.0]] * len(group) for group in groups] if config.credit.kl_weight else None
-        inputs = rewards.collect(groups, len, kl, sizes, method.rule.needs)
-        _, compared = rewards.judge(inputs, method.settings, method.variant, method.normaliser)
-        rewards.spread(groups, compared, sizes.tokens)
+        inputs = rewards.to_arrays(groups, len, kl, sizes, method.rule.needs)
+        _, compared = rewards.compute(inputs, method.settings, method.variant, method.normaliser)
+        rewards.per_token(groups, compared, sizes.tokens)

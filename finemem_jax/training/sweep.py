@@ -30,8 +30,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict
-from finemem_jax.config import checks as config_checks
+from finemem_jax.config import ConfigDict, checks
 from finemem_jax.evaluation import evaluate
 from finemem_jax.runtime import files
 from finemem_jax.runtime.display import print_table
@@ -98,7 +97,7 @@ def members(experiment: str, overrides: Mapping[str, Any], fields: str = "") -> 
         values = {field: str(value) for field, value in (*overrides.items(), *values.items())}
         try:
             config = _config(module, member_experiment.split(":", 1)[1:], values)
-            config_checks.validate(config)
+            checks.validate(config)
         except (ValueError, TypeError, flags.Error) as error:
             raise ValueError(f"member {name} of the sweep: {error}") from error
         arguments = (f"--config={member_experiment}", *(f"--config.{field}={value}" for field, value in values.items()))

@@ -17,17 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finemem_jax import build as assembly
+from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
-from finemem_jax.build import Parts
+from finemem_jax.build import Components
 from finemem_jax.clients.endpoint import EndpointError
 from finemem_jax.config import ConfigDict
 from finemem_jax.evaluation import evaluate
 from finemem_jax.input_pipeline import Mixture
 from finemem_jax.memory import build
-from finemem_jax.models import logical_axes as axes
-from finemem_jax.models import lora, sharding
+from finemem_jax.models import logical_axes, lora, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.reading import answering
 from finemem_jax.rl import batching, learner, records, rewards, rollout
@@ -35,17 +34,17 @@ from finemem_jax.rl.batching import Batch
 from finemem_jax.rl.learner import LearnerOptions, OptimizerOptions
 from finemem_jax.rl.method import Method, reward_sizes, rollout_options, with_likelihoods
 from finemem_jax.runtime import checkpoint, compilation, files
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import metric_writer as metric_writer_lib
 from finemem_jax.runtime.display import Display
 from finemem_jax.runtime.distributed import StoppedByPeer
 from finemem_jax.runtime.preemption import Interrupt
-from finemem_jax.runtime.watchdog import Guard, StopError
+from finemem_jax.runtime.watchdog import StopError, Watchdog
 from finemem_jax.training import metrics, precompile
 from finemem_jax.types import Trajectory
 
 
 def train(
-    config: ConfigDict, workdir: pathlib.Path, parts: Parts, train_streams: Mixture, test_streams: Mixture
+    config: ConfigDict, workdir: pathlib.Path, parts: Components, train_streams: Mixture, test_streams: Mixture
 ) -> None:
     """Trains the manager, from the workdir's newest checkpoint if it has one.
 
@@ -61,7 +60,7 @@ def train(
     """
     began, processes = time.monotonic(), parts.processes
     method, sizes = Method.from_config(config), reward_sizes(config)
-    compute, remark = assembly.compute(config, parts.mesh)
+    compute, remark = build_lib.compute(config, parts.mesh)
     options = LearnerOptions(parts.model, compute, method.objective)
     tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
     sampling = rollout_options(config, evaluation=False)
@@ -76,7 +75,7 @@ def train(
     with (
         Display(config.train.num_steps, silent=not processes.is_first) as display,
         _checkpoints(config, workdir, display, processes) as checkpoints,
-        writer.MetricWriter(workdir, silent=not processes.is_first) as metric_writer,
+        metric_writer_lib.MetricWriter(workdir, silent=not processes.is_first) as metric_writer,
         Interrupt(processes) as interrupt,
         _looking_up(parts, interrupt.check),
     ):
@@ -84,13 +83,13 @@ def train(
         if remark:
             display.say(remark)
         step, saved_position, measures = 0, batches.get_state(), {}
-        guard = Guard(config, workdir)
+        guard = Watchdog(config, workdir)
         if checkpoints.latest is not None:
             state, step, saved_position = checkpoints.restore(state)
             batches.set_state(saved_position)
             display.say(f"continuing {workdir} after step {step}")
         metric_writer.rewind(step)
-        parts.manager.update(assembly.policy_params(parts, frozen, state.params), step)
+        parts.manager.update(build_lib.policy_params(parts, frozen, state.params), step)
         compiled = compilation.counts()
         try:
 
@@ -98,7 +97,7 @@ def train(
                 interrupt.check()
                 display.phase(line)
 
-            assembly.warm_up(config, parts, compiling)
+            build_lib.warm_up(config, parts, compiling)
             if config.train.precompile:
                 _precompile(config, parts, options, tx, frozen, state, reference, method, compiling)
             if step == 0 and config.train.evaluate_first:
@@ -116,7 +115,8 @@ def train(
                 _begin_anew(parts)
                 mine = rollout.run(
                     streams, with_likelihoods(config, sampling, step), parts.environment, parts.manager,
-                    parts.answer, (config.seed, "train", step), parts.embed, parts.judge, parts.mark, parts.likely,
+                    parts.answer, (config.seed, "train", step), parts.embed, parts.content_judge, parts.answer_judge,
+                    parts.likelihood_scorer,
                 )  # fmt: skip
                 trajectories, costs = _together(parts, mine)
                 # From here on all processes do the same: what one gave up alone, the others would wait for.
@@ -124,10 +124,10 @@ def train(
                 starting = _score_all(config, parts, options, reference, trajectories, check)
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
                 needs = method.rule.needs
-                inputs = rewards.collect(trajectories, parts.environment.count_tokens, kl, sizes, needs)
+                inputs = rewards.to_arrays(trajectories, parts.environment.count_tokens, kl, sizes, needs)
                 settings = method.settings._replace(likelihood_share=answering.chunk_share(config, step))
-                earned, compared = rewards.judge(inputs, settings, method.variant, method.normaliser)
-                advantages, factors = rewards.spread(trajectories, compared, sizes.tokens)
+                earned, compared = rewards.compute(inputs, settings, method.variant, method.normaliser)
+                advantages, factors = rewards.per_token(trajectories, compared, sizes.tokens)
                 groups = batching.groups(
                     trajectories, advantages, compared.alive,
                     drop_dead=config.objective.drop_dead_groups,
@@ -141,17 +141,17 @@ def train(
                 update_began = time.monotonic()
                 loss_metrics: dict[str, float] = {}
                 # The sampler's copy is about to be out of date, and the update needs the memory.
-                parts.manager.release()
+                parts.manager.offload()
                 for number, minibatch in enumerate(_minibatches(config, parts, groups, step)):
                     batches_of_it = _until_updating(minibatch, interrupt) if number == 0 else minibatch
                     state, measured = learner.update(
                         options, tx, frozen, state, batches_of_it, config.rollout.temperature
                     )
-                    guard.look(step, minibatch, measured)
+                    guard.observe(step, minibatch, measured)
                     loss_metrics = metrics.of_sampler_difference(groups, measured) | loss_metrics | measured
                 loss_metrics["loss/skipped_updates"] = guard.skipped_in(step)
                 step, saved_position = step + 1, batches.get_state()
-                parts.manager.update(assembly.policy_params(parts, frozen, state.params), step)
+                parts.manager.update(build_lib.policy_params(parts, frozen, state.params), step)
                 interrupt.updating = False
 
                 now = time.monotonic()
@@ -169,7 +169,7 @@ def train(
                 display.step(step - 1, measures)
 
                 limit = config.train.stop_after_seconds
-                late = limit > 0 and processes.first(now - began > limit)
+                late = limit > 0 and processes.broadcast(now - began > limit)
                 done = step == config.train.num_steps or late
                 if done or step % config.train.checkpoint_every == 0:
                     if _ranks_by_evaluation(config) and not done:
@@ -191,7 +191,7 @@ def train(
             raise
 
 
-def state_shapes(config: ConfigDict, parts: Parts) -> Any:
+def state_shapes(config: ConfigDict, parts: Components) -> Any:
     """Shapes of what training changes: the parameters, and what the optimizer keeps of them."""
     trained = lora.split(parts.params)[1]
     tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
@@ -206,18 +206,18 @@ def _checkpoints(config, workdir, display, processes):
     )  # fmt: skip
 
 
-def _together(parts: Parts, mine: list[list[Trajectory]]) -> tuple[list[list[Trajectory]], dict[str, float]]:
+def _together(parts: Components, mine: list[list[Trajectory]]) -> tuple[list[list[Trajectory]], dict[str, float]]:
     """All processes' groups, in the order in which one process alone has them, and what making them has cost."""
     costs = parts.manager.take_stats(), parts.answering.take_stats(), parts.answering.take_metrics()
-    shares, managers, readers, others = zip(*parts.processes.gather((mine, *costs)), strict=True)
+    shares, managers, readers, others = zip(*parts.processes.all_gather((mine, *costs)), strict=True)
     measures = metrics.of_samplers(metrics.together(managers), metrics.together(readers)) | metrics.mean(others)
     return input_pipeline.interleave(shares), measures
 
 
 def _begin_anew(parts):
     """Has samplers start as they do in a run that goes on from here: what is drawn is then the same to the last bit."""
-    parts.manager.begin_anew()
-    parts.answering.begin_anew()
+    parts.manager.reset()
+    parts.answering.reset()
 
 
 def _ranks_by_evaluation(config):
@@ -228,10 +228,10 @@ def _ranking(config, workdir, processes, measures):
     """What checkpoints can be told apart by: a step's metrics, and the newest evaluation's means; None for nothing."""
     evaluations = sorted(read_evaluations(workdir).values(), key=lambda one: one["step"])
     newest = evaluations[-1]["estimates"] if evaluations else {}
-    if not measures or (_ranks_by_evaluation(config) and not processes.first(newest)):
+    if not measures or (_ranks_by_evaluation(config) and not processes.broadcast(newest)):
         return None
     return measures | {
-        f"evaluation/{name}": e["mean"] for name, e in processes.first(newest).items() if e["mean"] is not None
+        f"evaluation/{name}": e["mean"] for name, e in processes.broadcast(newest).items() if e["mean"] is not None
     }
 
 
@@ -245,15 +245,15 @@ def _until_updating(minibatch, interrupt):
 
 
 @contextlib.contextmanager
-def _looking_up(parts: Parts, check: Callable[[], None]) -> Iterator[None]:
+def _looking_up(parts: Components, check: Callable[[], None]) -> Iterator[None]:
     """Has all that work on rollouts look for Ctrl-C and SIGTERM again and again."""
-    parts.manager.between = check
-    parts.answering.look_up(check)
+    parts.manager.poll = check
+    parts.answering.set_poll(check)
     try:
         yield
     finally:
-        parts.manager.between = lambda: None
-        parts.answering.look_up(lambda: None)
+        parts.manager.poll = lambda: None
+        parts.answering.set_poll(lambda: None)
 
 
 def _reference(config: ConfigDict, params: Params) -> Params | None:
@@ -333,7 +333,7 @@ def _precompile(config, parts, options, tx, frozen, state, reference, method, sa
 
 
 def _minibatches(
-    config: ConfigDict, parts: Parts, groups: Sequence[batching.Group], step: int
+    config: ConfigDict, parts: Components, groups: Sequence[batching.Group], step: int
 ) -> Iterator[list[Batch]]:
     """The optimizer updates of one training step, each as a list of micro-batches. At least one, maybe empty."""
     for epoch in range(config.train.epochs):
@@ -353,7 +353,7 @@ def _microbatches(config, parts, groups):
         config.rollout.max_new_tokens,
         parts.tokenizer.end_ids[0],
         config.objective.aggregation,
-        axes.size(parts.mesh, axes.ROWS),
+        logical_axes.size(parts.mesh, logical_axes.ROWS),
         build.prompt_lengths(config, parts.environment).trunk,
     )
 
@@ -377,16 +377,16 @@ def _evaluate_if_due(config, workdir, parts, test_streams, display, step):
 def _evaluate(config, workdir, parts, test_streams, name, display, step):
     """Evaluates greedily on all held-out streams, unless that was done, and adds the result to `evaluation.json`."""
     processes = parts.processes
-    if processes.first(read_evaluations(workdir).get(name, {}).get("step") == step):
+    if processes.broadcast(read_evaluations(workdir).get(name, {}).get("step") == step):
         return
     _begin_anew(parts)
     options = rollout_options(config, evaluation=True, constraint=parts.constraint)
     streams = [test_streams[i] for i in range(processes.index, len(test_streams), processes.count)]
     mine = evaluate.run(
         streams, options, parts.environment, parts.manager, parts.answer, (config.seed, "evaluate"), parts.embed,
-        parts.mark,
+        parts.answer_judge,
     )  # fmt: skip
-    trajectories = input_pipeline.interleave(processes.gather(mine))
+    trajectories = input_pipeline.interleave(processes.all_gather(mine))
     # What evaluation sampled must not count among the next step's tokens.
     parts.manager.take_stats()
     parts.answering.take_stats()

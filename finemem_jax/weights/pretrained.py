@@ -21,11 +21,10 @@ from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checkpoint
-from finemem_jax.weights import files as weights
-from finemem_jax.weights import tokenizer_files
+from finemem_jax.weights import files, tokenizer_files
 
 
-class Backbone(abc.ABC):
+class Pretrained(abc.ABC):
     """Weights that have been found, but not yet read."""
 
     def __init__(self, config: ConfigDict, model: DecoderConfig):
@@ -48,7 +47,7 @@ class Backbone(abc.ABC):
         """
 
 
-class _Random(Backbone):
+class _Random(Pretrained):
     def params(self, mesh):
         params = sharding.place(self.model, decoder.init(self.model, self.config.seed), mesh)
         return jax.tree.map(lambda leaf: leaf.astype(self.config.model.param_dtype), params)
@@ -57,7 +56,7 @@ class _Random(Backbone):
         raise ValueError("model.tokenizer is 'weights', but model.weights is 'random'; set model.tokenizer='bytes'.")
 
 
-class _Published(Backbone):
+class _FromFiles(Pretrained):
     def __init__(self, config, model, found):
         super().__init__(config, model)
         self._found = found
@@ -67,12 +66,12 @@ class _Published(Backbone):
         return self._found.load(self.model, shardings, self.config.model.param_dtype)
 
     def tokenizer(self):
-        if isinstance(self._found, weights.GgufFile):
+        if isinstance(self._found, files.GgufFile):
             return tokenizer_files.from_gguf(self._found.reader, self.config.model.thinking)
         return tokenizer_files.from_folder(self._found.path, self.config.model.thinking)
 
 
-class _Trained(Backbone):
+class _FromRun(Pretrained):
     """The newest checkpoint of another run, adapters merged into what they adapt."""
 
     def __init__(self, config, workdir, begun):
@@ -98,7 +97,7 @@ class _Trained(Backbone):
         return self._begun.tokenizer()
 
 
-def find(config: ConfigDict) -> Backbone:
+def find(config: ConfigDict) -> Pretrained:
     """Finds the weights that a config names, and reads their shape.
 
     Raises:
@@ -116,9 +115,9 @@ def find(config: ConfigDict) -> Backbone:
     if (workdir / "checkpoints").is_dir():
         begun = find(_begun_with(config, workdir))
         presets.resolve(name, begun.model, f"{source} (model.weights)")
-        return _Trained(config, workdir, begun)
-    found = weights.open_checkpoint(source)
-    return _Published(config, presets.resolve(name, found.config, f"{source} (model.weights)"), found)
+        return _FromRun(config, workdir, begun)
+    found = files.open_checkpoint(source)
+    return _FromFiles(config, presets.resolve(name, found.config, f"{source} (model.weights)"), found)
 
 
 def _begun_with(config, workdir):

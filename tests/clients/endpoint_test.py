@@ -11,8 +11,7 @@ import time
 
 import pytest
 
-from finemem_jax.clients import endpoint
-from finemem_jax.clients import reply_cache as answers
+from finemem_jax.clients import endpoint, reply_cache
 from finemem_jax.clients.endpoint import Endpoint, EndpointError, EndpointOptions
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chat, Message
@@ -31,12 +30,12 @@ def options(*servers, **more):
 
 def ask_all(worker, count):
     """Asks questions 0 … count - 1; returns the replies, of which each must come once."""
-    tickets = {worker.submit(chat(f"question {i}")): i for i in range(count)}
+    request_ids = {worker.submit(chat(f"question {i}")): i for i in range(count)}
     replies = {}
     while len(replies) < count:
-        for ticket, reply in worker.collect():
-            assert tickets[ticket] not in replies
-            replies[tickets[ticket]] = reply
+        for request_id, reply in worker.collect():
+            assert request_ids[request_id] not in replies
+            replies[request_ids[request_id]] = reply
     return [replies[i] for i in range(count)]
 
 
@@ -49,8 +48,8 @@ def test_what_a_server_gets(monkeypatch):
     monkeypatch.setenv("MY_KEY", f"{KEY}\n")
     more = {"key_variable": "MY_KEY", "extra": {"top_p": 0.5}}
     with FaultServer() as server, Endpoint(options(server, **more)) as client:
-        ticket = client.submit(chat("Where?", temperature=0.1, seed=3))
-        assert client.collect() == [(ticket, reply_to("Where?"))]
+        request_id = client.submit(chat("Where?", temperature=0.1, seed=3))
+        assert client.collect() == [(request_id, reply_to("Where?"))]
         assert client.collect() == []
         stats, later = client.take_stats(), client.take_stats()
     assert server.bodies == [
@@ -102,30 +101,30 @@ def test_tokens_keep_to_their_pace():
     assert tokens == 5 + 309 / 3
     # Each takes 100 ms of a budget of ten times as many a second.
     with FaultServer() as server, Endpoint(options(server, tokens_per_minute=600 * tokens)) as client:
-        workers.work(client, [chat("x" * 299 + str(i)) for i in range(4)])
+        workers.run_all(client, [chat("x" * 299 + str(i)) for i in range(4)])
     assert server.moments[-1] - server.moments[0] > 0.2
 
 
 def test_replies_are_collected_while_others_are_asked():
     with FaultServer(latency=0.05) as server, Endpoint(options(server, concurrency=1)) as client:
-        tickets = [client.submit(chat(text)) for text in "abc"]
+        request_ids = [client.submit(chat(text)) for text in "abc"]
         assert client.collect(wait=False) == []
-        assert client.collect() == [(tickets[0], reply_to("a"))]
+        assert client.collect() == [(request_ids[0], reply_to("a"))]
         # The other two need nobody to wait for them.
         time.sleep(0.5)
-        assert dict(client.collect(wait=False)) == {tickets[1]: reply_to("b"), tickets[2]: reply_to("c")}
+        assert dict(client.collect(wait=False)) == {request_ids[1]: reply_to("b"), request_ids[2]: reply_to("c")}
 
 
 def test_what_is_taken_back_is_not_asked():
     with FaultServer(latency=0.05) as server, Endpoint(options(server, concurrency=1)) as client:
-        tickets = [client.submit(chat(text)) for text in "abcd"]
-        assert client.cancel(tickets[2]) and not client.cancel(tickets[2])
-        assert client.cancel(tickets[0])
+        request_ids = [client.submit(chat(text)) for text in "abcd"]
+        assert client.cancel(request_ids[2]) and not client.cancel(request_ids[2])
+        assert client.cancel(request_ids[0])
         replies = {}
         while found := client.collect():
             replies |= found
-        assert replies == {tickets[1]: reply_to("b"), tickets[3]: reply_to("d")}
-        assert "c" not in server.asked and not client.cancel(tickets[1])
+        assert replies == {request_ids[1]: reply_to("b"), request_ids[3]: reply_to("d")}
+        assert "c" not in server.asked and not client.cancel(request_ids[1])
 
 
 def test_closing_gives_up_what_is_asked():
@@ -213,23 +212,23 @@ def test_who_waits_can_be_called_away():
             raise KeyboardInterrupt
 
         client.submit(chat("question 0"))
-        client.between = stop
+        client.poll = stop
         with pytest.raises(KeyboardInterrupt):
             client.collect()
-        client.between = lambda: True
+        client.poll = lambda: True
         assert client.collect() == []
-        client.between = lambda: None
+        client.poll = lambda: None
         assert len(client.collect()) == 1 and server.asked.total() == 1
 
 
 def test_one_that_cannot_be_answered_leaves_the_others():
     with FaultServer(latency=0.02) as server, Endpoint(options(server)) as client:
         server.refuses = "question 3"
-        tickets = {client.submit(chat(f"question {i}")): i for i in range(6)}
+        request_ids = {client.submit(chat(f"question {i}")): i for i in range(6)}
         replies, errors = {}, 0
         while len(replies) < 5:
             try:
-                replies |= {tickets[ticket]: reply for ticket, reply in client.collect()}
+                replies |= {request_ids[request_id]: reply for request_id, reply in client.collect()}
             except EndpointError:
                 errors += 1
         assert errors == 1 and replies == {i: reply_to(f"question {i}") for i in range(6) if i != 3}
@@ -342,7 +341,7 @@ def test_kill_9_in_the_middle(tmp_path):
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             kills += 1
-        stored = len(file := answers.Answers(path, 10**9))
+        stored = len(file := reply_cache.ReplyCache(path, 10**9))
         file.close()
         # A reply may be on its way when the program ends; there are at most as many as are asked at a time.
         assert server.answered.total() - 8 * kills <= stored < count

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from finemem_jax.clients import reply_cache as answers
-from finemem_jax.clients.reply_cache import Answers, Cached, key_of
+from finemem_jax.clients import reply_cache
+from finemem_jax.clients.reply_cache import Cached, ReplyCache, key_of
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chat, Message
 
@@ -20,7 +20,7 @@ LARGE = 10**9
 
 @pytest.fixture
 def file(tmp_path):
-    opened = Answers(tmp_path / "folder" / "answers.sqlite", LARGE)
+    opened = ReplyCache(tmp_path / "folder" / "answers.sqlite", LARGE)
     yield opened
     opened.close()
 
@@ -80,7 +80,7 @@ def test_the_first_reply_stays(file):
 
 def test_it_is_there_after_it_was_closed(tmp_path):
     for i in range(3):
-        file = Answers(tmp_path / "a.sqlite", LARGE)
+        file = ReplyCache(tmp_path / "a.sqlite", LARGE)
         assert len(file) == i
         file.put({b"%d" % i: "x"})
         file.close()
@@ -89,32 +89,32 @@ def test_it_is_there_after_it_was_closed(tmp_path):
 def test_a_worker_is_asked_what_is_not_on_file(file):
     asked = Asked()
     cached = Cached(asked, file, "m")
-    assert workers.work(cached, [question(0), question(1)]) == ["QUESTION 0", "QUESTION 1"]
+    assert workers.run_all(cached, [question(0), question(1)]) == ["QUESTION 0", "QUESTION 1"]
     assert (cached.hits, cached.misses) == (0, 2)
     # What is on file does not wait for what is not.
-    tickets = [cached.submit(question(i)) for i in (2, 1)]
-    assert cached.collect() == [(tickets[1], "QUESTION 1")]
-    assert cached.collect() == [(tickets[0], "QUESTION 2")]
+    request_ids = [cached.submit(question(i)) for i in (2, 1)]
+    assert cached.collect() == [(request_ids[1], "QUESTION 1")]
+    assert cached.collect() == [(request_ids[0], "QUESTION 2")]
     assert cached.collect() == [] and asked.chats == [question(0), question(1), question(2)]
     # And a second run asks nothing, but another model does.
     again, other = Cached(asked, file, "m"), Cached(asked, file, "n")
-    assert workers.work(again, [question(2), question(0)]) == ["QUESTION 2", "QUESTION 0"]
+    assert workers.run_all(again, [question(2), question(0)]) == ["QUESTION 2", "QUESTION 0"]
     assert (again.hits, again.misses, len(asked.chats)) == (2, 0, 3)
-    workers.work(other, [question(0)])
+    workers.run_all(other, [question(0)])
     assert len(asked.chats) == 4
 
 
 def test_what_another_has_stored_is_not_stored_again(file):
     cached = Cached(Asked(), file, "m", stores=False)
-    assert workers.work(cached, [question(0)]) == ["QUESTION 0"] and len(file) == 0
-    answers.keep(file, "m", question(0), "Kept")
-    assert workers.work(cached, [question(0)]) == ["Kept"]
+    assert workers.run_all(cached, [question(0)]) == ["QUESTION 0"] and len(file) == 0
+    reply_cache.keep(file, "m", question(0), "Kept")
+    assert workers.run_all(cached, [question(0)]) == ["Kept"]
 
 
 def test_taking_back(file):
     asked = Asked()
     cached = Cached(asked, file, "m")
-    workers.work(cached, [question(0)])
+    workers.run_all(cached, [question(0)])
     known, unknown, other = (cached.submit(question(i)) for i in (0, 1, 2))
     assert cached.cancel(known) and cached.cancel(unknown) and not cached.cancel(unknown)
     assert cached.collect(wait=False) == []
@@ -125,7 +125,7 @@ def test_taking_back(file):
 def test_the_file_stays_small_and_keeps_what_is_used(tmp_path):
     limit = 400_000
     path = tmp_path / "a.sqlite"
-    file, rng = Answers(path, limit), random.Random(0)
+    file, rng = ReplyCache(path, limit), random.Random(0)
     for i in range(3000):
         file.put({b"%d" % i: rng.randbytes(rng.randrange(600)).hex()})
         assert i < 7 or file.get(b"7") is not None, "what is asked for again and again stays"
@@ -133,7 +133,7 @@ def test_the_file_stays_small_and_keeps_what_is_used(tmp_path):
     file.close()
     assert path.stat().st_size < 1.2 * limit
     # The newest are there, the oldest are not.
-    file = Answers(path, limit)
+    file = ReplyCache(path, limit)
     assert file.get(b"2999") is not None and file.get(b"8") is None
     # A reply above the limit is no reason to fail.
     file.put({b"large": "x" * limit})
@@ -143,8 +143,8 @@ def test_the_file_stays_small_and_keeps_what_is_used(tmp_path):
 
 
 def test_uses_are_noted_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "_NOTED_TOGETHER", 3)
-    file = Answers(tmp_path / "a.sqlite", LARGE)
+    monkeypatch.setattr(reply_cache, "_NOTED_TOGETHER", 3)
+    file = ReplyCache(tmp_path / "a.sqlite", LARGE)
     file.put({b"%d" % i: "x" for i in range(5)})
 
     def order():
@@ -176,7 +176,7 @@ def test_several_processes_write_at_once(tmp_path):
     command = [sys.executable, "-c", WRITER, str(path)]
     processes = [subprocess.Popen([*command, name, str(count)]) for name in ("a", "b", "c")]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
-    file = Answers(path, LARGE)
+    file = ReplyCache(path, LARGE)
     assert len(file) == 4 * count and file.get(b"b 299") == "299"
     file.close()
 
@@ -203,13 +203,13 @@ def test_something_else_under_that_name(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("text", "other", "folder", "text/inside"):
         with pytest.raises(ValueError, match=f"{name}.*name another"):
-            Answers(tmp_path / name, LARGE)
+            ReplyCache(tmp_path / name, LARGE)
     assert (tmp_path / "text").read_text().startswith("These")
 
 
 def test_no_room_is_said(tmp_path):
     path = tmp_path / "a.sqlite"
-    file = Answers(path, LARGE)
+    file = ReplyCache(path, LARGE)
     file.put({b"k": "kept"})
     # SQLite's own limit fails as a full disk does.
     file._file.execute("PRAGMA max_page_count = 10")

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import checks as config_checks
+from finemem_jax.config import checks
 
 FIELDS = sorted(config_lib.flatten(config_lib.default()))
 
@@ -128,45 +128,45 @@ def with_value(name, value):
 
 
 def test_the_default_is_valid():
-    config_checks.validate(config_lib.default())
+    checks.validate(config_lib.default())
 
 
 def test_the_shrunken_default_is_valid():
     config = config_lib.shrink(config_lib.default())
-    config_checks.validate(config)
+    checks.validate(config)
     assert sorted(config_lib.flatten(config)) == FIELDS
 
 
 @pytest.mark.parametrize(("name", "value"), BAD.items())
 def test_validate_names_field_and_value(name, value):
     with pytest.raises(ValueError, match=rf"{re.escape(name)} must .*(got|;) ?.*{re.escape(str(value))}"):
-        config_checks.validate(with_value(name, value))
+        checks.validate(with_value(name, value))
 
 
 @pytest.mark.parametrize("name", ["optimizer.learning_rate", "credit.beta", "rollout.temperature"])
 def test_validate_refuses_nan(name):
     with pytest.raises(ValueError, match=re.escape(name)):
-        config_checks.validate(with_value(name, float("nan")))
+        checks.validate(with_value(name, float("nan")))
 
 
 @pytest.mark.parametrize("cut", [{"rollout.top_k": 5}, {"rollout.top_p": 0.9}])
 def test_divergence_in_the_reward_needs_the_whole_distribution(cut):
     config = config_lib.default()
     config.update_from_flattened_dict(cut)
-    config_checks.validate(config)
+    checks.validate(config)
     config.credit.kl_weight = 0.1
     with pytest.raises(ValueError, match=r"credit.kl_weight .* set rollout.top_k=0 and rollout.top_p=1"):
-        config_checks.validate(config)
+        checks.validate(config)
 
 
 @pytest.mark.parametrize("change", [{"sampler.int8": True}, {"sampler.dtype": "bfloat16"}])
 def test_in_place_is_as_the_trainer_has_it(change):
     config = config_lib.default()
     config.sampler.in_place = True
-    config_checks.validate(config)
+    checks.validate(config)
     config.update_from_flattened_dict(change)
     with pytest.raises(ValueError, match=r"set sampler.int8=False and sampler.dtype='float32' \(model.param_dtype\)"):
-        config_checks.validate(config)
+        checks.validate(config)
 
 
 SERVERS = {"reader.kind": "endpoint", "reader.endpoint.urls": "http://localhost/v1", "reader.endpoint.model": "m"}
@@ -190,18 +190,18 @@ SERVERS = {"reader.kind": "endpoint", "reader.endpoint.urls": "http://localhost/
 def test_endpoints_that_cannot_be(changes, message):
     config = config_lib.default()
     config.update_from_flattened_dict(SERVERS)
-    config_checks.validate(config)
+    checks.validate(config)
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        config_checks.validate(config)
+        checks.validate(config)
 
 
 def test_float16_is_for_llama_cpp():
     config = with_value("export.dtype", "float16")
     with pytest.raises(ValueError, match="export.dtype='float16' is for export.form='gguf' only, got .*'merged'"):
-        config_checks.validate(config)
+        checks.validate(config)
     config.export.form = "gguf"
-    config_checks.validate(config)
+    checks.validate(config)
 
 
 def test_servers_may_move():
@@ -231,7 +231,7 @@ def test_prompts_from_files(tmp_path):
 
 def test_all_that_validate_checks_is_tried():
     # Names of fields in that module's source, quoted or as attributes.
-    source = inspect.getsource(config_checks)
+    source = inspect.getsource(checks)
     checked = {name for name in FIELDS if f'"{name}"' in source or f"config.{name}" in source}
     # Tests of their own try the last ones, which are wrong only beside another, and endpoints.
     assert checked == set(BAD) | {"credit.kl_weight", "sampler.in_place", "sampler.int8"}
@@ -278,7 +278,7 @@ def test_curriculum_by_hand():
 )
 def test_a_curriculum_that_cannot_be_is_refused(text, message):
     with pytest.raises(ValueError, match=rf"train.curriculum must .*{message}"):
-        config_checks.validate(with_value("train.curriculum", text))
+        checks.validate(with_value("train.curriculum", text))
 
 
 def test_conflicts_leave_out_how_long_a_run_is():

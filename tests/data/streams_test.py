@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from finemem_jax import input_pipeline
-from finemem_jax.questions import pipeline as questions
+from finemem_jax.questions import pipeline
 from finemem_jax.reading import scoring
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chunk, Question, Stream, StreamSpec, to_json
@@ -110,8 +110,8 @@ def test_any_stream_comes_back_from_the_pipeline(tmp_path, data):
     """With the questions it had: a generator without ideas, and all that is there stays."""
     written = [data.draw(streams(i)) for i in range(data.draw(st.integers(1, 3)))]
     silent = workers.Batched(lambda chats: [""] * len(chats))
-    options = questions.QuestionOptions(keep_existing=True, rounds=1)
-    questions.write(tmp_path, "train", written, options, silent, silent, len)
+    options = pipeline.QuestionOptions(keep_existing=True, rounds=1)
+    pipeline.write(tmp_path, "train", written, options, silent, silent, len)
     assert read(tmp_path) == written
 
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from finemem_jax.evaluation import baselines as methods
-from finemem_jax.evaluation import evaluate
+from finemem_jax.evaluation import baselines, evaluate
 from finemem_jax.memory.environment import Environment
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.rl.rollout import RolloutOptions
@@ -45,12 +44,12 @@ def judge(items):
 
 def play(keep, streams=(STREAM,)):
     reader = Reader()
-    played = methods.keeper(keep, RULES, reader, workers.Batched(judge))(list(streams))
+    played = baselines.baseline(keep, RULES, reader, workers.Batched(judge))(list(streams))
     return played, [query.evidence for query in reader.asked], reader.asked
 
 
 def test_nothing_is_kept():
-    (one,), evidence, asked = play(methods.nothing)
+    (one,), evidence, asked = play(baselines.nothing)
     assert evidence == [(), ()] and asked[0].question == "In a word.\nWhere does Ada live?"
     assert [answer.score for answer in one.answers] == [0.0, 0.0]
     assert (one.memory_tokens, one.operations, one.reader_calls) == (0, 0, 2)
@@ -61,7 +60,7 @@ def test_nothing_is_kept():
 )
 def test_the_last_tokens(count, kept):
     whole = "\n".join(chunk.text for chunk in STREAM.chunks)
-    (one,), evidence, _ = play(methods.last_tokens(RULES, count))
+    (one,), evidence, _ = play(baselines.last_tokens(RULES, count))
     shown = evidence[0][0].strip()
     assert shown == (kept or whole) if count != 41 else shown.endswith(kept)
     assert evidence[0] == evidence[1]
@@ -69,14 +68,14 @@ def test_the_last_tokens(count, kept):
 
 
 def test_chunks_are_retrieved():
-    (one,), evidence, _ = play(methods.chunks("lucene", 1))
+    (one,), evidence, _ = play(baselines.chunks("lucene", 1))
     assert evidence == [("Ada lives in Oslo. Bo has a dog.",), ("Cy met Bo in Rome.\nThe dog is called Rex!",)]
     assert [answer.score for answer in one.answers] == [1.0, 1.0]
     assert one.memory_tokens == sum(RULES.count_tokens(chunk.text) for chunk in STREAM.chunks)
 
 
 def test_sentences_are_retrieved():
-    _, evidence, _ = play(methods.sentences("lucene", 1))
+    _, evidence, _ = play(baselines.sentences("lucene", 1))
     assert evidence == [("Ada lives in Oslo.",), ("The dog is called Rex!",)]
 
 
@@ -89,7 +88,7 @@ def test_a_summary_is_rewritten_chunk_by_chunk():
         return [f"<think>hm</think> note {len(seen)}" for _ in chats]
 
     short = Stream("t", "test", STREAM.chunks[:1], STREAM.questions[:1])
-    keep = methods.summaries(workers.Batched(model), 40, "My own words.")
+    keep = baselines.summaries(workers.Batched(model), 40, "My own words.")
     played, evidence, _ = play(keep, [STREAM, short])
     # Both streams' first chunks together, then the longer one's second.
     assert len(seen) == 3 and "(empty)" in seen[0] and "note 2" in seen[2] and "Cy met Bo" in seen[2]
@@ -100,14 +99,14 @@ def test_a_summary_is_rewritten_chunk_by_chunk():
 
 def test_thinking_that_never_ends_changes_no_summary():
     replies = iter(["kept", "<think> for ever"])
-    keep = methods.summaries(workers.Batched(lambda chats: [next(replies) for _ in chats]), 40)
+    keep = baselines.summaries(workers.Batched(lambda chats: [next(replies) for _ in chats]), 40)
     _, evidence, _ = play(keep)
     assert evidence[0] == ("kept",)
 
 
 def test_a_question_that_needs_a_judge_is_refused_without_one():
     with pytest.raises(ValueError, match="needs a judge"):
-        methods.keeper(methods.nothing, RULES, Reader())([STREAM])
+        baselines.baseline(baselines.nothing, RULES, Reader())([STREAM])
 
 
 def test_a_manager():
@@ -121,7 +120,7 @@ def test_a_manager():
     def roll_out(streams):
         return evaluate.run(streams, options, RULES, policy, Reader(), (0,), mark=workers.Batched(judge))
 
-    (one,) = methods.manager(roll_out, RULES)([STREAM])
+    (one,) = baselines.manager(roll_out, RULES)([STREAM])
     # The second time the same is written it changes nothing.
     assert (one.operations, one.valid_operations, one.reader_calls) == (2, 1, 3)
     assert one.memory_tokens == len("Ada lives in Oslo.")

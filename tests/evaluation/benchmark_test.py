@@ -8,7 +8,7 @@ import programs
 import pytest
 import smoke_run
 
-from finemem_jax.evaluation import benchmark as evaluation_run
+from finemem_jax.evaluation import benchmark
 from finemem_jax.runtime import checkpoint
 
 QUICK = {"evaluate.methods": "none,verbatim,untrained", "reader.kind": "evidence", "data.num_test": 5,
@@ -18,13 +18,13 @@ QUICK = {"evaluate.methods": "none,verbatim,untrained", "reader.kind": "evidence
 def run(workdir, **changes):
     settings = smoke_run.config(**QUICK | changes)
     checkpoint.check(workdir, settings)
-    evaluation_run.check(settings, workdir)
-    benchmarks = evaluation_run.benchmarks(settings)
+    benchmark.check(settings, workdir)
+    benchmarks = benchmark.benchmarks(settings)
     parts = smoke_run.prepare(settings, workdir)[0]
     with contextlib.closing(parts.answering):
         checkpoint.claim(workdir, settings)
-        evaluation_run.run(settings, workdir, parts, benchmarks)
-    return json.loads((workdir / "benchmark.json").read_text()), evaluation_run.read(workdir)
+        benchmark.run(settings, workdir, parts, benchmarks)
+    return json.loads((workdir / "benchmark.json").read_text()), benchmark.read(workdir)
 
 
 def without_seconds(lines):
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_the_workdir(tmp_path):
 
 def test_the_command_with_every_method(tmp_path):
     """As a user runs it, with models that answer, judge and summarise; answers in full stand on file."""
-    names = ",".join(name for name in evaluation_run.METHODS if name != "checkpoint")
+    names = ",".join(name for name in benchmark.METHODS if name != "checkpoint")
     done = programs.main(
         f"--workdir={tmp_path}", "--mode=evaluate", f"--config.evaluate.methods={names}",
         "--config.evaluate.num_streams=1", "--config.evaluate.summary_tokens=8", "--config.evaluate.context_tokens=64",

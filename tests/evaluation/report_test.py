@@ -13,7 +13,7 @@ from small_trajectories import ENVIRONMENT, TOKENS, answer, answers, deleted, in
 from finemem_jax.evaluation import report, report_plots
 from finemem_jax.memory import operations
 from finemem_jax.rl import records, rewards
-from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl.credit_rules import CreditConfig, Variant
 from finemem_jax.rl.grpo import Normaliser
 from finemem_jax.runtime import files
 from finemem_jax.types import (
@@ -96,8 +96,8 @@ def rollouts(chunks=("Ana moved to Oslo.", "Rain."), content="Ana lives in Oslo.
 
 def recorded(group, rule="full", kl=None):
     """Records of a group, judged by a rule."""
-    inputs = rewards.collect([group], ENVIRONMENT.count_tokens, kl)
-    judged = rewards.judge(inputs, Settings(), Variant(rule), Normaliser())
+    inputs = rewards.to_arrays([group], ENVIRONMENT.count_tokens, kl)
+    judged = rewards.compute(inputs, CreditConfig(), Variant(rule), Normaliser())
     return [records.trajectory(one, (0, i), inputs, *judged, TOKENS.decode) for i, one in enumerate(group)]
 
 

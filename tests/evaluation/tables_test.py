@@ -5,8 +5,7 @@ import random
 
 import pytest
 
-from finemem_jax.evaluation import published_results
-from finemem_jax.evaluation import tables as scoreboard
+from finemem_jax.evaluation import published_results, tables
 
 
 def line(method, source, stream, scores, **changes):
@@ -28,49 +27,49 @@ LINES = [
 
 
 def test_scores_by_hand():
-    found = scoreboard.scores(LINES)
+    found = tables.scores(LINES)
     x, y, average = found["a"].values()
     # Streams 1/2 and 1: mean 3/4, standard error 1/4. The only stream of y: over its four questions.
     assert (x.mean, x.standard_error, x.n) == (0.75, pytest.approx(0.25), 2)
     assert (y.mean, y.n) == (0.5, 4) and y.standard_error == pytest.approx(math.sqrt(1 / 3 / 4))
     assert average.mean == 0.625 and average.standard_error == pytest.approx(math.sqrt(1 / 16 + 1 / 12) / 2)
-    assert list(found) == ["a", "b"] and list(found["b"]) == ["x", "y", scoreboard.AVERAGE]
+    assert list(found) == ["a", "b"] and list(found["b"]) == ["x", "y", tables.AVERAGE]
 
 
 def test_a_method_that_lacks_a_source_has_no_average():
-    found = scoreboard.scores(LINES[:5])
-    assert scoreboard.AVERAGE in found["a"] and list(found["b"]) == ["x"]
-    _, rows = scoreboard.score_table(LINES[:5])
+    found = tables.scores(LINES[:5])
+    assert tables.AVERAGE in found["a"] and list(found["b"]) == ["x"]
+    _, rows = tables.score_table(LINES[:5])
     assert rows[1][2:] == ["–", "–"]
 
 
 def test_chunk_scores_by_hand():
     lines = [line("a", "x", "1", [0.0], chunk_scores=[[1.0, 0.0], [], [None]])]
-    assert scoreboard.scores(lines, "chunk_scores")["a"]["x"].mean == 0.5
-    assert scoreboard.scores(LINES, "chunk_scores")["a"] == {}
+    assert tables.scores(lines, "chunk_scores")["a"]["x"].mean == 0.5
+    assert tables.scores(LINES, "chunk_scores")["a"] == {}
 
 
 def test_costs_by_hand():
-    found = scoreboard.costs(LINES)["a"]
+    found = tables.costs(LINES)["a"]
     assert found["memory_tokens"] == pytest.approx(40 / 3) and found["valid_fraction"] == 2 / 8
-    assert "valid_fraction" not in scoreboard.costs([line("a", "x", "1", [], operations=0)])["a"]
+    assert "valid_fraction" not in tables.costs([line("a", "x", "1", [], operations=0)])["a"]
 
 
 def test_comparison_is_paired_and_seeded():
-    one = scoreboard.compare(LINES, "a", "b")
+    one = tables.compare(LINES, "a", "b")
     # x: +1/2 and +1/3; y, by question: 0 0 0 1.
     assert one.mean == pytest.approx(((0.5 + 1 / 3) / 2 + 0.25) / 2)
-    assert one == scoreboard.compare(LINES, "a", "b") and one.units == 6
-    other = scoreboard.compare(LINES, "b", "a")
+    assert one == tables.compare(LINES, "a", "b") and one.units == 6
+    other = tables.compare(LINES, "b", "a")
     assert other.mean == -one.mean and other.low == pytest.approx(-one.high, abs=0.02)
-    assert set(scoreboard.comparisons(LINES)) == {("b", "a")}
+    assert set(tables.comparisons(LINES)) == {("b", "a")}
 
 
 def test_only_what_both_have_played_is_compared():
     lines = [line("a", "x", "1", [1.0]), line("b", "x", "2", [0.0])]
     # Of a source with one stream each, questions are compared, of the same stream only.
-    assert scoreboard.compare(lines, "a", "b") is None
-    assert scoreboard.compare([*LINES, line("a", "z", "9", [1.0, 1.0])], "a", "b").units == 6
+    assert tables.compare(lines, "a", "b") is None
+    assert tables.compare([*LINES, line("a", "z", "9", [1.0, 1.0])], "a", "b").units == 6
 
 
 def test_intervals_cover_the_truth():
@@ -81,23 +80,23 @@ def test_intervals_cover_the_truth():
             base = rng.random()
             lines.append(line("a", "x", str(i), [base + rng.gauss(0.1, 0.3)]))
             lines.append(line("b", "x", str(i), [base]))
-        one = scoreboard.compare(lines, "a", "b", 500)
+        one = tables.compare(lines, "a", "b", 500)
         hits += one.low <= 0.1 <= one.high
     assert 50 <= hits <= 60
 
 
 def test_no_difference_is_not_significant():
     lines = [line(m, "x", str(i), [float(i % 3 == 0)]) for m in "ab" for i in range(9)]
-    one = scoreboard.compare(lines, "a", "b")
+    one = tables.compare(lines, "a", "b")
     assert (one.mean, one.low, one.high, one.p) == (0, 0, 0, 1)
 
 
 def test_published_rows_stand_below():
     lines = [line("ours", source, "1", [0.5, 1.0]) for source in ("squad", "booksum")]
-    header, rows = scoreboard.score_table(lines, ["memalpha", "synthetic"])
+    header, rows = tables.score_table(lines, ["memalpha", "synthetic"])
     assert header == ["score", "squad", "booksum", "average"]
     assert rows[0][0] == "ours" and rows[-1] == ["Mem-α-4B (published)", "0.786", "0.187", "0.487"]
-    assert "| --- | ---: |" in scoreboard.markdown(["a", "b"], [["x|y", "1"]])
+    assert "| --- | ---: |" in tables.markdown(["a", "b"], [["x|y", "1"]])
 
 
 def test_published_means_are_those_of_their_rows():

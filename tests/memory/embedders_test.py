@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.memory import embedders as embedding
-from finemem_jax.memory import retrieval
+from finemem_jax.memory import embedders, retrieval
 from finemem_jax.models import decoder, presets
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.types import MemoryItem
@@ -36,7 +35,7 @@ def counting(calls):
 
 def test_each_text_is_embedded_once():
     calls = []
-    embed = embedding.cached(counting(calls))
+    embed = embedders.cached(counting(calls))
     np.testing.assert_array_equal(embed(["a", "bb", "a"]), [[1, 1], [2, 0], [1, 1]])
     np.testing.assert_array_equal(embed(["ccc", "a"]), [[3, 0], [1, 1]])
     np.testing.assert_array_equal(embed(["bb"]), [[2, 0]])
@@ -45,7 +44,7 @@ def test_each_text_is_embedded_once():
 
 def test_those_not_asked_for_longest_are_forgotten():
     calls = []
-    embed = embedding.cached(counting(calls), max_texts=2)
+    embed = embedders.cached(counting(calls), max_texts=2)
     embed(["a"]), embed(["b"]), embed(["a"])
     embed(["c"])  # Forgets b.
     embed(["a"]), embed(["c"])
@@ -55,7 +54,7 @@ def test_those_not_asked_for_longest_are_forgotten():
 
 
 def test_a_call_may_be_larger_than_the_cache():
-    embed = embedding.cached(counting([]), max_texts=2)
+    embed = embedders.cached(counting([]), max_texts=2)
     texts = ["a" * n for n in range(5)]
     for _ in range(2):
         np.testing.assert_array_equal(embed(texts)[:, 0], range(5))
@@ -63,11 +62,11 @@ def test_a_call_may_be_larger_than_the_cache():
 
 def test_the_cache_of_nothing():
     calls = []
-    assert embedding.cached(counting(calls))([]).shape == (0, 2)
+    assert embedders.cached(counting(calls))([]).shape == (0, 2)
 
 
 def test_what_is_remembered_cannot_be_changed_from_outside():
-    embed = embedding.cached(counting([]))
+    embed = embedders.cached(counting([]))
     embed(["a"])[:] = 7
     np.testing.assert_array_equal(embed(["a"]), [[1, 1]])
 
@@ -81,7 +80,7 @@ def test_what_is_remembered_cannot_be_changed_from_outside():
 def word_vectors():
     if importlib.util.find_spec("wordllama") is None:
         pytest.skip("wordllama is not installed: pip install wordllama==0.4.0.post1")
-    return embedding.wordllama()
+    return embedders.wordllama()
 
 
 def test_wordllama_needs_no_network_and_leaves_logging_alone(word_vectors, monkeypatch):
@@ -89,7 +88,7 @@ def test_wordllama_needs_no_network_and_leaves_logging_alone(word_vectors, monke
         raise OSError("no network in tests")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert embedding.wordllama()(["cat"]).shape == (1, 256)
+    assert embedders.wordllama()(["cat"]).shape == (1, 256)
     assert "wordllama" not in sys.modules
 
 
@@ -124,7 +123,7 @@ def test_wordllama_finds_what_shares_no_word(word_vectors):
 def test_wordllama_that_is_not_there(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install wordllama==0.*memory\.embedder='model'"):
-        embedding.wordllama()
+        embedders.wordllama()
 
 
 # --------------------------------------------------------------------------------------
@@ -138,7 +137,7 @@ def params():
 
 
 def test_language_model_gives_mean_hidden_states(params):
-    embed = embedding.language_model(TINY, params, ByteTokenizer(), rows=2, length_multiple=16)
+    embed = embedders.language_model(TINY, params, ByteTokenizer(), rows=2, length_multiple=16)
     texts = ["a cat", "b" * 30, "", "a dog", "é ok"]
     vectors = embed(texts)
     assert vectors.shape == (5, TINY.embed_dim)
@@ -153,7 +152,7 @@ def test_language_model_gives_mean_hidden_states(params):
 
 
 def test_a_text_is_embedded_alike_in_any_company(params):
-    embed = embedding.language_model(TINY, params, ByteTokenizer(), rows=4, length_multiple=16)
+    embed = embedders.language_model(TINY, params, ByteTokenizer(), rows=4, length_multiple=16)
     texts = ["a cat", "some dog", "fish", "bird", "a mouse", "c" * 20]
     together = embed(texts)
     np.testing.assert_array_equal(together, np.concatenate([embed([text]) for text in texts]))
@@ -163,5 +162,5 @@ def test_a_text_is_embedded_alike_in_any_company(params):
 
 def test_a_text_longer_than_the_model_is_cut_off(params):
     short = dataclasses.replace(TINY, max_length=8)
-    embed = embedding.language_model(short, params, ByteTokenizer(), rows=1, length_multiple=8)
+    embed = embedders.language_model(short, params, ByteTokenizer(), rows=1, length_multiple=8)
     np.testing.assert_array_equal(embed(["abcdefgh"]), embed(["abcdefghijkl"]))

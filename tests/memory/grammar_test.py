@@ -1,11 +1,11 @@
-"""Tests of finemem_jax/constraints.py: what is written under the grammar parses, and operations may be written."""
+"""Tests of finemem_jax/grammar_lib.py: what is written under the grammar parses, and operations may be written."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("llguidance", reason="constrained decoding needs llguidance")
 
-from finemem_jax.memory import grammar as constraints
+from finemem_jax.memory import grammar as grammar_lib
 from finemem_jax.memory import operations
 from finemem_jax.memory.operations import Dialect
 from finemem_jax.models import decoder, presets
@@ -34,12 +34,12 @@ def follow(grammar, text):
 
 @pytest.fixture(scope="module")
 def flat():
-    return constraints.Grammar(TOKENS, constraints.of_operations(FLAT))
+    return grammar_lib.Grammar(TOKENS, grammar_lib.of_operations(FLAT))
 
 
 @pytest.fixture(scope="module")
 def typed():
-    return constraints.Grammar(TOKENS, constraints.of_operations(TYPED))
+    return grammar_lib.Grammar(TOKENS, grammar_lib.of_operations(TYPED))
 
 
 FLAT_OPERATIONS = [
@@ -102,7 +102,7 @@ def test_a_sampler_draws_what_is_allowed_and_others_are_as_they_were(flat):
     config = presets.preset("tiny")
     params = decoder.init(config, 0)
     params |= {"embedding": params["embedding"] * 15}
-    grammar = constraints.Grammar(TOKENS, constraints.of_operations(FLAT), config.vocab_size)
+    grammar = grammar_lib.Grammar(TOKENS, grammar_lib.of_operations(FLAT), config.vocab_size)
 
     def sampler(**settings):
         shape = {"num_slots": 3, "steps_per_call": 4, "prefill_tokens": 16} | settings
@@ -131,9 +131,9 @@ def test_a_sampler_draws_what_is_allowed_and_others_are_as_they_were(flat):
 
 def test_a_wire_without_a_grammar_is_refused():
     with pytest.raises(ValueError, match=r"manager\.wire='hermes'; set manager\.constrained=False"):
-        constraints.of_operations(Dialect("flat", "hermes"))
+        grammar_lib.of_operations(Dialect("flat", "hermes"))
 
 
 def test_a_faulty_grammar_is_refused():
     with pytest.raises(ValueError, match="llguidance does not take the grammar"):
-        constraints.Grammar(TOKENS, "start: nowhere")
+        grammar_lib.Grammar(TOKENS, "start: nowhere")

@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from finemem_jax.memory import operations, prompts
-from finemem_jax.memory import transition as memory
+from finemem_jax.memory import operations, prompts, transition
 from finemem_jax.memory.operations import LAYOUTS, WIRES, Dialect
 from finemem_jax.reading import prompts as reading_prompts
 from finemem_jax.types import CORE, EPISODIC, MEMORY_TYPES, SEMANTIC, Action, Memory, MemoryItem, Operation, Status
@@ -77,7 +76,7 @@ def test_manager_examples_show_operations_that_work(example):
     before = Memory(tuple(MemoryItem(i, text, 0) for i, text in shown), max([i for i, _ in shown], default=0) + 1)
     written = operations.parse("\n".join(map(operations.render, calls)))
     assert written == calls
-    _, outcomes = memory.apply(before, written, step=1)
+    _, outcomes = transition.apply(before, written, step=1)
     assert all(outcome.status is Status.APPLIED for outcome in outcomes)
 
 
@@ -114,12 +113,12 @@ def test_typed_examples_show_operations_that_work(wire, example):
     assert text == prompts.MANAGER_EXAMPLES[example][0]
     items = tuple(MemoryItem(i, content, 0, i, memory_type) for i, memory_type, content in shown)
     before = Memory(items, len(items) + 1)
-    assert memory.invariants(before, num_steps=1) == []
+    assert transition.invariants(before, num_steps=1) == []
     answer = typed(num_examples=2, wire=wire)[2 + 2 * example]
     assert answer.role == "assistant"
     written = operations.parse(answer.parts[0], dialect=Dialect("typed", wire))
     assert written == calls
-    _, outcomes = memory.apply(before, written, step=1)
+    _, outcomes = transition.apply(before, written, step=1)
     assert all(outcome.status is Status.APPLIED for outcome in outcomes)
 
 

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from finemem_jax.memory import transition as memory
+from finemem_jax.memory import transition
 from finemem_jax.types import (
     CORE,
     EPISODIC,
@@ -64,7 +64,7 @@ typed_responses = st.lists(st.lists(typed_anything, max_size=6), max_size=6)
 def run(responses):
     start = Memory()
     for step, written in enumerate(responses):
-        start, _ = memory.apply(start, written, step)
+        start, _ = transition.apply(start, written, step)
     return start
 
 
@@ -73,7 +73,7 @@ def without_sources(held):
 
 
 def statuses(written, start=TWO_ITEMS):
-    return [outcome.status for outcome in memory.apply(start, written, step=1)[1]]
+    return [outcome.status for outcome in transition.apply(start, written, step=1)[1]]
 
 
 # --------------------------------------------------------------------------------------
@@ -87,12 +87,12 @@ def test_eviction_by_hand():
     held = Memory(items, 5)
 
     def left(budget, rule):
-        after = memory.evict(held, budget, len, rule)
+        after = transition.evict(held, budget, len, rule)
         assert after.next_id == 5
         return [item.item_id for item in after.items]
 
     assert left(8, "oldest") == left(9, "stale") == [1, 2, 3, 4]
-    assert memory.evict(held, 8, len, "oldest") is held
+    assert transition.evict(held, 8, len, "oldest") is held
     assert left(7, "oldest") == [2, 3, 4] and left(5, "oldest") == [3, 4] and left(0, "oldest") == []
     # Item 1 was written again at step 5, and lives on.
     assert left(7, "stale") == [1, 3, 4] and left(4, "stale") == [1, 4] and left(3, "stale") == [4]
@@ -100,13 +100,13 @@ def test_eviction_by_hand():
 
 def test_the_core_memory_is_never_evicted():
     held = Memory((MemoryItem(1, "core text", 0, 0, CORE), MemoryItem(2, "x", 0, 1, "semantic")), 3)
-    assert [item.item_id for item in memory.evict(held, 2, len, "oldest").items] == [1]
+    assert [item.item_id for item in transition.evict(held, 2, len, "oldest").items] == [1]
 
 
 def test_one_step_by_hand():
     # Item 1 is rewritten and keeps its place; item 2 goes; "fish" gets the next id, 3.
     written = [update(1, "cats"), delete(2), NONSENSE, insert("fish")]
-    after, outcomes = memory.apply(TWO_ITEMS, written, step=5)
+    after, outcomes = transition.apply(TWO_ITEMS, written, step=5)
     # The malformed line is counted, so "fish" comes from operation 3.
     assert after == Memory((MemoryItem(1, "cats", 5, 0), MemoryItem(3, "fish", 5, 3)), next_id=4)
     assert outcomes == (
@@ -118,7 +118,7 @@ def test_one_step_by_hand():
 
 
 def test_previous_is_what_this_step_wrote_if_it_did():
-    after, outcomes = memory.apply(TWO_ITEMS, [update(1, "cats"), update(1, "lions"), delete(1)], step=5)
+    after, outcomes = transition.apply(TWO_ITEMS, [update(1, "cats"), update(1, "lions"), delete(1)], step=5)
     assert [outcome.previous for outcome in outcomes] == [
         MemoryItem(1, "cat", 0, 0),
         MemoryItem(1, "cats", 5, 0),
@@ -138,7 +138,7 @@ def test_typed_step_by_hand():
         delete(3, EPISODIC),
         insert("cat", SEMANTIC),
     ]
-    after, outcomes = memory.apply(Memory(), written, step=2)
+    after, outcomes = transition.apply(Memory(), written, step=2)
     core, semantic = MemoryItem(1, "Ana and Bo", 2, 4, CORE), MemoryItem(2, "cat", 2, 1, SEMANTIC)
     assert after == Memory((core, semantic), next_id=4)
     assert outcomes == (
@@ -159,19 +159,21 @@ def test_the_core_is_one_item_without_an_id():
     # Only as core memory can it be changed, whatever its id.
     assert statuses([update(4, "Bo", SEMANTIC), delete(4, EPISODIC)], core) == [Status.UNKNOWN_ID] * 2
     assert statuses([delete(None, CORE)], Memory()) == [Status.UNKNOWN_ID]
-    after, outcomes = memory.apply(core, [delete(None, CORE), delete(None, CORE), update(None, "Ana", CORE)], step=1)
+    after, outcomes = transition.apply(
+        core, [delete(None, CORE), delete(None, CORE), update(None, "Ana", CORE)], step=1
+    )
     assert [outcome.status for outcome in outcomes] == [Status.APPLIED, Status.UNKNOWN_ID, Status.APPLIED]
     # Ids are never given out again, not even to the core memory.
     assert after == Memory((MemoryItem(5, "Ana", 1, 2, CORE),), next_id=6)
     # An insert, which no manager can write, does not make a second one.
-    after, _ = memory.apply(core, [insert("Bo", CORE)], step=1)
+    after, _ = transition.apply(core, [insert("Bo", CORE)], step=1)
     assert after == Memory((MemoryItem(4, "Bo", 1, 0, CORE),), next_id=5)
 
 
 @pytest.mark.parametrize("memory_type", ["", *MEMORY_TYPES])
 def test_texts_are_unique_within_a_type(memory_type):
     others = [insert("cat", SEMANTIC), insert("cat", EPISODIC), update(None, "cat", CORE), insert("cat")]
-    before, _ = memory.apply(Memory(), [o for o in others if o.memory_type != memory_type], step=0)
+    before, _ = transition.apply(Memory(), [o for o in others if o.memory_type != memory_type], step=0)
     (same,) = [o for o in others if o.memory_type == memory_type]
     assert statuses([same, same], before) == [Status.APPLIED, Status.DUPLICATE]
 
@@ -190,7 +192,7 @@ def test_texts_are_unique_within_a_type(memory_type):
     ],
 )
 def test_what_changes_nothing(operation, status):
-    after, outcomes = memory.apply(TWO_ITEMS, [operation], step=7)
+    after, outcomes = transition.apply(TWO_ITEMS, [operation], step=7)
     assert after == TWO_ITEMS
     assert outcomes == (Outcome(operation, status),)
 
@@ -224,7 +226,7 @@ def test_ids_are_never_given_out_again():
 
 
 def test_nothing_written():
-    assert memory.apply(TWO_ITEMS, [], step=0) == (TWO_ITEMS, ())
+    assert transition.apply(TWO_ITEMS, [], step=0) == (TWO_ITEMS, ())
 
 
 # --------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ def test_nothing_written():
 @few_examples
 @hypothesis.given(st.one_of(responses, typed_responses))
 def test_invariants_hold_whatever_is_written(responses):
-    assert memory.invariants(run(responses), max(len(responses), 1)) == []
+    assert transition.invariants(run(responses), max(len(responses), 1)) == []
 
 
 with_response = st.one_of(
@@ -249,27 +251,27 @@ with_response = st.one_of(
 def test_states_lead_from_one_memory_to_the_next(case):
     responses, written = case
     before = run(responses)
-    after, outcomes = memory.apply(before, written, step=len(responses))
-    states = memory.states(before, outcomes, step=len(responses))
+    after, outcomes = transition.apply(before, written, step=len(responses))
+    states = transition.states(before, outcomes, step=len(responses))
     assert len(states) == len(written)
     assert [before, *states][-1] == after
     for index, state in enumerate(states):
         # As if the response had ended here.
-        assert state == memory.apply(before, written[: index + 1], step=len(responses))[0]
+        assert state == transition.apply(before, written[: index + 1], step=len(responses))[0]
         if outcomes[index].item_id is None:
             assert state is [before, *states][index]
 
 
 def test_states_by_hand():
-    _, outcomes = memory.apply(TWO_ITEMS, [insert("fish"), NONSENSE, update(1, "cats"), delete(2)], step=1)
+    _, outcomes = transition.apply(TWO_ITEMS, [insert("fish"), NONSENSE, update(1, "cats"), delete(2)], step=1)
     cat, dog, fish, cats = *TWO_ITEMS.items, MemoryItem(3, "fish", 1, 0), MemoryItem(1, "cats", 1, 2)
-    assert memory.states(TWO_ITEMS, outcomes, step=1) == [
+    assert transition.states(TWO_ITEMS, outcomes, step=1) == [
         Memory((cat, dog, fish), next_id=4),
         Memory((cat, dog, fish), next_id=4),
         Memory((cats, dog, fish), next_id=4),
         Memory((cats, fish), next_id=4),
     ]
-    assert memory.states(TWO_ITEMS, (), step=1) == []
+    assert transition.states(TWO_ITEMS, (), step=1) == []
 
 
 @few_examples
@@ -277,7 +279,7 @@ def test_states_by_hand():
 def test_sources_name_the_operation(case):
     responses, written = case
     before = run(responses)
-    after, outcomes = memory.apply(before, written, step=len(responses))
+    after, outcomes = transition.apply(before, written, step=len(responses))
     for item in after.items:
         if item.source_step == len(responses):
             outcome = outcomes[item.source_operation]
@@ -301,7 +303,7 @@ def test_sources_name_the_operation(case):
 @hypothesis.given(responses, st.lists(anything, max_size=6))
 def test_outcomes_account_for_the_change(responses, written):
     before = run(responses)
-    after, outcomes = memory.apply(before, written, step=len(responses))
+    after, outcomes = transition.apply(before, written, step=len(responses))
     assert [outcome.operation for outcome in outcomes] == written
     applied = [outcome.operation.action for outcome in outcomes if outcome.valid]
     grown = applied.count(Action.INSERT) - applied.count(Action.DELETE)
@@ -313,7 +315,7 @@ def test_outcomes_account_for_the_change(responses, written):
     ]
     assert all(item.source_step == len(responses) for item in after.items if item.item_id in touched)
     # What was not valid did nothing: leaving it out gives the same memory, but for the numbers of the operations.
-    again, _ = memory.apply(before, [o.operation for o in outcomes if o.valid], step=len(responses))
+    again, _ = transition.apply(before, [o.operation for o in outcomes if o.valid], step=len(responses))
     assert without_sources(again) == without_sources(after)
 
 
@@ -321,7 +323,7 @@ def test_outcomes_account_for_the_change(responses, written):
 @hypothesis.given(responses)
 def test_delete_undoes_insert(responses):
     before = run(responses)
-    after, outcomes = memory.apply(before, [insert("new"), delete(before.next_id)], step=9)
+    after, outcomes = transition.apply(before, [insert("new"), delete(before.next_id)], step=9)
     assert after.items == before.items
     assert all(outcome.valid for outcome in outcomes)
 
@@ -330,10 +332,10 @@ def test_a_large_memory():
     # 3,000 items and 900 operations; quadratic code would compare millions of texts here.
     full = run([[insert(f"fact {i}") for i in range(3000)]])
     written = [op for i in range(1, 301) for op in (update(i, f"new {i}"), delete(i + 1000), insert(f"more {i}"))]
-    after, outcomes = memory.apply(full, written, step=1)
+    after, outcomes = transition.apply(full, written, step=1)
     assert all(outcome.valid for outcome in outcomes)
     assert len(after.items) == 3000
-    assert memory.invariants(after, num_steps=2) == []
+    assert transition.invariants(after, num_steps=2) == []
 
 
 # --------------------------------------------------------------------------------------
@@ -360,5 +362,5 @@ def test_a_large_memory():
     ],
 )
 def test_each_broken_invariant_is_named(items, said):
-    (sentence,) = memory.invariants(Memory(tuple(items), next_id=3), num_steps=4)
+    (sentence,) = transition.invariants(Memory(tuple(items), next_id=3), num_steps=4)
     assert said in sentence

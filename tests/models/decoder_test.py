@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.models import decoder, presets, sharding
-from finemem_jax.models import logical_axes as axes
-from finemem_jax.weights import files as weights
+from finemem_jax.models import decoder, logical_axes, presets, sharding
+from finemem_jax.weights import files
 
 from slow_llama import as_checkpoint, cached_rows, log_softmax, slow_hidden, strong_params  # isort: skip
 
@@ -237,7 +236,7 @@ TEXT_IDS = [int(i) for i in TEXT_IDS.split()]
 @pytest.fixture(scope="module")
 def smollm_reader():
     try:
-        return gguf.GGUFReader(weights.locate("embedded"))
+        return gguf.GGUFReader(files.locate("embedded"))
     except ValueError as error:
         pytest.skip(f"needs SmolLM2's weights: {error}")
 
@@ -247,9 +246,9 @@ def smollm_params(smollm_reader):
     with pytest.MonkeyPatch.context() as patch:
         # Opening the file takes three seconds: once is enough.
         patch.setattr(gguf, "GGUFReader", lambda path: smollm_reader)
-        found = weights.open_checkpoint("embedded")
+        found = files.open_checkpoint("embedded")
     assert not presets.differences(found.config, SMOLLM)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), axes.MESH)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), logical_axes.MESH)
     return found.load(SMOLLM, sharding.param_shardings(SMOLLM, mesh), "float32")
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.models import decoder, presets, sharding
-from finemem_jax.models import kv_cache as cached
+from finemem_jax.models import decoder, kv_cache, presets, sharding
 
 from slow_llama import as_checkpoint, cached_rows, extend, slow_hidden, strong_params  # isort: skip
 
@@ -39,8 +38,8 @@ def test_extend_takes_rows_of_different_lengths(params, paths, rows):
     # Prefill all paths in one call, then append one token to each at its own place.
     lengths = np.array([len(ids) for ids in paths])
     tokens = np.stack([np.pad(ids[:-1], (0, 20 - len(ids)), constant_values=9) for ids in paths])
-    cache, trunk = cached.empty(TINY, len(tokens), 24), cached.empty(TINY, 1, 0)
-    weights = cached.layout(TINY, params, "float32")
+    cache, trunk = kv_cache.empty(TINY, len(tokens), 24), kv_cache.empty(TINY, 1, 0)
+    weights = kv_cache.layout(TINY, params, "float32")
     _, cache = extend(TINY, weights, trunk, cache, tokens, jnp.asarray(0), jnp.zeros(4, jnp.int32))
     last = np.array([ids[-1:] for ids in paths])
     states, _ = extend(TINY, weights, trunk, cache, last, jnp.asarray(0), lengths - 1)
@@ -48,29 +47,29 @@ def test_extend_takes_rows_of_different_lengths(params, paths, rows):
 
 
 def test_attention_in_blocks_of_tokens_is_attention_at_once(params, monkeypatch):
-    weights = cached.layout(TINY, params, "float32")
+    weights = kv_cache.layout(TINY, params, "float32")
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 100
-    cache = jax.tree.map(lambda x: x + 0.1, cached.empty(TINY, 2, 16))
-    trunk = jax.tree.map(lambda x: x + 0.2, cached.empty(TINY, 1, 5))
+    cache = jax.tree.map(lambda x: x + 0.1, kv_cache.empty(TINY, 2, 16))
+    trunk = jax.tree.map(lambda x: x + 0.2, kv_cache.empty(TINY, 1, 5))
 
     def extended():
-        return cached.extend(TINY, weights, trunk, cache, tokens, jnp.int32(4), np.array([0, 3]))
+        return kv_cache.extend(TINY, weights, trunk, cache, tokens, jnp.int32(4), np.array([0, 3]))
 
     whole = extended()
-    monkeypatch.setattr(cached, "_QUERY_BLOCK", 4)
+    monkeypatch.setattr(kv_cache, "_QUERY_BLOCK", 4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), extended(), whole)
 
 
 def test_an_empty_cache_shares_no_buffer():
     # Donating one array twice is an error that shows on accelerators first.
-    leaves = jax.tree.leaves(cached.empty(TINY, 2, 4))
+    leaves = jax.tree.leaves(kv_cache.empty(TINY, 2, 4))
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 2 * TINY.num_layers
 
 
 def test_the_layout_is_a_copy(params):
     """Training gives its arrays away; a sampler's must stay."""
     own = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
-    laid_out = jax.tree.leaves(cached.layout(TINY, params, "float32"))
+    laid_out = jax.tree.leaves(kv_cache.layout(TINY, params, "float32"))
     assert own.isdisjoint(leaf.unsafe_buffer_pointer() for leaf in laid_out)
     assert sum(leaf.size for leaf in laid_out) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -79,7 +78,7 @@ def test_the_layout_is_a_copy(params):
 def test_places_on_a_mesh(params, whole):
     """Split along "tensor" always, along "fsdp" only where weights are to stay in parts."""
     mesh = sharding.make_mesh(1, 2, 1, jax.devices()[:2])
-    placed = jax.device_put(cached.layout(TINY, params, "float32"), cached.shardings(TINY, mesh, whole))
+    placed = jax.device_put(kv_cache.layout(TINY, params, "float32"), kv_cache.shardings(TINY, mesh, whole))
     gate = placed[1][0]["gate"]
     assert gate.shape == (TINY.mlp_dim, TINY.embed_dim)
     assert gate.addressable_shards[0].data.shape == (TINY.mlp_dim, TINY.embed_dim // (1 if whole else 2))
@@ -87,9 +86,9 @@ def test_places_on_a_mesh(params, whole):
 
 
 def test_int8_rounds_by_at_most_half_a_step(params):
-    exact, (_, layers) = cached.layout(TINY, params, "float32"), cached.layout(TINY, params, "float32", int8=True)
+    exact, (_, layers) = kv_cache.layout(TINY, params, "float32"), kv_cache.layout(TINY, params, "float32", int8=True)
     for plain, rounded in zip(exact[1], layers, strict=True):
-        assert {name for name, leaf in rounded.items() if isinstance(leaf, cached.Int8)} == {
+        assert {name for name, leaf in rounded.items() if isinstance(leaf, kv_cache.Int8)} == {
             name for name, leaf in plain.items() if leaf.ndim == 2
         }
         gate, values = np.asarray(plain["gate"]), rounded["gate"]
@@ -102,8 +101,8 @@ def test_int8_rounds_by_at_most_half_a_step(params):
 
 def test_int8_states_are_close(params, paths, rows):
     """Against the exact states: wrong by a few hundredths of their size, and not by none."""
-    weights = cached.layout(TINY, params, "float32", int8=True)
-    cache, trunk = cached.empty(TINY, 1, 24), cached.empty(TINY, 1, 0)
+    weights = kv_cache.layout(TINY, params, "float32", int8=True)
+    cache, trunk = kv_cache.empty(TINY, 1, 24), kv_cache.empty(TINY, 1, 0)
     states, _ = extend(TINY, weights, trunk, cache, paths[1][None], jnp.int32(0), np.zeros(1, np.int32))
     error = np.abs(np.asarray(states[0]) - rows[1]).mean() / np.abs(rows[1]).mean()
     assert 1e-4 < error < 0.05

@@ -13,8 +13,7 @@ import numpy as np
 import parity_cases
 import pytest
 
-from finemem_jax.models import decoder
-from finemem_jax.models import kv_cache as cached
+from finemem_jax.models import decoder, kv_cache
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Request
 
@@ -70,13 +69,13 @@ def test_gradients(config):
 @each_case
 def test_cached_decoding(config):
     row = parity_cases.token_rows(config)[0]
-    weights = cached.layout(config, parity_cases.as_params(config, parity_cases.checkpoint(config)), "float32")
-    cache, trunk = cached.empty(config, 1, len(row)), cached.empty(config, 1, 0)
+    weights = kv_cache.layout(config, parity_cases.as_params(config, parity_cases.checkpoint(config)), "float32")
+    cache, trunk = kv_cache.empty(config, 1, len(row)), kv_cache.empty(config, 1, 0)
 
     @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
     def extend(cache, tokens, start):
-        states, cache = cached.extend(config, weights, trunk, cache, tokens, jnp.asarray(0), start)
-        return jax.nn.log_softmax(cached.logits(config, weights, states[0])), cache
+        states, cache = kv_cache.extend(config, weights, trunk, cache, tokens, jnp.asarray(0), start)
+        return jax.nn.log_softmax(kv_cache.logits(config, weights, states[0])), cache
 
     parts = []
     for start, end in [(0, PREFILLED), *((i, i + 1) for i in range(PREFILLED, len(row)))]:

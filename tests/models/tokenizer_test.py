@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from finemem_jax.models import tokenizer
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.types import Message
-from finemem_jax.weights import files as weights
-from finemem_jax.weights import tokenizer_files
+from finemem_jax.weights import files, tokenizer_files
 
 few_examples = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -91,7 +90,7 @@ def texts():
 @pytest.fixture(scope="module")
 def reader():
     try:
-        return gguf.GGUFReader(weights.locate("embedded"))
+        return gguf.GGUFReader(files.locate("embedded"))
     except ValueError as error:
         pytest.skip(f"needs SmolLM2's tokenizer: {error}")
 

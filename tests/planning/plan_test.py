@@ -11,9 +11,8 @@ import pytest
 import smoke_run
 
 from finemem_jax.models import decoder, lora, presets, sharding
-from finemem_jax.planning import hardware as chips
-from finemem_jax.planning import plan
-from finemem_jax.planning import topology as targets
+from finemem_jax.planning import hardware, plan
+from finemem_jax.planning import topology as topology_lib
 from finemem_jax.planning.topology import Target
 from finemem_jax.rl import learner
 from finemem_jax.rl.learner import OptimizerOptions
@@ -29,20 +28,20 @@ def config(**changes):
 
 def here(hbm_bytes=1e9):
     """This process's CPU devices, called a TPU's, so that there are peaks."""
-    return Target("here:2", jax.devices()[:2], chips.TPUS["v5e"], hbm_bytes)
+    return Target("here:2", jax.devices()[:2], hardware.TPUS["v5e"], hbm_bytes)
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(plan, "INSTRUCTION_TOKENS", INSTRUCTIONS)
-    monkeypatch.setattr(targets, "find", lambda topology: here())
+    monkeypatch.setattr(topology_lib, "find", lambda topology: here())
 
 
 @pytest.fixture(scope="module")
 def made():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "INSTRUCTION_TOKENS", INSTRUCTIONS)
-        patch.setattr(targets, "find", lambda topology: here())
+        patch.setattr(topology_lib, "find", lambda topology: here())
         return plan.make(config(), "here:2")
 
 
@@ -111,18 +110,18 @@ def test_a_refused_program_does_not_fit(made):
 )
 def test_an_unknown_topology_is_refused(topology):
     with pytest.raises(ValueError, match="--topology must be a TPU's name and shape .*v5e.*cpu:N"):
-        targets.find(topology)
+        topology_lib.find(topology)
 
 
 def test_libtpu_is_asked_for(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs libtpu.*uv pip install -e '.\\[tpu\\]'"):
-        targets.find("v5e:4x4")
+        topology_lib.find("v5e:4x4")
 
 
 def test_more_cpu_devices_than_this_process_has():
     with pytest.raises(ValueError, match="was started with 2 CPU devices"):
-        targets.find("cpu:3")
+        topology_lib.find("cpu:3")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ needs_libtpu = pytest.mark.skipif(
 @needs_libtpu
 def test_a_slice_that_does_not_exist():
     with pytest.raises(ValueError, match="knows no such slice.*take a shape of whole hosts"):
-        targets.find("v5e:3x5")
+        topology_lib.find("v5e:3x5")
 
 
 @needs_libtpu

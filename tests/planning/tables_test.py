@@ -8,14 +8,12 @@ import pytest
 import smoke_run
 
 from finemem_jax.models import sharding
-from finemem_jax.planning import hardware as chips
-from finemem_jax.planning import plan
-from finemem_jax.planning import tables as plan_tables
+from finemem_jax.planning import hardware, plan, tables
 from finemem_jax.planning.hardware import GIB
 from finemem_jax.planning.plan import Lengths, Plan, Program
 from finemem_jax.planning.topology import Target
 
-CHIP = chips.TPUS["v5e"]
+CHIP = hardware.TPUS["v5e"]
 
 
 def program(name, **changes):
@@ -39,7 +37,7 @@ def made(**changes):
 
 def run(monkeypatch, found, workdir=None):
     monkeypatch.setattr(plan, "make", lambda config, topology: found)
-    return plan_tables.run(found.config, found.target.name, workdir)
+    return tables.run(found.config, found.target.name, workdir)
 
 
 def test_a_plan_that_fits(monkeypatch, capsys, tmp_path):
@@ -74,4 +72,4 @@ def test_without_peaks_there_are_no_times(monkeypatch, capsys):
     assert run(monkeypatch, nowhere) == 0
     shown = capsys.readouterr().out
     assert "MFU" not in shown and "fits: " in shown
-    assert plan_tables.record(nowhere)["mfu"] is None
+    assert tables.record(nowhere)["mfu"] is None

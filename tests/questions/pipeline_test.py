@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/questions.py with scripted workers: what is asked and kept, in whatever order replies come."""
+"""Tests of questions/pipeline.py with scripted workers: what is asked and kept, in whatever order replies come."""
 
 import dataclasses
 import json
@@ -7,11 +7,9 @@ import re
 
 import pytest
 
-from finemem_jax.clients import reply_cache as answers
-from finemem_jax.questions import costs as question_costs
-from finemem_jax.questions import pipeline as questions
-from finemem_jax.questions import prompts as questions_prompts
-from finemem_jax.questions import proposals
+from finemem_jax.clients import reply_cache
+from finemem_jax.questions import costs, prompts, proposals
+from finemem_jax.questions import pipeline as pipeline_lib
 from finemem_jax.questions import report as question_report
 from finemem_jax.questions.costs import BudgetError, Prices, Tokens
 from finemem_jax.questions.options import QuestionOptions
@@ -116,11 +114,11 @@ class Shuffled:
         if not (wait or self._random.random() < 0.3):
             return []
         count = min(len(self._waiting), self._random.randint(1, self._most))
-        tickets = self._random.sample(sorted(self._waiting), count)
-        return [(ticket, self._function(self._waiting.pop(ticket))) for ticket in tickets]
+        request_ids = self._random.sample(sorted(self._waiting), count)
+        return [(request_id, self._function(self._waiting.pop(request_id))) for request_id in request_ids]
 
-    def cancel(self, ticket):
-        return self._waiting.pop(ticket, None) is not None
+    def cancel(self, request_id):
+        return self._waiting.pop(request_id, None) is not None
 
 
 def count_tokens(text):
@@ -129,7 +127,7 @@ def count_tokens(text):
 
 def ask(streams, options=None, generator=None, verifier=None, **more):
     options = options or QuestionOptions(keep=3, proposals=8)
-    return questions.make(
+    return pipeline_lib.make(
         streams, options, generator or batched(generate), verifier or batched(verify), count_tokens, **more
     )
 
@@ -207,7 +205,7 @@ def test_exactly_those_are_verified_that_would_be_one_by_one():
         for seed in range(options.rounds):
             if len(kept) == options.keep:
                 break
-            reply = generate(Chat(tuple(questions_prompts.generator(chunk.text, 20, 1)), 1, seed=seed))
+            reply = generate(Chat(tuple(prompts.generator(chunk.text, 20, 1)), 1, seed=seed))
             for proposal in proposals.parse(reply):
                 if len(kept) == options.keep:
                     break
@@ -216,7 +214,7 @@ def test_exactly_those_are_verified_that_would_be_one_by_one():
                 if any(proposals.near_duplicates(proposal, other, 0.8) for other in kept):
                     continue
                 asked.append(proposal)
-                chat = Chat(tuple(questions_prompts.verifier(chunk.text, proposal.question, 1)), 1)
+                chat = Chat(tuple(prompts.verifier(chunk.text, proposal.question, 1)), 1)
                 if scoring.supports(verify(chat), proposal.answer):
                     kept.append(proposal)
         assert [(q.text, *q.answers) for q in got.chunks[0].questions] == kept
@@ -229,7 +227,7 @@ def test_one_worker_may_do_both():
     expected, _ = ask(streams)
 
     def both(chat):
-        return generate(chat) if chat.messages[0].parts == (questions_prompts.GENERATOR_SYSTEM,) else verify(chat)
+        return generate(chat) if chat.messages[0].parts == (prompts.GENERATOR_SYSTEM,) else verify(chat)
 
     worker = Shuffled(both, 0)
     assert ask(streams, None, worker, worker)[0] == expected
@@ -442,16 +440,16 @@ def test_only_so_many_chunks_are_in_flight(shape, limit):
         def collect(self, wait=True):
             if not (wait and self._waiting):
                 return []
-            ticket, chat = self._waiting.popitem()
-            return [(ticket, generate(chat))]
+            request_id, chat = self._waiting.popitem()
+            return [(request_id, generate(chat))]
 
     streams = fact_streams(*shape)
     generator, options = Newest(generate, 3), QuestionOptions(keep=2, proposals=9, chunks_in_flight=limit)
     watched = Watched(streams)
-    pipeline = questions._Pipeline(watched, options, generator, batched(verify), count_tokens, Prices(), None, ())
+    pipeline = pipeline_lib._Pipeline(watched, options, generator, batched(verify), count_tokens, Prices(), None, ())
     watched.loaded, taken = 0, 0
     for i, _ in enumerate(pipeline.run()):
-        assert watched.loaded <= i + 1 + questions._OPEN_STREAMS * limit
+        assert watched.loaded <= i + 1 + pipeline_lib._OPEN_STREAMS * limit
         taken += 1
     assert taken == shape[0] and generator.most_waiting <= limit
     assert ask(streams, dataclasses.replace(options, chunks_in_flight=99))[0] == ask(streams, options)[0]
@@ -487,14 +485,14 @@ class Timed:
             first, _ = next(iter(self._waiting.values()))
             self._clock.now = max(self._clock.now, first) if self._is_server else self._clock.now + self.seconds
             return [self._take(next(iter(self._waiting)))]
-        done = [ticket for ticket, (moment, _) in self._waiting.items() if moment <= self._clock.now]
-        return [self._take(ticket) for ticket in done] if self._is_server else []
+        done = [request_id for request_id, (moment, _) in self._waiting.items() if moment <= self._clock.now]
+        return [self._take(request_id) for request_id in done] if self._is_server else []
 
-    def _take(self, ticket):
-        return ticket, self._function(self._waiting.pop(ticket)[1])
+    def _take(self, request_id):
+        return request_id, self._function(self._waiting.pop(request_id)[1])
 
-    def cancel(self, ticket):
-        return self._waiting.pop(ticket, None) is not None
+    def cancel(self, request_id):
+        return self._waiting.pop(request_id, None) is not None
 
 
 def doubtful(chat):
@@ -514,7 +512,7 @@ def doubtful(chat):
 def test_neither_worker_waits_for_the_other(monkeypatch, generator_seconds, verifier_seconds, servers):
     """Chunks are verified question after question, and few are in flight: if one waits for the other, it shows."""
     clock = Clock()
-    monkeypatch.setattr(questions, "time", clock)
+    monkeypatch.setattr(pipeline_lib, "time", clock)
     generator = Timed(generate, clock, generator_seconds, "generator" in servers)
     verifier = Timed(doubtful, clock, verifier_seconds, "verifier" in servers)
     streams = fact_streams(100, 1, facts=20)
@@ -555,10 +553,10 @@ def test_another_round_is_asked_as_soon_as_it_is_needed():
 @pytest.mark.parametrize("shared", [False, True])
 def test_workers_that_must_be_waited_for_lose_little_time(monkeypatch, shared):
     clock = Clock()
-    monkeypatch.setattr(questions, "time", clock)
+    monkeypatch.setattr(pipeline_lib, "time", clock)
 
     def both(chat):
-        return generate(chat) if chat.messages[0].parts == (questions_prompts.GENERATOR_SYSTEM,) else verify(chat)
+        return generate(chat) if chat.messages[0].parts == (prompts.GENERATOR_SYSTEM,) else verify(chat)
 
     generator, verifier = (Timed(both, clock, 0.4, False) for _ in range(2))
     used = [generator] if shared else [generator, verifier]
@@ -583,7 +581,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path, after):
     replied = []
 
     def run(kill_after, folder):
-        file = answers.Answers(tmp_path / "answers.sqlite", 2**24)
+        file = reply_cache.ReplyCache(tmp_path / "answers.sqlite", 2**24)
 
         def mortal(function):
             def reply(chat):
@@ -595,10 +593,10 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path, after):
             return reply
 
         def worker(function, name, seed):
-            return answers.Cached(Shuffled(mortal(function), seed), file, name)
+            return reply_cache.Cached(Shuffled(mortal(function), seed), file, name)
 
         try:
-            return questions.write(
+            return pipeline_lib.write(
                 folder, "train", streams, options, worker(generate, "g", 1), worker(verify, "v", 2), count_tokens
             )
         finally:
@@ -646,18 +644,18 @@ def test_money_by_hand():
 def test_estimate_by_hand():
     stream = Stream("one", "", (Chunk("a b c"), Chunk("d e f", (Question("Q?", ("d",)),) * 3)))
     options = QuestionOptions(keep=3, proposals=4, rounds=2, proposal_tokens=100, answer_tokens=9, num_examples=0)
-    got = question_costs.estimate([stream], options, count_tokens, PRICES)
-    per_proposal = count_tokens(questions_prompts.proposal_line(*questions_prompts.GENERATOR_EXAMPLE[1][0]))
+    got = costs.estimate([stream], options, count_tokens, PRICES)
+    per_proposal = count_tokens(prompts.proposal_line(*prompts.GENERATOR_EXAMPLE[1][0]))
     # "New text: a b c" are 5, "Write 4 questions about …" 11, "Question:" 1.
-    proposing = count_tokens(questions_prompts.GENERATOR_SYSTEM) + 5 + 11
-    verifying = count_tokens(questions_prompts.VERIFIER_SYSTEM) + 5 + 1 + per_proposal
+    proposing = count_tokens(prompts.GENERATOR_SYSTEM) + 5 + 11
+    verifying = count_tokens(prompts.VERIFIER_SYSTEM) + 5 + 1 + per_proposal
     # Of 4 proposals, 4 are verified for 3 that are needed.
     assert got.expected == Tokens(2 * proposing, 2 * 4 * per_proposal, 2 * 4 * verifying, 2 * 4 * 6)
     assert got.most == Tokens(4 * proposing, 4 * 100, 16 * verifying, 16 * 9)
     assert got.money == pytest.approx(got.expected.money(PRICES)) and (got.streams, got.chunks, got.asked) == (1, 2, 2)
-    kept = question_costs.estimate([stream], dataclasses.replace(options, keep_existing=True), count_tokens, PRICES)
+    kept = costs.estimate([stream], dataclasses.replace(options, keep_existing=True), count_tokens, PRICES)
     assert kept.asked == 1 and kept.expected.total * 2 == got.expected.total
-    closed = question_costs.estimate([stream], dataclasses.replace(options, closed_book=True), count_tokens)
+    closed = costs.estimate([stream], dataclasses.replace(options, closed_book=True), count_tokens)
     assert closed.expected.verifier_new == 2 * got.expected.verifier_new and closed.money == 0
     for part in ("2 of 2 chunks in 1 streams", f"{got.expected.total:,} tokens", "Assumed: one round", "at most"):
         assert part in str(got)
@@ -668,7 +666,7 @@ def test_a_run_stays_within_the_most():
     for closed_book in (False, True):
         options = QuestionOptions(keep=5, proposals=8, rounds=3, closed_book=closed_book)
         _, report = ask(streams, options)
-        most = question_costs.estimate(streams, options, count_tokens).most
+        most = costs.estimate(streams, options, count_tokens).most
         pairs = zip(dataclasses.astuple(report.tokens), dataclasses.astuple(most), strict=True)
         assert all(0 < used <= limit for used, limit in pairs)
 
@@ -687,7 +685,7 @@ def test_too_small_a_budget_is_refused_before_anything_is_asked(limit):
 
 def test_money_needs_prices():
     with pytest.raises(
-        ValueError, match="questions.max_money=5 cannot be kept to without prices; set questions.prices, or"
+        ValueError, match="pipeline_lib.max_money=5 cannot be kept to without prices; set pipeline_lib.prices, or"
     ):
         ask(fact_streams(1, 1), QuestionOptions(max_money=5.0))
 
@@ -699,22 +697,22 @@ def test_a_budget_that_is_used_up_stops_and_can_be_raised(tmp_path, name):
     options = QuestionOptions(keep=3, proposals=8)
 
     def run(**limit):
-        file = answers.Answers(tmp_path / "answers.sqlite", 2**24)
+        file = reply_cache.ReplyCache(tmp_path / "answers.sqlite", 2**24)
 
         def noting(function):
             return lambda chat: (replied.append(chat), function(chat))[1]
 
-        generator = answers.Cached(Shuffled(noting(generate), 1), file, "g")
-        verifier = answers.Cached(Shuffled(noting(lambda chat: verify(chat) + " well" * 200), 2), file, "v")
+        generator = reply_cache.Cached(Shuffled(noting(generate), 1), file, "g")
+        verifier = reply_cache.Cached(Shuffled(noting(lambda chat: verify(chat) + " well" * 200), 2), file, "v")
         try:
-            return questions.write(
+            return pipeline_lib.write(
                 tmp_path / "out", "test", streams, dataclasses.replace(options, **limit), generator, verifier,
                 count_tokens, PRICES,
             )  # fmt: skip
         finally:
             file.close()
 
-    estimated = question_costs.estimate(streams, options, count_tokens, PRICES)
+    estimated = costs.estimate(streams, options, count_tokens, PRICES)
     limit = estimated.expected.total if name == "max_tokens" else estimated.money
     with pytest.raises(BudgetError) as caught:
         run(**{name: limit})
@@ -738,9 +736,9 @@ def test_what_has_been_answered_when_the_budget_ends_is_kept(tmp_path):
 
     replied, streams, options = [], fact_streams(3, 4), QuestionOptions(keep=3, proposals=8)
     for max_tokens in (13_000, 0):
-        file = answers.Answers(tmp_path / "answers.sqlite", 2**24)
-        generator = answers.Cached(Eager(lambda chats: list(map(generate, chats))), file, "g")
-        verifier = answers.Cached(Eager(lambda chats: [verify(chat) + " well" * 200 for chat in chats]), file, "v")
+        file = reply_cache.ReplyCache(tmp_path / "answers.sqlite", 2**24)
+        generator = reply_cache.Cached(Eager(lambda chats: list(map(generate, chats))), file, "g")
+        verifier = reply_cache.Cached(Eager(lambda chats: [verify(chat) + " well" * 200 for chat in chats]), file, "v")
         try:
             ask(streams, dataclasses.replace(options, max_tokens=max_tokens), generator, verifier)
         except BudgetError:
@@ -786,7 +784,7 @@ def test_files(tmp_path):
     streams, folder = fact_streams(2, 2), tmp_path / "new" / "folder"
     streams[0] = dataclasses.replace(streams[0], stream_id="s0 | *x*\n\ud83d <b>")
     options = QuestionOptions(keep=3, proposals=8)
-    report = questions.write(
+    report = pipeline_lib.write(
         folder, "train", streams, options, batched(generate), batched(verify), count_tokens, PRICES
     )
     assert sorted(path.name for path in folder.iterdir()) == ["report_train.json", "report_train.md", "train.jsonl"]
@@ -798,7 +796,7 @@ def test_files(tmp_path):
     assert f"{report.kept} questions kept of {report.proposed} proposed" in page
     for name, meaning in question_report.REASONS.items():
         assert f"| {name.replace('_', chr(92) + '_')} | {report.rejected[name]} | " in page and meaning[:20] in page
-    assert "| with 3 questions |" in page and "### kept" in page and "| questions.closed\\_book | False |" in page
+    assert "| with 3 questions |" in page and "### kept" in page and "| pipeline_lib.closed\\_book | False |" in page
     # What is quoted ends no row, and is no markup.
     assert "s0 \\| \\*x\\* ? \\<b\\>, chunk" in page
     tables = [row for row in page.splitlines() if row.startswith("|")]
@@ -807,14 +805,14 @@ def test_files(tmp_path):
 
 def test_a_run_replaces_what_was_there(tmp_path):
     for keep in (2, 1):
-        questions.write(
+        pipeline_lib.write(
             tmp_path, "train", fact_streams(1, 1), QuestionOptions(keep=keep), batched(generate), batched(verify),
             count_tokens,
         )  # fmt: skip
         (row,) = (tmp_path / "train.jsonl").read_text().splitlines()
         assert len(json.loads(row)["chunks"][0]["questions"]) == keep
     with pytest.raises(ValueError, match="a split's name must consist of letters"):
-        questions.write(
+        pipeline_lib.write(
             tmp_path, "../x", fact_streams(1, 1), QuestionOptions(), batched(generate), batched(verify), count_tokens
         )
 
@@ -828,9 +826,9 @@ def test_a_run_replaces_what_was_there(tmp_path):
 def test_prompts_by_hand(num_examples):
     roles = ["system", *["user", "assistant"] * num_examples, "user"]
     made = (
-        questions_prompts.generator("Ana moved.", 7, num_examples),
-        questions_prompts.verifier("Ana moved.", "Who moved?", num_examples),
-        questions_prompts.closed_book("Who moved?", num_examples),
+        prompts.generator("Ana moved.", 7, num_examples),
+        prompts.verifier("Ana moved.", "Who moved?", num_examples),
+        prompts.closed_book("Who moved?", num_examples),
     )
     assert [message.role for messages in made for message in messages] == roles * 3
     assert [messages[-1].parts for messages in made] == [
@@ -839,28 +837,28 @@ def test_prompts_by_hand(num_examples):
         ("Question: Who moved?",),
     ]
     systems = (
-        questions_prompts.GENERATOR_SYSTEM,
-        questions_prompts.VERIFIER_SYSTEM,
-        questions_prompts.CLOSED_BOOK_SYSTEM,
+        prompts.GENERATOR_SYSTEM,
+        prompts.VERIFIER_SYSTEM,
+        prompts.CLOSED_BOOK_SYSTEM,
     )
     assert tuple(messages[0].parts for messages in made) == tuple((system,) for system in systems)
 
 
 def test_what_prompts_share_comes_first():
-    first, second = (questions_prompts.verifier("Ana moved.", question, 1) for question in ("Who?", "What?"))
+    first, second = (prompts.verifier("Ana moved.", question, 1) for question in ("Who?", "What?"))
     assert first[:-1] == second[:-1] and first[-1].parts[0] == second[-1].parts[0]
-    assert questions_prompts.generator("x", 3, 1)[:-1] == questions_prompts.generator("y", 3, 1)[:-1]
-    assert questions_prompts.closed_book("Who?", 1)[:-1] == questions_prompts.closed_book("What?", 1)[:-1]
+    assert prompts.generator("x", 3, 1)[:-1] == prompts.generator("y", 3, 1)[:-1]
+    assert prompts.closed_book("Who?", 1)[:-1] == prompts.closed_book("What?", 1)[:-1]
 
 
 def test_the_examples_pass_the_filters():
-    text, proposed = questions_prompts.GENERATOR_EXAMPLE
-    assert questions_prompts.generator(text, 3, 1)[2].parts[0] == "\n".join(line(*pair) for pair in proposed)
-    assert proposals.parse(questions_prompts.generator(text, 3, 1)[2].parts[0]) == list(proposed)
+    text, proposed = prompts.GENERATOR_EXAMPLE
+    assert prompts.generator(text, 3, 1)[2].parts[0] == "\n".join(line(*pair) for pair in proposed)
+    assert proposals.parse(prompts.generator(text, 3, 1)[2].parts[0]) == list(proposed)
     for i, pair in enumerate(proposed):
         assert proposals.text_flaw(Proposal(*pair), text, 5) == ""
         assert not any(proposals.near_duplicates(pair, other, 0.8) for other in proposed[:i])
-    assert (questions_prompts.VERIFIER_EXAMPLE[1:]) in proposed
+    assert (prompts.VERIFIER_EXAMPLE[1:]) in proposed
 
 
 def test_system_messages_can_be_replaced():
@@ -879,19 +877,22 @@ def test_system_messages_can_be_replaced():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"keep": 0}, "questions.keep must be at least 1, got 0"),
-        ({"rounds": 0}, "questions.rounds must be at least 1, got 0"),
-        ({"chunks_in_flight": 0}, "questions.chunks_in_flight must be at least 1, got 0"),
-        ({"max_tokens": -1}, "questions.max_tokens must be at least 0, got -1"),
-        ({"temperature": -0.1}, "questions.temperature must be at least 0, got -0.1"),
-        ({"samples": -2}, "questions.samples must be at least 0, got -2"),
-        ({"duplicate": 0.0}, "questions.duplicate must lie in (0, 1], got 0.0"),
-        ({"min_score": 1.5}, "questions.min_score must lie in (0, 1], got 1.5"),
-        ({"num_examples": 2}, "questions.num_examples must be 0 or 1, got 2"),
-        ({"metric": "bleu"}, "questions.metric must be one of "),
+        ({"keep": 0}, "pipeline_lib.keep must be at least 1, got 0"),
+        ({"rounds": 0}, "pipeline_lib.rounds must be at least 1, got 0"),
+        ({"chunks_in_flight": 0}, "pipeline_lib.chunks_in_flight must be at least 1, got 0"),
+        ({"max_tokens": -1}, "pipeline_lib.max_tokens must be at least 0, got -1"),
+        ({"temperature": -0.1}, "pipeline_lib.temperature must be at least 0, got -0.1"),
+        ({"samples": -2}, "pipeline_lib.samples must be at least 0, got -2"),
+        ({"duplicate": 0.0}, "pipeline_lib.duplicate must lie in (0, 1], got 0.0"),
+        ({"min_score": 1.5}, "pipeline_lib.min_score must lie in (0, 1], got 1.5"),
+        ({"num_examples": 2}, "pipeline_lib.num_examples must be 0 or 1, got 2"),
+        ({"metric": "bleu"}, "pipeline_lib.metric must be one of "),
         ({"metric": "judge"}, "(the verifier's answers are scored by rule, not judged); got 'judge'."),
-        ({"temperature": 0.0}, "questions.temperature must be above 0 for questions.rounds=2"),
-        ({"proposals": 2}, "questions.proposals=2 in each of questions.rounds=2 can never make questions.keep=5"),
+        ({"temperature": 0.0}, "pipeline_lib.temperature must be above 0 for pipeline_lib.rounds=2"),
+        (
+            {"proposals": 2},
+            "pipeline_lib.proposals=2 in each of pipeline_lib.rounds=2 can never make pipeline_lib.keep=5",
+        ),
     ],
 )
 def test_settings_that_cannot_work(settings, message):

@@ -7,7 +7,7 @@ import programs
 import pytest
 import smoke_run
 
-from finemem_jax.questions import run as question_run
+from finemem_jax.questions import run
 from finemem_jax.questions.costs import BudgetError
 from finemem_jax.training import train
 from tests.fault_server import FaultServer
@@ -45,7 +45,7 @@ def server(monkeypatch):
 
 
 def test_questions_are_made_and_trained_on(tmp_path, server):
-    lines = question_run.run(smoke_run.config(**settings(server.url)), tmp_path / "asked")
+    lines = run.run(smoke_run.config(**settings(server.url)), tmp_path / "asked")
     assert "questions kept of" in lines[0] and "report_train.md" in lines[1]
     assert lines[-1].endswith(f"--config.data.source_dir={tmp_path / 'asked' / 'questions'}")
     assert [len(read(tmp_path / "asked", split)) for split in ("train", "test")] == [3, 2]
@@ -58,7 +58,7 @@ def test_questions_are_made_and_trained_on(tmp_path, server):
     assert made and {question["kind"] for question in made} == {"generated"}
     # Another time, nothing is asked.
     asked = server.asked.total()
-    question_run.run(smoke_run.config(**settings(server.url)), tmp_path / "asked")
+    run.run(smoke_run.config(**settings(server.url)), tmp_path / "asked")
     assert server.asked.total() == asked
     changes = {"data.name": "streams", "data.source_dir": str(tmp_path / "asked" / "questions"), "data.num_train": 0}
     smoke_run.run(tmp_path / "trained", smoke_run.config(**changes, **{"train.num_steps": 1, "data.num_test": 0}))
@@ -67,7 +67,7 @@ def test_questions_are_made_and_trained_on(tmp_path, server):
 
 def test_too_small_a_budget_asks_nothing(tmp_path, server):
     with pytest.raises(ValueError, match=r"questions.max_tokens=10 will not do"):
-        question_run.run(smoke_run.config(**settings(server.url, **{"questions.max_tokens": 10})), tmp_path)
+        run.run(smoke_run.config(**settings(server.url, **{"questions.max_tokens": 10})), tmp_path)
     assert not server.asked
 
 
@@ -76,13 +76,13 @@ def test_a_budget_that_is_used_up_can_be_raised(tmp_path, server):
     few = settings(server.url, **{"questions.splits": "train", "questions.rounds": 9, "questions.keep": 9})
     estimated = {"questions.max_tokens": 1}
     with pytest.raises(ValueError, match="is estimated to take") as refused:
-        question_run.run(smoke_run.config(**few | estimated), tmp_path)
+        run.run(smoke_run.config(**few | estimated), tmp_path)
     tokens = int(re.search(r"to take ([\d,]+) tokens", str(refused.value))[1].replace(",", ""))
     with pytest.raises(BudgetError, match="is used up"):
-        question_run.run(smoke_run.config(**few | {"questions.max_tokens": tokens}), tmp_path)
+        run.run(smoke_run.config(**few | {"questions.max_tokens": tokens}), tmp_path)
     asked = server.asked.total()
     assert asked > 0 and not (tmp_path / "questions" / "train.jsonl").exists()
-    question_run.run(smoke_run.config(**few | {"questions.max_tokens": 100 * tokens}), tmp_path)
+    run.run(smoke_run.config(**few | {"questions.max_tokens": 100 * tokens}), tmp_path)
     assert len(read(tmp_path, "train")) == 3 and server.asked.total() > asked
 
 
@@ -103,7 +103,7 @@ def test_the_command(tmp_path, server):
 def test_the_frozen_model_may_do_both(tmp_path):
     changes = {"data.num_train": 2, "data.num_test": 2, "questions.proposal_tokens": 12, "questions.answer_tokens": 4}
     changes |= {"questions.splits": "test", "questions.rounds": 1, "questions.proposals": 5}
-    lines = question_run.run(smoke_run.config(**changes), tmp_path)
+    lines = run.run(smoke_run.config(**changes), tmp_path)
     # Random weights propose nothing that is a question.
     assert lines[0].startswith("test") and " 0 questions kept" in lines[0]
     assert len(read(tmp_path, "test")) == 2 and not (tmp_path / "questions" / "train.jsonl").exists()
@@ -119,5 +119,5 @@ def test_the_frozen_model_may_do_both(tmp_path):
 )
 def test_settings_that_cannot_be(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        question_run.run(smoke_run.config(**changes), tmp_path)
+        run.run(smoke_run.config(**changes), tmp_path)
     assert not (tmp_path / "questions").exists()

@@ -11,7 +11,7 @@ import programs
 import pytest
 import smoke_run
 
-from finemem_jax import build as assembly
+from finemem_jax import build
 from finemem_jax.clients import language_models
 from finemem_jax.reading import answering
 from finemem_jax.reading.reader import Query
@@ -34,7 +34,7 @@ def config(**changes):
 
 @contextlib.contextmanager
 def built(workdir=None, **changes):
-    parts = assembly.build(config(**changes), workdir)
+    parts = build.build(config(**changes), workdir)
     with contextlib.closing(parts.answering):
         yield parts
 
@@ -46,30 +46,34 @@ def built(workdir=None, **changes):
 
 def test_the_frozen_model():
     with built() as parts:
-        assert parts.answering.models.has_sampler and parts.likely is None and parts.judge is None
-        assert parts.mark is not None
-        assert len(workers.work(parts.answer, [Query("Where?", ("Here.",))])) == 1
+        assert parts.answering.models.has_sampler and parts.likelihood_scorer is None and parts.content_judge is None
+        assert parts.answer_judge is not None
+        assert len(workers.run_all(parts.answer, [Query("Where?", ("Here.",))])) == 1
         assert parts.answering.take_stats().requests == 1 and parts.answering.take_stats().requests == 0
 
 
 def test_the_evidence_alone():
     with built(**{"reader.kind": "evidence"}) as parts:
-        assert not parts.answering.models.has_sampler and parts.mark is None and parts.answering.take_metrics() == {}
-        assert workers.work(parts.answer, [Query("Where?", ("Here.",))]) == ["Here."]
+        assert (
+            not parts.answering.models.has_sampler
+            and parts.answer_judge is None
+            and parts.answering.take_metrics() == {}
+        )
+        assert workers.run_all(parts.answer, [Query("Where?", ("Here.",))]) == ["Here."]
         # It needs no weights, so nothing of it is compiled.
         parts.answering.warm_up(8, 64, lambda line: pytest.fail(line))
     with pytest.raises(ValueError, match="'mem_alpha' needs a judge of contents.*judge.kind"):
-        assembly.build(config(**{"reader.kind": "evidence", "credit.rule": "mem_alpha"}))
+        build.build(config(**{"reader.kind": "evidence", "credit.rule": "mem_alpha"}))
     with built(**{"reader.kind": "evidence", "credit.rule": "mem_alpha", "judge.kind": "model"}) as parts:
-        assert parts.judge is not None and parts.mark is not None and parts.answering.models.has_sampler
+        assert parts.content_judge is not None and parts.answer_judge is not None and parts.answering.models.has_sampler
 
 
 def test_servers_for_all(monkeypatch):
     with FaultServer() as server, built(**servers(server.url) | {"credit.rule": "mem_alpha"}) as parts:
         assert not parts.answering.models.has_sampler
-        (answer,) = workers.work(parts.answer, [Query("Where?", ("Here.",))])
+        (answer,) = workers.run_all(parts.answer, [Query("Where?", ("Here.",))])
         assert answer == reply_to("Notes:\n- Here.\nQuestion: Where?").strip()
-        workers.work(parts.judge, [assembly.Operation(assembly.Action.INSERT, "x")])
+        workers.run_all(parts.content_judge, [build.Operation(build.Action.INSERT, "x")])
         # The judge is asked three times, and comes to no verdict.
         metrics = parts.answering.take_metrics()
         assert metrics["reader/servers_answered"] == 4 and metrics["judge/retried"] == 2
@@ -82,7 +86,7 @@ def test_a_judge_of_its_own():
     with FaultServer() as one, FaultServer() as other:
         with built(**servers(one.url) | servers(other.url, name="judge", **{"endpoint.model": "j"})) as parts:
             question = dataclasses.replace(QUESTION, metric="judge")
-            workers.work(parts.mark, [answering.judges.Judged(question, "a")])
+            workers.run_all(parts.answer_judge, [answering.judges.JudgedAnswer(question, "a")])
             assert not one.bodies and {body["model"] for body in other.bodies} == {"j"}
 
 
@@ -91,8 +95,8 @@ QUESTION = answering.judges.Question("Where?", ("Oslo",))
 
 def test_likelihoods_need_the_model():
     with FaultServer() as server, built(**servers(server.url) | {"likelihood.chunk_share": 0.5}) as parts:
-        claim = answering.reader.claim(QUESTION, ("Ana lives in Oslo.",))
-        (found,) = workers.work(parts.likely, [claim])
+        claim = answering.reader.likelihood_query(QUESTION, ("Ana lives in Oslo.",))
+        (found,) = workers.run_all(parts.likelihood_scorer, [claim])
         assert 0 < found.value < 1
         assert parts.answering.take_metrics()["likelihood/claims"] == 1
 
@@ -100,11 +104,13 @@ def test_likelihoods_need_the_model():
 def test_prompts_are_replaced():
     changes = {"prompts.reader": "READ!", "prompts.manager": "MANAGE!", "prompts.answer_judge": "JUDGE!"}
     with FaultServer() as server, built(**servers(server.url) | changes) as parts:
-        workers.work(parts.answer, [Query("Where?", ())])
-        workers.work(parts.mark, [answering.judges.Judged(dataclasses.replace(QUESTION, metric="judge"), "a")])
+        workers.run_all(parts.answer, [Query("Where?", ())])
+        workers.run_all(
+            parts.answer_judge, [answering.judges.JudgedAnswer(dataclasses.replace(QUESTION, metric="judge"), "a")]
+        )
         systems = [body["messages"][0]["content"] for body in server.bodies]
         assert systems[0] == "READ!" and set(systems[1:]) == {"JUDGE!"}
-        ids = parts.environment.observe(assembly.Chunk("x"), assembly.Memory()).ids
+        ids = parts.environment.observe(build.Chunk("x"), build.Memory()).ids
         assert "MANAGE!" in parts.tokenizer.decode(ids)
 
 
@@ -118,7 +124,7 @@ def test_prompts_are_replaced():
 )
 def test_servers_that_cannot_be(url, message):
     with pytest.raises(ValueError, match=message) as caught:
-        assembly.build(config(**servers(url)))
+        build.build(config(**servers(url)))
     assert KEY not in str(caught.value)
 
 
@@ -170,34 +176,34 @@ def test_what_was_asked_in_another_run_is_not_asked_again(tmp_path, on_servers):
     with FaultServer() as server:
         changes = servers(server.url) if on_servers else {}
         with built(tmp_path, **changes) as parts:
-            first = workers.work(parts.answer, queries)
+            first = workers.run_all(parts.answer, queries)
             assert parts.answering.take_metrics()["answers/on_file_fraction"] == 0
         assert (tmp_path / "answers.sqlite").exists()
         with built(tmp_path / "other", **changes | {"answers.file": str(tmp_path / "answers.sqlite")}) as parts:
-            assert workers.work(parts.answer, queries) == first
+            assert workers.run_all(parts.answer, queries) == first
             assert parts.answering.take_metrics()["answers/on_file_fraction"] == 1
             assert parts.answering.take_stats().requests == 0
         assert server.asked.total() == 5 * on_servers
         # Another model, another answer.
         other = servers(server.url, **{"endpoint.model": "other"}) if on_servers else {"seed": 1}
         with built(tmp_path, **other) as parts:
-            workers.work(parts.answer, queries)
+            workers.run_all(parts.answer, queries)
             assert parts.answering.take_metrics()["answers/on_file_fraction"] == 0
         with built(tmp_path, **changes | {"answers.file": ""}) as parts:
-            workers.work(parts.answer, queries)
+            workers.run_all(parts.answer, queries)
             assert "answers/on_file_fraction" not in parts.answering.take_metrics()
 
 
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "answers.sqlite").write_text("text " * 1000)
     with pytest.raises(ValueError, match="no file of answers"):
-        assembly.build(config(), tmp_path)
+        build.build(config(), tmp_path)
 
 
 def test_models_have_names_of_their_own():
-    parts = assembly.build(config())
+    parts = build.build(config())
     name = language_models.local_name(config(), parts.params)
-    assert name == language_models.local_name(config(), assembly.build(config()).params)
+    assert name == language_models.local_name(config(), build.build(config()).params)
     assert name != language_models.local_name(config(**{"sampler.int8": True}), parts.params)
     # Every bit counts, and where it stands.
     changed = jax.tree.map(lambda x: x, parts.params)

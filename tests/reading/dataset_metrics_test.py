@@ -4,8 +4,7 @@ import fnmatch
 
 import pytest
 
-from finemem_jax.reading import dataset_metrics as source_rules
-from finemem_jax.reading import scoring
+from finemem_jax.reading import dataset_metrics, scoring
 
 # Published names: ours, published, published in training.
 NAMES = {
@@ -35,27 +34,27 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_metric_of(name):
-    got = tuple(source_rules.metric_of(name, rules) for rules in ("ours", "published", "published_training"))
+    got = tuple(dataset_metrics.metric_of(name, rules) for rules in ("ours", "published", "published_training"))
     assert got == NAMES[name]
 
 
 def test_each_name_fits_one_row_and_each_row_has_a_name():
-    fitting = [[pattern for pattern in source_rules.SOURCES if fnmatch.fnmatchcase(name, pattern)] for name in NAMES]
+    fitting = [[pattern for pattern in dataset_metrics.SOURCES if fnmatch.fnmatchcase(name, pattern)] for name in NAMES]
     assert all(len(patterns) == 1 for patterns in fitting)
-    assert {pattern for (pattern,) in fitting} == set(source_rules.SOURCES)
+    assert {pattern for (pattern,) in fitting} == set(dataset_metrics.SOURCES)
 
 
 def test_rows_name_metrics_that_exist():
-    named = {metric for rule in source_rules.SOURCES.values() for metric in vars(rule).values()}
+    named = {metric for rule in dataset_metrics.SOURCES.values() for metric in vars(rule).values()}
     assert named <= set(scoring.METRICS) | set(scoring.JUDGED)
 
 
 @pytest.mark.parametrize("name", ["recsys_redial_full", "ruler_niah_multikey_1", "squad2", "SQuAD", "", "article_1"])
 def test_unknown_sources(name):
     with pytest.raises(ValueError, match=rf"data source '{name}', only for squad, hotpotqa, .*detective_qa\*; set"):
-        source_rules.metric_of(name, "ours")
+        dataset_metrics.metric_of(name, "ours")
 
 
 def test_unknown_rules():
     with pytest.raises(ValueError, match="rules must be one of ours, published, published_training; got 'paper'"):
-        source_rules.metric_of("squad", "paper")
+        dataset_metrics.metric_of("squad", "paper")

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import build as assembly
+from finemem_jax import build
 from finemem_jax.models import decoder, presets
 from finemem_jax.models.tokenizer import ByteTokenizer, EncodedChat
 from finemem_jax.reading import likelihood, reader
 from finemem_jax.reading.likelihood import LEAST_LOG_PROB, Likelihoods
-from finemem_jax.reading.reader import Claim, Query, ReaderOptions
+from finemem_jax.reading.reader import LikelihoodQuery, Query, ReaderOptions
 from finemem_jax.runtime import compilation, workers
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Likelihood, Request
@@ -43,7 +43,7 @@ def make_sampler(params, end_ids=TOKENS.end_ids):
 
 
 def prompt(query):
-    return chat.encode(TOKENS, reader.chat(query, OPTIONS))
+    return chat.encode(TOKENS, reader.to_chat(query, OPTIONS))
 
 
 def likelihoods(params, together=256, most=1024, tokens=TOKENS, end_ids=TOKENS.end_ids, prompt=prompt):
@@ -74,7 +74,7 @@ GOLDS = ("Oslo", "14", '"Oslo"', "'s", "漢字", "é", "-3.5", "(a)", "🎉 x", 
 
 @pytest.mark.parametrize("gold", GOLDS)
 def test_of_one_gold(params, gold):
-    ((_, found),) = collected(likelihoods(params), [Claim(QUERY, (gold,))])
+    ((_, found),) = collected(likelihoods(params), [LikelihoodQuery(QUERY, (gold,))])
     total, count = by_hand(params, QUERY, gold)
     assert found.log_prob == pytest.approx(total / count, abs=1e-4)
     assert found.value == pytest.approx(math.exp(total / count), rel=1e-3) and found.closed is None
@@ -91,7 +91,7 @@ def collected(worker, claims):
 
 def test_several_golds_share_a_prompt_and_do_not_see_each_other(params):
     worker = likelihoods(params)
-    ((_, found),) = collected(worker, [Claim(QUERY, GOLDS)])
+    ((_, found),) = collected(worker, [LikelihoodQuery(QUERY, GOLDS)])
     each = [total / count for total, count in (by_hand(params, QUERY, gold) for gold in GOLDS)]
     assert found.log_prob == pytest.approx(max(each), abs=1e-4)
     assert len(set(each)) == len(GOLDS)
@@ -104,7 +104,11 @@ def test_a_closed_set(params):
     choices = ("1", "2", "30", "17")
     totals = {text: by_hand(params, QUERY, text)[0] for text in (*choices, "5")}
     of = {gold: math.exp(totals[gold]) / sum(math.exp(totals[c]) for c in choices) for gold in choices}
-    claims = [Claim(QUERY, ("17",), choices), Claim(QUERY, (" 1 ", "30"), choices), Claim(QUERY, ("5",), choices)]
+    claims = [
+        LikelihoodQuery(QUERY, ("17",), choices),
+        LikelihoodQuery(QUERY, (" 1 ", "30"), choices),
+        LikelihoodQuery(QUERY, ("5",), choices),
+    ]
     (_, one), (_, two), (_, other) = collected(likelihoods(params), claims)
     assert one.closed == pytest.approx(of["17"], rel=1e-3) and one.value == one.closed
     assert two.closed == pytest.approx(of["1"] + of["30"], rel=1e-3)
@@ -115,7 +119,11 @@ def test_a_closed_set(params):
 
 
 def test_blank_golds_are_matched_by_nothing(params):
-    claims = [Claim(QUERY, ("  ", "")), Claim(QUERY, ("",), ("a", "b")), Claim(QUERY, ("", "Oslo"))]
+    claims = [
+        LikelihoodQuery(QUERY, ("  ", "")),
+        LikelihoodQuery(QUERY, ("",), ("a", "b")),
+        LikelihoodQuery(QUERY, ("", "Oslo")),
+    ]
     (_, open_), (_, closed), (_, some) = collected(likelihoods(params), claims)
     assert open_ == Likelihood(LEAST_LOG_PROB, False) and open_.value < 1e-40
     assert closed == Likelihood(LEAST_LOG_PROB, False, 0.0) and closed.value == 0
@@ -158,21 +166,23 @@ def test_greedy_is_what_greedy_decoding_gives(params):
         golds.append(tuple(word for word in words if word not in ends) or (5,))
     expected = [answer[:-1] == gold and answer[-1] in ends for answer, gold in zip(answers, golds, strict=True)]
     worker = likelihoods(params, tokens=Numbers(), end_ids=ends, prompt=lambda query: prompts[query.question])
-    claims = [Claim(Query(f"q{i}", ()), (" ".join(map(str, gold)),)) for i, gold in enumerate(golds)]
-    assert [found.greedy for found in workers.work(worker, claims)] == expected
+    claims = [LikelihoodQuery(Query(f"q{i}", ()), (" ".join(map(str, gold)),)) for i, gold in enumerate(golds)]
+    assert [found.greedy for found in workers.run_all(worker, claims)] == expected
     assert 60 < sum(expected) < 440
 
 
 def test_company_and_order_do_not_matter(params):
     rng = random.Random(1)
     claims = [
-        Claim(Query("x" * rng.randrange(60), ("e" * rng.randrange(90),) * rng.randrange(3)), (rng.choice(GOLDS),))
+        LikelihoodQuery(
+            Query("x" * rng.randrange(60), ("e" * rng.randrange(90),) * rng.randrange(3)), (rng.choice(GOLDS),)
+        )
         for _ in range(40)
     ]
-    together = workers.work(likelihoods(params), claims)
-    alone = [workers.work(likelihoods(params, together=1), [claim])[0] for claim in claims[:6]]
+    together = workers.run_all(likelihoods(params), claims)
+    alone = [workers.run_all(likelihoods(params, together=1), [claim])[0] for claim in claims[:6]]
     shuffled = rng.sample(range(40), 40)
-    again = workers.work(likelihoods(params), [claims[i] for i in shuffled])
+    again = workers.run_all(likelihoods(params), [claims[i] for i in shuffled])
     for got, expected in ((alone, together[:6]), (again, [together[i] for i in shuffled])):
         np.testing.assert_allclose([x.log_prob for x in got], [x.log_prob for x in expected], rtol=0, atol=1e-4)
         assert [x.greedy for x in got] == [x.greedy for x in expected]
@@ -181,35 +191,35 @@ def test_company_and_order_do_not_matter(params):
 def test_equal_claims_are_computed_once(params):
     worker = likelihoods(params)
     remembering = worker.once()
-    null = Claim(Query("Where does Ana live?", ()), ("Oslo",))
-    assert len(set(workers.work(remembering, [null, Claim(QUERY, ("Oslo",)), null]))) == 2
-    workers.work(remembering, [null])
+    null = LikelihoodQuery(Query("Where does Ana live?", ()), ("Oslo",))
+    assert len(set(workers.run_all(remembering, [null, LikelihoodQuery(QUERY, ("Oslo",)), null]))) == 2
+    workers.run_all(remembering, [null])
     assert worker.take_stats().claims == 2 and worker.take_stats().claims == 0
 
 
 def test_nothing_is_computed_for_who_does_not_wait(params):
     worker = likelihoods(params)
-    tickets = [worker.submit(Claim(QUERY, (gold,))) for gold in ("a", "", "b")]
-    assert [ticket for ticket, _ in worker.collect(wait=False)] == tickets[1:2]
+    request_ids = [worker.submit(LikelihoodQuery(QUERY, (gold,))) for gold in ("a", "", "b")]
+    assert [request_id for request_id, _ in worker.collect(wait=False)] == request_ids[1:2]
     assert worker.collect(wait=False) == []
-    assert worker.cancel(tickets[0]) and not worker.cancel(tickets[0]) and not worker.cancel(tickets[1])
-    assert [ticket for ticket, _ in worker.collect()] == tickets[2:] and worker.collect() == []
+    assert worker.cancel(request_ids[0]) and not worker.cancel(request_ids[0]) and not worker.cancel(request_ids[1])
+    assert [request_id for request_id, _ in worker.collect()] == request_ids[2:] and worker.collect() == []
 
 
 def test_who_is_called_away_computes_nothing(params):
     worker = likelihoods(params)
-    ticket = worker.submit(Claim(QUERY, ("a",)))
-    worker.between = lambda: True
+    request_id = worker.submit(LikelihoodQuery(QUERY, ("a",)))
+    worker.poll = lambda: True
     assert worker.collect() == [] and not worker.stats.tokens
-    worker.between = lambda: None
-    assert [done for done, _ in worker.collect()] == [ticket]
+    worker.poll = lambda: None
+    assert [done for done, _ in worker.collect()] == [request_id]
 
 
 def test_what_the_model_cannot_take(params):
     worker = likelihoods(params, most=len(prompt(QUERY).ids) + 4)
-    worker.submit(Claim(QUERY, ("Oslo",)))
+    worker.submit(LikelihoodQuery(QUERY, ("Oslo",)))
     with pytest.raises(ValueError, match=r"'Where does Ana live\?'.*lower memory.top_k"):
-        worker.submit(Claim(QUERY, ("Oslos",)))
+        worker.submit(LikelihoodQuery(QUERY, ("Oslos",)))
 
 
 def test_nothing_is_compiled_after_the_warm_up(params):
@@ -219,7 +229,7 @@ def test_nothing_is_compiled_after_the_warm_up(params):
     before = compilation.counts().programs
     rng = random.Random(0)
     queries = [Query("q" * rng.randrange(60), ("e" * rng.randrange(60),)) for _ in range(30)]
-    workers.work(worker, [Claim(query, ("Oslo", "Bergen")) for query in queries])
+    workers.run_all(worker, [LikelihoodQuery(query, ("Oslo", "Bergen")) for query in queries])
     assert compilation.counts().programs == before
 
 
@@ -235,20 +245,20 @@ def test_the_real_model_and_its_tokenizer():
     """SmolLM2: greedy match is what greedy decoding writes, and golds keep their own tokens, however they begin."""
     settings = smollm2_135m.get_config()
     settings.reader.temperature, settings.likelihood.chunk_share = 0.0, 0.5
-    parts = assembly.build(settings)
+    parts = build.build(settings)
     streams = input_pipeline.streams(settings, "train", parts.environment)
     asked = [q for i in range(24) for chunk in streams[i].chunks for q in chunk.questions][:40]
     texts = [tuple(streams[i // 2].chunks[0].text.split("\n")[:2]) for i in range(len(asked))]
     queries = [Query(question.text, evidence) for question, evidence in zip(asked, texts, strict=True)]
-    answers = workers.work(parts.answer, queries)
-    claims = [Claim(query, (answer,)) for query, answer in zip(queries, answers, strict=True)]
-    wrong = [Claim(query, (f"{answer}!",)) for query, answer in zip(queries, answers, strict=True)]
+    answers = workers.run_all(parts.answer, queries)
+    claims = [LikelihoodQuery(query, (answer,)) for query, answer in zip(queries, answers, strict=True)]
+    wrong = [LikelihoodQuery(query, (f"{answer}!",)) for query, answer in zip(queries, answers, strict=True)]
     written = [parts.tokenizer.encode(answer) for answer in answers]
     # One that was cut off would have gone on; of the others, greedy decoding wrote just this.
     ended = [len(ids) < settings.reader.max_new_tokens for ids in written]
-    greedy = [found.greedy for found in workers.work(parts.likely, claims)]
+    greedy = [found.greedy for found in workers.run_all(parts.likelihood_scorer, claims)]
     assert sum(ended) > 15 and [g for g, e in zip(greedy, ended, strict=True) if e] == [True] * sum(ended)
-    assert not any(found.greedy for found in workers.work(parts.likely, wrong))
+    assert not any(found.greedy for found in workers.run_all(parts.likelihood_scorer, wrong))
     model, tokens = parts.model, parts.tokenizer
     for gold in GOLDS:
         prompt_ids, ids = parts.answering.prompt(queries[0]).ids, tokens.encode(gold)
@@ -259,5 +269,5 @@ def test_the_real_model_and_its_tokenizer():
         log_probs = np.asarray(jax.nn.log_softmax(logits.astype(np.float64)))
         end = np.log(np.exp(log_probs[-1, list(tokens.end_ids)]).sum())
         mean = (sum(log_probs[i, token] for i, token in enumerate(ids)) + end) / (len(ids) + 1)
-        (found,) = workers.work(parts.likely, [Claim(queries[0], (gold,))])
+        (found,) = workers.run_all(parts.likelihood_scorer, [LikelihoodQuery(queries[0], (gold,))])
         assert found.log_prob == pytest.approx(mean, abs=2e-3), gold

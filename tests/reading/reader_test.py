@@ -5,7 +5,7 @@ import pytest
 from finemem_jax.clients import chat
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.reading import reader
-from finemem_jax.reading.reader import Claim, Query, ReaderOptions
+from finemem_jax.reading.reader import LikelihoodQuery, Query, ReaderOptions
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Batched
 from finemem_jax.types import Chat, Completion, Message, Question, Refusal, random_key
@@ -17,7 +17,7 @@ OPTIONS = ReaderOptions(max_new_tokens=9, temperature=0.1, num_examples=0)
 def ask(generate, queries, **settings):
     """What a language model that is this function of chats answers."""
     options = ReaderOptions(**{"max_new_tokens": 9, "temperature": 0.1, "num_examples": 0} | settings)
-    return workers.work(reader.language_model(Batched(generate), options), queries)
+    return workers.run_all(reader.language_model(Batched(generate), options), queries)
 
 
 def sampled(generate, seed=0):
@@ -39,8 +39,8 @@ def test_equal_queries_are_asked_once():
     first, second = Query("q", ("x", "y")), Query("q", ("y", "x"))
     model = reader.language_model(Batched(generate), OPTIONS)
     # The order of evidence makes another query.
-    assert workers.work(model, [first, second, first]) == ["2", "3", "2"]
-    assert workers.work(model, [second, first]) == ["3", "2"]
+    assert workers.run_all(model, [first, second, first]) == ["2", "3", "2"]
+    assert workers.run_all(model, [second, first]) == ["3", "2"]
     assert len(asked) == 2
 
 
@@ -77,7 +77,7 @@ def test_a_sampler_is_a_language_model():
     messages = (Message("system", ("Be brief.",)), Message("user", ("Notes. ", "Where?")))
     chats = [Chat(messages, 5, 0.3, seed) for seed in (0, 1)] + [Chat(messages[1:], 5)]
     # White space and the end token go; a cut answer and an empty one are still answers.
-    assert workers.work(sampled(generate, seed=7), chats) == ["Oslo", "cut o", ""]
+    assert workers.run_all(sampled(generate, seed=7), chats) == ["Oslo", "cut o", ""]
     assert TOKENS.decode(seen[0].prompt_ids).endswith("Notes. Where?<|end|><|start|>a:")
     assert (seen[0].max_new_tokens, seen[0].temperature, len(seen[0].cuts)) == (5, 0.3, 3)
     # The key is the prompt itself, so that the same question is answered alike whoever asks, but not with another seed.
@@ -88,7 +88,7 @@ def test_a_sampler_is_a_language_model():
 def test_a_refusal_is_an_error():
     model = sampled(lambda requests: [Refusal("Too long.")])
     with pytest.raises(ValueError, match="Too long. Or lower memory.top_k"):
-        workers.work(model, [Chat((Message("user", ("x",)),), 5)])
+        workers.run_all(model, [Chat((Message("user", ("x",)),), 5)])
 
 
 def test_what_a_question_holds_stays_text():
@@ -98,7 +98,7 @@ def test_what_a_question_holds_stays_text():
         return [completion(())]
 
     query = Query("<|end|><|start|>a:", ("<|end|>",))
-    assert workers.work(reader.language_model(sampled(generate), OPTIONS), [query]) == [""]
+    assert workers.run_all(reader.language_model(sampled(generate), OPTIONS), [query]) == [""]
 
 
 def test_the_evidence_reader_answers_with_what_was_retrieved():
@@ -124,8 +124,8 @@ def test_a_citing_reader_is_asked_to_cite():
 
 def test_a_question_that_asks_for_a_box():
     asked = Question("Which label? Answer with \\boxed{label}.", ("3",), choices=("3", "4"))
-    assert reader.claim(asked, ("a",)) == Claim(
+    assert reader.likelihood_query(asked, ("a",)) == LikelihoodQuery(
         Query(asked.text, ("a",)), ("\\boxed{3}",), ("\\boxed{3}", "\\boxed{4}")
     )
     plain = Question("Which label?", ("3",), choices=("3", "4"))
-    assert reader.claim(plain, ()) == Claim(Query("Which label?", ()), ("3",), ("3", "4"))
+    assert reader.likelihood_query(plain, ()) == LikelihoodQuery(Query("Which label?", ()), ("3",), ("3", "4"))

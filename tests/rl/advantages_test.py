@@ -8,14 +8,13 @@ import pytest
 import ragged
 from ragged import Asked, Evidence, Rollout
 
-from finemem_jax.rl import advantages
-from finemem_jax.rl import credit_rules as rules
-from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl import advantages, credit_rules
+from finemem_jax.rl.credit_rules import CreditConfig, Variant
 from finemem_jax.rl.grpo import Normaliser
 
 GROUP = 3
-PAPER, PLAIN = Settings(), Normaliser()
-OTHER = Settings(0.3, 2.0, 0.7, -0.1, 0.4, 0.2, 0.05, 0.5, 0.2, 3.0, -4.0)
+PAPER, PLAIN = CreditConfig(), Normaliser()
+OTHER = CreditConfig(0.3, 2.0, 0.7, -0.1, 0.4, 0.2, 0.05, 0.5, 0.2, 3.0, -4.0)
 CAREFUL = Normaliser(ddof=0, epsilon=0.01, std_floor=0.3)
 # All that comparing knows of a rule is its group, whether it credits rollouts apart, and whether it weighs types.
 KINDS = ["full", "mem_alpha", "hindsight", "type_weight"]
@@ -23,7 +22,7 @@ KINDS = ["full", "mem_alpha", "hindsight", "type_weight"]
 
 def channels_of(inputs, settings, rule):
     # Without the choices that only matter when rollouts are compared: each would be compiled again.
-    return ragged.float64(rules.step_rewards, inputs, settings, Variant(rule=rule))[1]
+    return ragged.float64(credit_rules.step_rewards, inputs, settings, Variant(rule=rule))[1]
 
 
 def compared(inputs, settings=PAPER, normaliser=PLAIN, **variant):
@@ -115,7 +114,7 @@ def slow_factors(rollout, t, settings):
 
 def slow_stream(group, rule, settings, normaliser, per_operation=False, channels=False, factor_on="advantage"):
     """{(g, t): (A of the step, [A of each operation], [unclipped factor of each], alive)}."""
-    used = rules.RULES[rule]
+    used = credit_rules.RULES[rule]
     if channels:
         # One part at a time: rewards in which nothing else counts.
         nothing = settings._replace(**{name: 0.0 for name in settings._fields if name.endswith("_weight")})
@@ -249,7 +248,7 @@ def test_operations_average_to_their_step(inputs):
 def test_a_constant_for_every_rollout_changes_nothing(inputs, rule):
     # Compression adds the same to every rollout's reward here: all keep as much.
     alike = inputs._replace(memory_tokens=np.full_like(inputs.memory_tokens, 50))
-    a, b = (compared(alike, Settings(compression_weight=weight), rule=rule) for weight in (0.0, 3.0))
+    a, b = (compared(alike, CreditConfig(compression_weight=weight), rule=rule) for weight in (0.0, 3.0))
     np.testing.assert_allclose(a.step, b.step, rtol=0, atol=1e-7)
 
 
@@ -308,7 +307,7 @@ def test_channels_are_standardised_before_they_are_weighed():
         Rollout((valid,), ((),), memory_tokens=tokens, stream_tokens=100)
         for valid, tokens in [((False, False), 10), ((False, True), 20), ((True, True), 30)]
     ]
-    settings = Settings(compression_weight=1.0)
+    settings = CreditConfig(compression_weight=1.0)
     x = ragged.padded([rollouts])
     np.testing.assert_allclose(compared(x, settings, standardize_channels=True).step[0, :, 0], 0, atol=1e-5)
     assert compared(x, settings).step[0, 2, 0] > 0.9
@@ -317,8 +316,8 @@ def test_channels_are_standardised_before_they_are_weighed():
 @pytest.mark.parametrize(
     ("rule", "settings"),
     [
-        ("outcome", Settings(compression_weight=0.0)),  # The rule leaves the chunk reward out.
-        ("full", Settings(compression_weight=0.0, chunk_weight=0.0)),
+        ("outcome", CreditConfig(compression_weight=0.0)),  # The rule leaves the chunk reward out.
+        ("full", CreditConfig(compression_weight=0.0, chunk_weight=0.0)),
     ],
 )
 def test_a_group_lives_by_what_counts(rule, settings):
@@ -338,14 +337,14 @@ def test_a_group_lives_by_what_counts(rule, settings):
 def test_hindsight_lives_by_its_weight():
     rollouts = [Rollout(((True,),), ((),), (Asked(score, gold=(0,)),)) for score in (0.0, 1.0)]
     for weight in (0.0, 1.0):
-        got = compared(ragged.padded([rollouts]), Settings(global_weight=weight), rule="hindsight")
+        got = compared(ragged.padded([rollouts]), CreditConfig(global_weight=weight), rule="hindsight")
         assert got.step.any() == got.alive.any() == bool(weight)
 
 
 def test_std_floor_and_no_std_by_hand():
     # Rewards 1, 0.9, 0.8 from compression alone: std 0.1. With a floor of 0.5: ±0.1/0.5. Without: ±0.1.
     rollouts = [Rollout(((),), ((),), memory_tokens=tokens, stream_tokens=100) for tokens in (0, 10, 20)]
-    settings, x = Settings(compression_weight=1.0), ragged.padded([rollouts])
+    settings, x = CreditConfig(compression_weight=1.0), ragged.padded([rollouts])
     floor = compared(x, settings, Normaliser(std_floor=0.5)).step[0, :, 0]
     np.testing.assert_allclose(floor, [0.2, 0, -0.2], atol=1e-5)
     none = compared(x, settings, Normaliser(scale="none")).step[0, :, 0]

@@ -8,19 +8,19 @@ import pytest
 import ragged
 from ragged import Asked, Evidence, Rollout
 
-from finemem_jax.config import checks as config_checks
-from finemem_jax.rl import credit_rules as rules
-from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.config import checks
+from finemem_jax.rl import credit_rules
+from finemem_jax.rl.credit_rules import CreditConfig, Variant
 
 GROUP = 3
-PAPER = Settings()
-OTHER = Settings(0.3, 2.0, 0.7, -0.1, 0.4, 0.2, 0.05, 0.5, 0.2, 3.0, -4.0)
-CREDITING = [name for name, rule in rules.RULES.items() if rule.attribute]
-CONSERVING = [name for name, rule in rules.RULES.items() if rule.sums_to == "r_global"]
+PAPER = CreditConfig()
+OTHER = CreditConfig(0.3, 2.0, 0.7, -0.1, 0.4, 0.2, 0.05, 0.5, 0.2, 3.0, -4.0)
+CREDITING = [name for name, rule in credit_rules.RULES.items() if rule.attribute]
+CONSERVING = [name for name, rule in credit_rules.RULES.items() if rule.sums_to == "r_global"]
 
 
 def earned(inputs, settings=PAPER, **variant):
-    return ragged.float64(rules.step_rewards, inputs, settings, Variant(**variant))[0]
+    return ragged.float64(credit_rules.step_rewards, inputs, settings, Variant(**variant))[0]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def test_step_rewards_by_hand():
     assert got.operation_credit[0, 0, 3:].max() == 0
 
 
-@pytest.mark.parametrize("settings", [Settings(), OTHER], ids=["paper", "other"])
+@pytest.mark.parametrize("settings", [CreditConfig(), OTHER], ids=["paper", "other"])
 @pytest.mark.parametrize("rule", CREDITING)
 def test_agrees_with_a_slow_loop(groups, inputs, rule, settings):
     got = earned(inputs, settings, rule=rule)
-    used = rules.RULES[rule]
+    used = credit_rules.RULES[rule]
     slow = functools.partial(
         ragged.slow_parts, rule, settings=settings, chunk=used.chunk, content="content" in used.needs
     )
@@ -101,7 +101,7 @@ def test_variants_agree_with_a_slow_loop(groups, inputs, rule, variant, slow):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("rule", CONSERVING)
 def test_credit_is_conserved(groups, inputs, rule, beta):
-    got = earned(inputs, Settings(beta=beta), rule=rule)
+    got = earned(inputs, CreditConfig(beta=beta), rule=rule)
     outcome = [[ragged.mean(a.score for a in r.asked) for r in group] for group in groups]
     np.testing.assert_allclose(got.credit.sum(-1), outcome, rtol=0, atol=1e-12)
     np.testing.assert_allclose(got.contribution.sum(-1), outcome, rtol=0, atol=1e-12)
@@ -109,7 +109,7 @@ def test_credit_is_conserved(groups, inputs, rule, beta):
 
 
 def test_ablation_conserves_if_asked_to(groups, inputs):
-    got = earned(inputs, Settings(beta=1.0), rule="ablation", ablation_conserves=True)
+    got = earned(inputs, CreditConfig(beta=1.0), rule="ablation", ablation_conserves=True)
     np.testing.assert_allclose(got.credit.sum(-1), got.outcome, rtol=0, atol=1e-12)
 
 
@@ -123,7 +123,7 @@ def test_step_gain_sums_to_the_gain(groups, inputs):
 
 
 def test_shapley_sums_to_what_all_players_gain(groups, inputs):
-    got = earned(inputs, Settings(beta=1.0), rule="shapley")
+    got = earned(inputs, CreditConfig(beta=1.0), rule="shapley")
     for s, group in enumerate(groups):
         for g, rollout in enumerate(group):
             expected = ragged.mean(a.coalitions[-1] - a.coalitions[0] for a in rollout.asked)
@@ -137,14 +137,14 @@ def test_shapley_of_one_item_is_the_gain_of_its_step():
     )
     rollout = Rollout(((True,), (True,)), ((), ()), (asked,), empty=(0.2,), states=(((0.2,),), ((0.9,),)))
     x = ragged.padded([[rollout]])
-    shapley = earned(x, Settings(beta=1.0), rule="shapley").credit[0, 0]
+    shapley = earned(x, CreditConfig(beta=1.0), rule="shapley").credit[0, 0]
     np.testing.assert_allclose(shapley, [0, 0.7, 0, 0, 0], atol=1e-12)
     np.testing.assert_allclose(earned(x, rule="step_gain").credit[0, 0], shapley, atol=1e-12)
-    np.testing.assert_allclose(earned(x, Settings(beta=1.0), rule="ablation").credit[0, 0], shapley, atol=1e-12)
+    np.testing.assert_allclose(earned(x, CreditConfig(beta=1.0), rule="ablation").credit[0, 0], shapley, atol=1e-12)
 
 
 def test_evidence_without_beta_is_the_outcome(inputs):
-    a, b = earned(inputs, Settings(beta=0.0), rule="evidence"), earned(inputs, rule="outcome")
+    a, b = earned(inputs, CreditConfig(beta=0.0), rule="evidence"), earned(inputs, rule="outcome")
     np.testing.assert_array_equal(a.credit, b.credit)
 
 
@@ -160,14 +160,14 @@ def test_a_harmful_delete_is_charged():
     asked = Asked(0.0, players=(Evidence(0, 0), Evidence(1, 0)), coalitions=(0.0, 1.0, 0.0, 0.0))
     rollout = Rollout(((True,), (True,)), ((), ()), (asked,), empty=(0.0,), states=(((1.0,),), ((0.0,),)))
     x = ragged.padded([[rollout]])
-    np.testing.assert_allclose(earned(x, Settings(beta=1.0), rule="shapley").credit[0, 0, :2], [0.5, -0.5])
+    np.testing.assert_allclose(earned(x, CreditConfig(beta=1.0), rule="shapley").credit[0, 0, :2], [0.5, -0.5])
     np.testing.assert_allclose(earned(x, rule="step_gain").credit[0, 0, :2], [1, -1])
 
 
 @pytest.mark.parametrize("rule", ["full", "shapley", "hindsight"])
 def test_padding_changes_nothing(groups, inputs, rule):
     expected, got = (earned(x, rule=rule) for x in (ragged.padded(groups), inputs))
-    for name, a, b in zip(rules.Rewards._fields, got, expected, strict=True):
+    for name, a, b in zip(credit_rules.Rewards._fields, got, expected, strict=True):
         if a.ndim > 2:
             assert not a[:, :, ragged.STEPS :].any(), name
             a = a[:, :, : ragged.STEPS]
@@ -176,7 +176,7 @@ def test_padding_changes_nothing(groups, inputs, rule):
 
 def test_float32_is_the_default_and_agrees(groups):
     x = ragged.padded([[dataclasses.replace(r, stream_tokens=400) for r in group] for group in groups])
-    got, _ = rules.step_rewards(x, Settings(), Variant())
+    got, _ = credit_rules.step_rewards(x, CreditConfig(), Variant())
     assert {part.dtype for part in got} == {np.dtype(np.float32)}
     expected = earned(x)
     assert {part.dtype for part in expected} == {np.dtype(np.float64)}
@@ -193,12 +193,12 @@ def test_a_stream_without_questions_earns_no_credit():
 
 
 def test_the_config_knows_all_rules():
-    assert set(config_checks.RULE_NAMES) == set(rules.RULES)
+    assert set(checks.RULE_NAMES) == set(credit_rules.RULES)
 
 
 def test_unknown_rules_are_refused():
     with pytest.raises(ValueError, match="credit.rule must be one of outcome, chunk"):
-        rules.rule("Outcome")
+        credit_rules.rule("Outcome")
 
 
 def test_rules_differ_where_they_must(inputs):

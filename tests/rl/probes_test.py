@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from finemem_jax.memory import transition as memory_lib
+from finemem_jax.memory import transition
 from finemem_jax.memory.retrieval import Index
 from finemem_jax.rl import probes
 from finemem_jax.types import Action, Completion, Memory, Operation, Question, Step
@@ -22,7 +22,7 @@ def walk(*written):
     """The steps of a rollout that wrote these operations, one tuple a step."""
     memory, steps = Memory(), []
     for t, operations in enumerate(written):
-        memory, outcomes = memory_lib.apply(memory, operations, t)
+        memory, outcomes = transition.apply(memory, operations, t)
         steps.append(Step((), (), NOTHING, outcomes, memory))
     return steps
 

@@ -7,7 +7,7 @@ import pytest
 from small_trajectories import TOKENS, deleted, inserted, item, trajectory, updated
 
 from finemem_jax.rl import records, rewards
-from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl.credit_rules import CreditConfig, Variant
 from finemem_jax.rl.grpo import Normaliser
 from finemem_jax.types import (
     Action,
@@ -55,8 +55,8 @@ GROUP = [
 
 
 def judged(group, variant):
-    inputs = rewards.collect([group], lambda text: len(TOKENS.encode(text)))
-    return inputs, *rewards.judge(inputs, Settings(), variant, Normaliser())
+    inputs = rewards.to_arrays([group], lambda text: len(TOKENS.encode(text)))
+    return inputs, *rewards.compute(inputs, CreditConfig(), variant, Normaliser())
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import pytest
 import small_trajectories as small
 from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
-from finemem_jax.rl import credit_rules as rules
-from finemem_jax.rl import rewards
-from finemem_jax.rl.credit_rules import Settings, Variant
+from finemem_jax.rl import credit_rules, rewards
+from finemem_jax.rl.credit_rules import CreditConfig, Variant
 from finemem_jax.rl.grpo import Normaliser
 from finemem_jax.rl.rewards import Sizes
 from finemem_jax.types import Game, Likelihood, Probes
 
-PAPER = Settings(beta=0.5, global_weight=1.0, chunk_weight=0.5, compression_weight=0.05, format_weight=1.0)
+PAPER = CreditConfig(beta=0.5, global_weight=1.0, chunk_weight=0.5, compression_weight=0.05, format_weight=1.0)
 FULL = Variant("full")
 STANDARD = Normaliser()
 
@@ -34,8 +33,8 @@ GROUPS = [[GOOD_ROLLOUT, IDLE_ROLLOUT], [SKIPPED, dataclasses.replace(SKIPPED, r
 
 
 def judge(groups, settings=PAPER, variant=FULL, normaliser=STANDARD, kl=None):
-    inputs = rewards.collect(groups, len, kl, needs=rules.rule(variant.rule).needs)
-    return rewards.judge(inputs, settings, variant, normaliser)
+    inputs = rewards.to_arrays(groups, len, kl, needs=credit_rules.rule(variant.rule).needs)
+    return rewards.compute(inputs, settings, variant, normaliser)
 
 
 # --------------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ def judge(groups, settings=PAPER, variant=FULL, normaliser=STANDARD, kl=None):
 
 
 def test_collect_pads_to_the_longest():
-    got = rewards.collect(GROUPS, len)
+    got = rewards.to_arrays(GROUPS, len)
     np.testing.assert_array_equal(got.step_mask, [[[1, 1], [1, 1]], [[1, 0], [1, 0]]])
     np.testing.assert_array_equal(got.chunk_scores[0, 0], [[1.0, 0.0], [0.0, 0.0]])
     np.testing.assert_array_equal(got.chunk_mask[0, 0], [[True, True], [False, False]])
@@ -60,7 +59,7 @@ def test_collect_pads_to_the_longest():
 
 def test_slots_count_the_operations_of_all_steps():
     # Up to 4 operations a step: operation 1 of step 0 is slot 1, operation 0 of step 1 is slot 4.
-    got = rewards.collect(GROUPS, len)
+    got = rewards.to_arrays(GROUPS, len)
     np.testing.assert_array_equal(got.slot[0, 0], [[0, 1, 4], [0, 0, 0]])
     np.testing.assert_array_equal(got.is_evidence[0, 0], [[True, True, True], [False, False, False]])
     np.testing.assert_array_equal(got.chunk_slot[0, 0, 0], [[0, 0, 0], [0, 0, 0]])
@@ -68,20 +67,20 @@ def test_slots_count_the_operations_of_all_steps():
 
 
 def test_gold_steps():
-    got = rewards.collect(GROUPS, len)
+    got = rewards.to_arrays(GROUPS, len)
     np.testing.assert_array_equal(got.gold[0], [[[1, 0], [1, 1]], [[0, 0], [0, 0]]])
 
 
 def test_citations():
     asked = [answer(1.0, items((0, 0), (0, 1)), cited=(False, True)), answer(1.0, items((0, 0)), cited=(True,))]
-    got = rewards.collect([[trajectory([step([inserted(), inserted()])], asked)]], len)
+    got = rewards.to_arrays([[trajectory([step([inserted(), inserted()])], asked)]], len)
     np.testing.assert_array_equal(got.cited[0, 0], [[False, True], [True, False]])
 
 
 def test_types_and_actions_are_numbered():
     core, fact, event = (item(memory_type=name, item_id=i) for i, name in enumerate(("core", "semantic", "episodic")))
     outcomes = [inserted(memory_type="episodic"), deleted(fact), MALFORMED, small.updated(core, "x")]
-    got = rewards.collect([[trajectory([step(outcomes, [answer(1.0, [event, core])])])]], len)
+    got = rewards.to_arrays([[trajectory([step(outcomes, [answer(1.0, [event, core])])])]], len)
     # Types: flat, core, semantic, episodic. Actions as `episode.Action` lists them: INSERT, UPDATE, DELETE, SKIP.
     np.testing.assert_array_equal(got.operation_type[0, 0, 0], [3, 2, 0, 1])
     np.testing.assert_array_equal(got.operation_action[0, 0, 0], [0, 2, 0, 1])
@@ -91,7 +90,7 @@ def test_types_and_actions_are_numbered():
 def test_verdicts_of_the_content_judge():
     outcomes = [inserted(), inserted(), MALFORMED]
     rollout = trajectory([step(outcomes, verdicts=(True, False, None))])
-    got = rewards.collect([[rollout]], len)
+    got = rewards.to_arrays([[rollout]], len)
     np.testing.assert_array_equal(got.content[0, 0], [[1, 0, 0, 0]])
     np.testing.assert_array_equal(got.content_mask[0, 0], [[True, True, False, False]])
 
@@ -100,7 +99,7 @@ def test_likelihoods_of_the_chunks():
     both = [answer(1.0, items((0, 0)), likelihood=Likelihood(-1.0, False)), answer(0.0)]
     one = [answer(None, likelihood=Likelihood(-9.0, True, closed=0.25))]
     rollout = trajectory([step([inserted()], both), step(answers=one)], answers(1.0))
-    got = rewards.collect([[rollout, IDLE_ROLLOUT]], len)
+    got = rewards.to_arrays([[rollout, IDLE_ROLLOUT]], len)
     np.testing.assert_allclose(got.chunk_likelihoods[0, 0], [[np.exp(-1), 0], [0.25, 0]])
     np.testing.assert_array_equal(got.likelihood_mask[0, 0], [[True, False], [True, False]])
     assert not got.likelihood_mask[0, 1].any()
@@ -130,7 +129,7 @@ def test_the_chunk_reward_is_scores_and_likelihoods_in_parts(share):
 def test_an_answer_without_a_verdict_is_left_out():
     asked = [answer(1.0), answer(None), answer(0.0)]
     rollout = trajectory([step(answers=[answer(None), answer(1.0)]), step(answers=[answer(None)])], asked)
-    got = rewards.collect([[rollout]], len)
+    got = rewards.to_arrays([[rollout]], len)
     np.testing.assert_array_equal(got.question_mask[0, 0], [True, False, True])
     np.testing.assert_array_equal(got.chunk_mask[0, 0], [[False, True], [False, False]])
     earned, _ = judge([[rollout, rollout]])
@@ -143,14 +142,14 @@ def test_ablation_compares_like_with_like():
     asked, written = [answer(0.0, items((0, 0)))], [step([inserted()])]
     probes = Probes(full=(0.75,), without=((0.5,),))
     rollout = trajectory(written, asked, probes=probes)
-    got = rewards.collect([[rollout]], len)
+    got = rewards.to_arrays([[rollout]], len)
     np.testing.assert_array_equal(got.full[0, 0], [0.75])
     earned, _ = judge([[rollout, rollout]], PAPER._replace(beta=1.0), Variant("ablation"))
     np.testing.assert_allclose(earned.credit[0, 0], [0.25])
 
 
 def test_what_was_not_measured_is_absent():
-    got = rewards.collect(GROUPS, len)
+    got = rewards.to_arrays(GROUPS, len)
     absent = {name for name, value in got._asdict().items() if value is None}
     assert absent == {
         "cited", "content", "content_mask", "state_scores", "without", "subset_scores", "player_slot", "is_player",
@@ -167,7 +166,7 @@ def test_states_stand_in_the_slots_of_their_operations():
     )
     # Nothing written in step 0, and step 1 does not exist.
     second = trajectory([step()], answers(0.5), name="other", probes=Probes(empty=(0.5,), states=((),)))
-    got = rewards.collect([[first], [second]], len)
+    got = rewards.to_arrays([[first], [second]], len)
     np.testing.assert_array_equal(
         got.state_scores[0, 0], [[0.0, 0.25], [0.5, 0.25], [0.5, 0.25], [0.5, 0.75], [1.0, 1.0]]
     )
@@ -177,7 +176,7 @@ def test_states_stand_in_the_slots_of_their_operations():
 def test_scores_without_single_items():
     asked = [answer(1.0, items((0, 0), (0, 1))), answer(0.0), answer(1.0, items((0, 1)))]
     probes = Probes(without=((0.0, 1.0), (), (0.5,)))
-    got = rewards.collect([[trajectory([step([inserted(), inserted()])], asked, probes=probes)]], len)
+    got = rewards.to_arrays([[trajectory([step([inserted(), inserted()])], asked, probes=probes)]], len)
     np.testing.assert_array_equal(got.without[0, 0], [[0.0, 1.0], [0.0, 0.0], [0.5, 0.0]])
 
 
@@ -188,7 +187,7 @@ def test_games_of_fewer_players_repeat_their_scores():
         Game((), (0.5,)),
     )
     steps = [step([inserted(), inserted()]), step([inserted(), inserted()])]
-    got = rewards.collect([[trajectory(steps, answers(1.0, 1.0, 0.5), probes=Probes(games=games))]], len)
+    got = rewards.to_arrays([[trajectory(steps, answers(1.0, 1.0, 0.5), probes=Probes(games=games))]], len)
     np.testing.assert_array_equal(
         got.subset_scores[0, 0], [[0.0, 0.25, 0.5, 1.0], [0.0, 1.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5]]
     )
@@ -197,12 +196,12 @@ def test_games_of_fewer_players_repeat_their_scores():
 
 
 def test_divergence_from_the_starting_weights():
-    got = rewards.collect(GROUPS, len, kl=[[[0.5, -0.25], [1.0, 2.0]], [[3.0], [4.0]]])
+    got = rewards.to_arrays(GROUPS, len, kl=[[[0.5, -0.25], [1.0, 2.0]], [[3.0], [4.0]]])
     np.testing.assert_array_equal(got.kl, [[[0.5, -0.25], [1.0, 2.0]], [[3.0, 0.0], [4.0, 0.0]]])
 
 
 def test_without_any_question_or_operation_there_is_one_empty_slot():
-    got = rewards.collect([[trajectory([step()])]], len)
+    got = rewards.to_arrays([[trajectory([step()])]], len)
     assert got.scores.shape == (1, 1, 1)
     assert got.slot.shape == (1, 1, 1, 1)
     assert got.chunk_scores.shape == (1, 1, 1, 1)
@@ -212,20 +211,20 @@ def test_without_any_question_or_operation_there_is_one_empty_slot():
 
 def test_arrays_are_as_large_as_is_said_unless_more_comes():
     sizes = Sizes(steps=5, operations=4, chunk_questions=2, questions=3, evidence=3, tokens=7)
-    got = rewards.collect(GROUPS, len, sizes=sizes)
+    got = rewards.to_arrays(GROUPS, len, sizes=sizes)
     assert got.chunk_slot.shape[2:] == (5, 2, 3) and got.slot.shape[2:] == (3, 3) and got.written.shape[2:] == (5, 4)
     many = trajectory([step([MALFORMED] * 9)] * 11, answers(*[1.0] * 9))
-    got = rewards.collect([[many]], len, sizes=sizes)
+    got = rewards.to_arrays([[many]], len, sizes=sizes)
     assert got.written.shape[2:] == (12, 16) and got.scores.shape[2:] == (10,)
 
 
-@pytest.mark.parametrize("rule", list(rules.RULES))
+@pytest.mark.parametrize("rule", list(credit_rules.RULES))
 def test_larger_arrays_change_no_reward(rule):
     variant = Variant(rule=rule)
-    needs = rules.rule(rule).needs
+    needs = credit_rules.rule(rule).needs
     sizes = Sizes(steps=7, operations=8, chunk_questions=3, questions=5, evidence=4)
     (want, compared), (got, again) = (
-        rewards.judge(rewards.collect(GROUPS, len, None, some, needs), PAPER, variant, STANDARD)
+        rewards.compute(rewards.to_arrays(GROUPS, len, None, some, needs), PAPER, variant, STANDARD)
         for some in (Sizes(), sizes)
     )
     steps = want.total.shape[2]
@@ -235,11 +234,11 @@ def test_larger_arrays_change_no_reward(rule):
 
 def test_rounding_up_changes_no_reward():
     crowded = dataclasses.replace(IDLE_ROLLOUT, steps=(step([MALFORMED] * 9), step()))
-    inputs = rewards.collect([[GOOD_ROLLOUT, crowded]], len)
+    inputs = rewards.to_arrays([[GOOD_ROLLOUT, crowded]], len)
     assert inputs.written.shape == (1, 2, 2, 16)
     np.testing.assert_array_equal(inputs.slot[0, 0, 0], [0, 1, 16])
     alone, _ = judge([[GOOD_ROLLOUT, IDLE_ROLLOUT]])
-    beside, _ = rewards.judge(inputs, PAPER, FULL, STANDARD)
+    beside, _ = rewards.compute(inputs, PAPER, FULL, STANDARD)
     np.testing.assert_allclose(beside.total[0, 0], alone.total[0, 0], rtol=1e-12)
 
 
@@ -319,9 +318,9 @@ def test_divergence_is_subtracted():
 
 def test_a_blank_stream_does_not_divide_by_zero():
     blank = trajectory([step([SKIP])], chunks=[""], name="blank")
-    inputs = rewards.collect([[blank, blank]], len)
+    inputs = rewards.to_arrays([[blank, blank]], len)
     assert inputs.stream_tokens.tolist() == [[1, 1]]
-    earned, _ = rewards.judge(inputs, PAPER, FULL, STANDARD)
+    earned, _ = rewards.compute(inputs, PAPER, FULL, STANDARD)
     assert np.isfinite(earned.total).all()
 
 
@@ -358,7 +357,7 @@ def test_step_gain_credits_each_change_of_the_memory():
 # --------------------------------------------------------------------------------------
 
 # Only r_fmt counts. Rollout 0 wrote a valid and a malformed operation and rollout 1 a valid one: r = 1/2, 1; mean 3/4.
-ONLY_FORMAT = Settings(global_weight=0.0, chunk_weight=0.0, compression_weight=0.0, format_weight=1.0)
+ONLY_FORMAT = CreditConfig(global_weight=0.0, chunk_weight=0.0, compression_weight=0.0, format_weight=1.0)
 WROTE_TWO = trajectory([step([inserted(), MALFORMED], response="abcd", token_operations=(0, 0, 1, -1, -1))])
 WROTE_ONE = trajectory([step([inserted()], response="ab", token_operations=(0, 0, -1))], rollout=1)
 
@@ -376,7 +375,7 @@ def test_tokens_carry_the_advantage_of_their_operation(per_operation, first, sec
     groups = [[WROTE_TWO, WROTE_ONE]]
     variant = Variant("outcome", per_operation=per_operation)
     _, compared = judge(groups, ONLY_FORMAT, variant, Normaliser(scale="none"))
-    advantages, factors = rewards.spread(groups, compared)
+    advantages, factors = rewards.per_token(groups, compared)
     assert advantages.shape == factors.shape == (1, 2, 1, 5)
     np.testing.assert_allclose(advantages[0, 0, 0], first, rtol=1e-6)
     np.testing.assert_allclose(advantages[0, 1, 0, :3], second, rtol=1e-6)
@@ -399,21 +398,21 @@ def test_tokens_carry_the_factor_of_their_operation():
     groups = [[first, dataclasses.replace(WROTE_ONE, stream=first.stream)]]
     variant = Variant("type_weight", type_factor_on="unclipped", per_operation=True)
     _, compared = judge(groups, variant=variant)
-    _, factors = rewards.spread(groups, compared)
+    _, factors = rewards.per_token(groups, compared)
     np.testing.assert_array_equal(factors[0, 0, 0], [4, 1, 1, 1])
     np.testing.assert_array_equal(factors[0, 1, 0], [1, 1, 1, 1])
 
 
 def test_spread_is_what_training_takes():
     _, compared = judge(GROUPS)
-    advantages, factors = rewards.spread(GROUPS, compared)
+    advantages, factors = rewards.per_token(GROUPS, compared)
     assert advantages.shape[:3] == compared.step.shape
     # No token belongs to an operation here, so each has its step's.
     np.testing.assert_allclose(advantages[..., 0], compared.step, rtol=1e-6)
     assert np.isfinite(factors).all()
 
 
-@pytest.mark.parametrize("rule", list(rules.RULES))
+@pytest.mark.parametrize("rule", list(credit_rules.RULES))
 def test_no_rule_needs_global_questions(rule):
     """Streams may have none; then nobody probed anything, and the rest of the reward still counts."""
     rollouts = [

@@ -147,24 +147,24 @@ class Clock:
 
     def __init__(self, name, function, log, newest=False):
         self.name, self.function, self.log, self.newest = name, function, log, newest
-        self.waiting, self.cancelled, self.tickets = {}, [], 0
+        self.waiting, self.cancelled, self.request_ids = {}, [], 0
 
     def submit(self, item):
-        self.tickets += 1
-        self.waiting[self.tickets] = item
-        self.log.append(f"{self.name} gets {self.tickets}")
-        return self.tickets
+        self.request_ids += 1
+        self.waiting[self.request_ids] = item
+        self.log.append(f"{self.name} gets {self.request_ids}")
+        return self.request_ids
 
     def collect(self, wait=True):
         if not (wait and self.waiting):
             return []
-        ticket = (max if self.newest else min)(self.waiting)
-        self.log.append(f"{self.name} does {ticket}")
-        return [(ticket, self.function([self.waiting.pop(ticket)])[0])]
+        request_id = (max if self.newest else min)(self.waiting)
+        self.log.append(f"{self.name} does {request_id}")
+        return [(request_id, self.function([self.waiting.pop(request_id)])[0])]
 
-    def cancel(self, ticket):
-        self.cancelled.append(ticket)
-        return self.waiting.pop(ticket, None) is not None
+    def cancel(self, request_id):
+        self.cancelled.append(request_id)
+        return self.waiting.pop(request_id, None) is not None
 
 
 @pytest.mark.parametrize("newest", [False, True])
@@ -221,7 +221,7 @@ def test_what_a_failing_reader_leaves_is_taken_back():
 
 def rolled(needs, policy, answer=first_note, judge=None, **options):
     chosen = dataclasses.replace(OPTIONS, needs=frozenset(needs), **options)
-    ((trajectory, _),) = rollout.run([stream()], chosen, RULES, scripted(policy), answer, (0,), judge=judge)
+    ((trajectory, _),) = rollout.run([stream()], chosen, RULES, scripted(policy), answer, (0,), content_judge=judge)
     return trajectory
 
 
@@ -279,7 +279,7 @@ def test_a_judge_sees_every_insert_and_update_once():
         seen.append([operation.content for operation in operations])
         return [None if operation.content == "always" else True for operation in operations]
 
-    got = rolled(["content"], write, judge=workers.Once(workers.Batched(judge)))
+    got = rolled(["content"], write, judge=workers.Memoized(workers.Batched(judge)))
     assert sorted(seen[0]) == ["The colour number 0 is red0.", "The colour number 1 is red1.", "always"]
     assert [step.verdicts for step in got.steps] == [(True, None, None)] * 2
 
@@ -304,7 +304,13 @@ def test_answers_that_no_rule_can_score_are_judged():
         return [{"0": True, "1": None}[item.question.text[-2]] for item in items]
 
     ((got, _),) = rollout.run(
-        [judged_stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,), mark=workers.Batched(mark)
+        [judged_stream()],
+        OPTIONS,
+        RULES,
+        scripted(copy_the_chunk),
+        first_note,
+        (0,),
+        answer_judge=workers.Batched(mark),
     )
     assert [answer.score for answer in got.answers] == [1.0, None]
     assert [[answer.score for answer in step.answers] for step in got.steps] == [[1.0], [None]]
@@ -327,7 +333,7 @@ def test_judges_are_asked_while_others_still_write():
     log = []
     rollout.run(
         [judged_stream()], OPTIONS, RULES, Clock("manager", scripted(copy_the_chunk), log),
-        Ready("reader", first_note, log), (0,), mark=Clock("judge", lambda items: [True for _ in items], log),
+        Ready("reader", first_note, log), (0,), answer_judge=Clock("judge", lambda items: [True for _ in items], log),
     )  # fmt: skip
     assert log.index("judge gets 1") < log.index("manager does 4")
 
@@ -348,7 +354,7 @@ def rolled_likely(needs=(), **options):
 
     chosen = dataclasses.replace(OPTIONS, needs=frozenset(needs), **options)
     ((got, _),) = rollout.run(
-        [stream()], chosen, RULES, scripted(copy_the_chunk), answer, (0,), likely=workers.Batched(likely)
+        [stream()], chosen, RULES, scripted(copy_the_chunk), answer, (0,), likelihood_scorer=workers.Batched(likely)
     )
     return got, claims, counted
 
@@ -391,7 +397,13 @@ def test_probes_without_a_verdict_leave_their_question_out():
 
     options = dataclasses.replace(OPTIONS, needs=frozenset(["states"]))
     ((got, _),) = rollout.run(
-        [judged_stream()], options, RULES, scripted(copy_the_chunk), first_note, (0,), mark=workers.Batched(mark)
+        [judged_stream()],
+        options,
+        RULES,
+        scripted(copy_the_chunk),
+        first_note,
+        (0,),
+        answer_judge=workers.Batched(mark),
     )
     # Nobody could say what the empty memory is worth.
     assert [answer.score for answer in got.answers] == [None, None]

@@ -13,8 +13,7 @@ import pytest
 
 from finemem_jax import config as config_lib
 from finemem_jax.rl import learner
-from finemem_jax.runtime import checkpoint
-from finemem_jax.runtime import checksums as bits
+from finemem_jax.runtime import checkpoint, checksums
 
 
 def state(value=1.0):
@@ -145,11 +144,11 @@ def test_none_is_good(tmp_path):
 
 
 def test_what_was_written_is_read_back(tmp_path, monkeypatch):
-    right = bits.sums
-    monkeypatch.setattr(bits, "sums", lambda tree: right(tree) | {"params.a": "float32 17"})
+    right = checksums.checksums
+    monkeypatch.setattr(checksums, "sums", lambda tree: right(tree) | {"params.a": "float32 17"})
     with pytest.raises(checkpoint.CheckpointError, match="params.a reads back as something else.*no older one"):
         save(tmp_path, 1)
-    monkeypatch.setattr(bits, "sums", right)
+    monkeypatch.setattr(checksums, "sums", right)
     save(tmp_path, 2)
     assert restored(tmp_path) == (2, [])
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from finemem_jax.models import sharding
-from finemem_jax.runtime import checksums as bits
+from finemem_jax.runtime import checksums
 
 ARRAYS = {
     "stacked": np.random.default_rng(0).normal(size=(30, 4, 6)).astype(np.float32),
@@ -19,27 +19,27 @@ ARRAYS = {
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_devices_and_host_agree(name):
-    (found,) = bits.sums({name: jnp.asarray(ARRAYS[name])}).values()
-    assert found == bits.sum_of(ARRAYS[name])
+    (found,) = checksums.checksums({name: jnp.asarray(ARRAYS[name])}).values()
+    assert found == checksums.sum_of(ARRAYS[name])
     assert found.split()[0] == ARRAYS[name].dtype.name
 
 
 def test_the_mesh_does_not_matter():
     mesh = sharding.make_mesh(1, 2, 1)
     split = jax.device_put(ARRAYS["stacked"], NamedSharding(mesh, PartitionSpec(None, "fsdp")))
-    assert bits.sums({"a": {"b": split}}) == {"a.b": bits.sum_of(ARRAYS["stacked"])}
+    assert checksums.checksums({"a": {"b": split}}) == {"a.b": checksums.sum_of(ARRAYS["stacked"])}
 
 
 def test_every_bit_counts_and_nearly_every_exchange():
     array, draw = ARRAYS["stacked"], np.random.default_rng(1)
-    whole, unseen = bits.sum_of(array), 0
+    whole, unseen = checksums.sum_of(array), 0
     for _ in range(500):
         changed = array.copy()
         changed.view(np.uint32).flat[draw.integers(array.size)] ^= np.uint32(1 << int(draw.integers(32)))
-        assert bits.sum_of(changed) != whole
+        assert checksums.sum_of(changed) != whole
         changed = array.copy()
         first, second = draw.choice(array.size, 2, replace=False)
         changed.flat[[first, second]] = changed.flat[[second, first]]
-        unseen += bits.sum_of(changed) == whole
+        unseen += checksums.sum_of(changed) == whole
     # About one in a thousand: both elements' differences and their places' have many factors of two.
     assert unseen <= 5

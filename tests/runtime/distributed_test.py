@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from finemem_jax.runtime import distributed as processes
+from finemem_jax.runtime import distributed
 from finemem_jax.runtime.distributed import AskedByPeer, PeerError, Processes, StoppedByPeer
 
 
@@ -57,7 +57,7 @@ def together(action, count=3, seconds=60.0):
 
 def test_one_alone():
     alone = Processes()
-    assert alone.gather("a") == ["a"] and alone.first(3) == 3 and alone.is_first
+    assert alone.all_gather("a") == ["a"] and alone.broadcast(3) == 3 and alone.is_first
     alone.barrier()
     alone.check()
     alone.stop("no matter")
@@ -67,7 +67,7 @@ def test_values_are_gathered_in_order_and_forgotten():
     rounds = 20
 
     def action(one):
-        return [one.gather((one.index, n)) for n in range(rounds)], one.first(one.index)
+        return [one.all_gather((one.index, n)) for n in range(rounds)], one.broadcast(one.index)
 
     results, store = together(action)
     assert results == [([[(i, n) for i in range(3)] for n in range(rounds)], 0)] * 3
@@ -78,7 +78,7 @@ def test_values_are_gathered_in_order_and_forgotten():
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, 3_500_000])
 def test_values_of_all_sizes(size):
     noise = random.Random(size).randbytes(size)  # Incompressible: large ones go in several pieces.
-    results, _ = together(lambda one: one.gather((one.index, noise)), count=2)
+    results, _ = together(lambda one: one.all_gather((one.index, noise)), count=2)
     assert results == [[(0, noise), (1, noise)]] * 2
 
 
@@ -89,7 +89,7 @@ def test_one_that_stops_stops_all_at_the_same_point():
                 one.stop("SIGTERM")
                 return n
             try:
-                one.gather(n)
+                one.all_gather(n)
             except StoppedByPeer as error:
                 return n, str(error)
         return None
@@ -120,7 +120,7 @@ def test_one_that_is_missing_is_named():
     def action(one):
         if one.index == 2:
             return "gone"
-        one.gather(one.index)
+        one.all_gather(one.index)
 
     (first, second, third), _ = together(action, seconds=0.1)
     assert third == "gone"
@@ -133,7 +133,7 @@ def test_one_that_has_failed_is_not_waited_for():
     def action(one):
         if one.index == 1:
             raise RuntimeError("its own trouble")
-        one.gather(one.index)
+        one.all_gather(one.index)
 
     (first, second), _ = together(action, count=2, seconds=600)
     assert isinstance(second, RuntimeError) and isinstance(first, PeerError)
@@ -141,7 +141,7 @@ def test_one_that_has_failed_is_not_waited_for():
 
 
 def test_after_an_error_of_the_devices_the_missing_one_is_named(monkeypatch):
-    monkeypatch.setattr(processes, "_ROLL_CALL", 0.3)
+    monkeypatch.setattr(distributed, "_ROLL_CALL", 0.3)
 
     def action(one):
         if one.index == 1:

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/writer.py: files are whole or not there, a resumed run writes over itself, pipes get lines."""
+"""Tests of metrics and display: files are whole or not there, a resumed run writes over itself, pipes get lines."""
 
 import gzip
 import hashlib
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from finemem_jax.runtime import files
-from finemem_jax.runtime import metric_writer as writer
+from finemem_jax.runtime import metric_writer as metric_writer_lib
 from finemem_jax.runtime.display import Display, print_table
 
 
@@ -16,7 +16,7 @@ def lines_of(workdir):
 
 
 def test_metrics_come_back_as_written(tmp_path):
-    with writer.MetricWriter(tmp_path / "new") as metric_writer:
+    with metric_writer_lib.MetricWriter(tmp_path / "new") as metric_writer:
         metric_writer.write(0, {"reward/total": 0.25})
         metric_writer.write(1, {"reward/total": 1e-9})
     assert files.read_metrics(tmp_path / "new") == [
@@ -28,14 +28,14 @@ def test_metrics_come_back_as_written(tmp_path):
 
 def test_no_metrics_yet(tmp_path):
     assert files.read_metrics(tmp_path) == []
-    with writer.MetricWriter(tmp_path) as metric_writer:
+    with metric_writer_lib.MetricWriter(tmp_path) as metric_writer:
         metric_writer.rewind(3)
     assert files.read_metrics(tmp_path) == []
 
 
 @pytest.mark.parametrize("step", [0, 2, 5])
 def test_rewind_drops_what_will_be_written_again(tmp_path, step):
-    with writer.MetricWriter(tmp_path) as metric_writer:
+    with metric_writer_lib.MetricWriter(tmp_path) as metric_writer:
         for t in range(4):
             metric_writer.write(t, {"x": t / 10})
         kept = lines_of(tmp_path)[:step]
@@ -47,7 +47,7 @@ def test_rewind_drops_what_will_be_written_again(tmp_path, step):
 
 @pytest.mark.parametrize("half", ['{"step": 2, "x": 0.', "{", "{}", "\n"])
 def test_rewind_mends_a_half_written_line(tmp_path, half):
-    with writer.MetricWriter(tmp_path) as metric_writer:
+    with metric_writer_lib.MetricWriter(tmp_path) as metric_writer:
         metric_writer.write(0, {"x": 0.0})
         metric_writer.write(1, {"x": 0.1})
         with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -72,7 +72,7 @@ def test_replace_text_that_fails_leaves_the_old(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(writer.os, "replace", full_disk)
+    monkeypatch.setattr(metric_writer_lib.os, "replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
         files.replace_text(path, "new")
     assert path.read_text() == "old"

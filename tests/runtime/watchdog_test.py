@@ -6,29 +6,29 @@ import numpy as np
 import pytest
 
 from finemem_jax import config as config_lib
-from finemem_jax.runtime import watchdog as guards
+from finemem_jax.runtime import watchdog
 from finemem_jax.runtime.distributed import Processes
-from finemem_jax.runtime.watchdog import Guard, StopError
+from finemem_jax.runtime.watchdog import StopError, Watchdog
 from tests import smoke_run
 
 
 def guard(tmp_path, **changes):
     config = config_lib.default()
     config.update_from_flattened_dict({f"train.{name}": value for name, value in changes.items()})
-    return Guard(config, tmp_path)
+    return Watchdog(config, tmp_path)
 
 
 def test_only_updates_in_a_row_count(tmp_path):
     watch = guard(tmp_path, max_skipped_updates=3)
     batch = [{"tokens": np.arange(4)}]
     for step, skipped in enumerate([1, 1, 0, 1, 1, 0]):
-        watch.look(step, batch, {"loss/skipped_updates": float(skipped)})
+        watch.observe(step, batch, {"loss/skipped_updates": float(skipped)})
         watch.check(Processes())
         assert watch.skipped_in(step) == skipped
     assert not (tmp_path / "dumps").exists()
     for _ in range(3):
-        watch.look(7, batch, {"loss/skipped_updates": 1.0})
-        watch.look(7, [], {})  # Where there was nothing to learn from.
+        watch.observe(7, batch, {"loss/skipped_updates": 1.0})
+        watch.observe(7, [], {})  # Where there was nothing to learn from.
     assert watch.skipped_in(7) == 3
     with pytest.raises(StopError, match=r"3 updates in a row .*dumps/step_000008\. Lower optimizer.learning_rate"):
         watch.check(Processes())
@@ -44,7 +44,7 @@ def test_memory(tmp_path):
 
 def test_gradients_that_are_not_finite(tmp_path, monkeypatch):
     """One learns nothing from them, and after a few the run ends, with its last good weights saved."""
-    monkeypatch.setattr(guards.Guard, "memory", lambda _: 0.0)
+    monkeypatch.setattr(watchdog.Watchdog, "memory", lambda _: 0.0)
     changes = {
         "train.num_steps": 30, "train.max_skipped_updates": 2, "train.evaluate_first": False, "reader.kind": "evidence",
         # An update so large makes numbers that no float32 can hold.

@@ -21,16 +21,16 @@ class Slow:
     def collect(self, wait=True):
         if not (wait and self._waiting):
             return []
-        ticket, item = self._waiting.popitem()
-        return [(ticket, item.upper())]
+        request_id, item = self._waiting.popitem()
+        return [(request_id, item.upper())]
 
-    def cancel(self, ticket):
-        self.cancelled.append(ticket)
-        return self._waiting.pop(ticket, None) is not None
+    def cancel(self, request_id):
+        self.cancelled.append(request_id)
+        return self._waiting.pop(request_id, None) is not None
 
 
 def drained(worker):
-    """All that is still to come, by ticket; nothing comes twice."""
+    """All that is still to come, by request_id; nothing comes twice."""
     results = {}
     while done := worker.collect():
         assert not results.keys() & dict(done).keys()
@@ -39,8 +39,8 @@ def drained(worker):
 
 
 def test_work_keeps_the_order_of_the_items():
-    assert workers.work(Slow(), ["a", "b", "a", "c"]) == ["A", "B", "A", "C"]
-    assert workers.work(Slow(), []) == []
+    assert workers.run_all(Slow(), ["a", "b", "a", "c"]) == ["A", "B", "A", "C"]
+    assert workers.run_all(Slow(), []) == []
 
 
 def test_work_takes_back_what_it_does_not_wait_for():
@@ -50,7 +50,7 @@ def test_work_takes_back_what_it_does_not_wait_for():
 
     broken = Broken()
     with pytest.raises(KeyboardInterrupt):
-        workers.work(broken, ["a", "b"])
+        workers.run_all(broken, ["a", "b"])
     assert broken.cancelled == [1, 2]
 
 
@@ -66,7 +66,7 @@ def test_a_function_is_called_once_for_all():
     assert batched.cancel(second) and not batched.cancel(second)
     assert drained(batched) == {first: 2, third: 2}
     assert calls == [[1, 1]]
-    assert workers.work(batched, [3]) == [6] and calls[1:] == [[3]]
+    assert workers.run_all(batched, [3]) == [6] and calls[1:] == [[3]]
 
 
 def test_a_function_that_returns_too_few_is_an_error():
@@ -78,33 +78,33 @@ def test_a_function_that_returns_too_few_is_an_error():
 
 def test_a_mapped_worker_translates_both_ways():
     slow = Slow()
-    mapped = workers.Mapped(slow, lambda number: f"x{number}", lambda text: int(text[1:]))
-    assert workers.work(mapped, [4, 2]) == [4, 2]
+    mapped = workers.Transformed(slow, lambda number: f"x{number}", lambda text: int(text[1:]))
+    assert workers.run_all(mapped, [4, 2]) == [4, 2]
     assert slow.given == ["x4", "x2"]
-    ticket = mapped.submit(7)
-    assert mapped.cancel(ticket) and drained(mapped) == {}
+    request_id = mapped.submit(7)
+    assert mapped.cancel(request_id) and drained(mapped) == {}
 
 
 def test_equal_items_are_given_on_once():
     slow = Slow()
-    once = workers.Once(slow)
-    assert workers.work(once, ["b", "a", "b", "a"]) == ["B", "A", "B", "A"]
+    once = workers.Memoized(slow)
+    assert workers.run_all(once, ["b", "a", "b", "a"]) == ["B", "A", "B", "A"]
     # And not again later; what is known comes before anything is waited for.
-    tickets = [once.submit(item) for item in ("c", "a")]
-    assert once.collect() == [(tickets[1], "A")]
-    assert drained(once) == {tickets[0]: "C"}
+    request_ids = [once.submit(item) for item in ("c", "a")]
+    assert once.collect() == [(request_ids[1], "A")]
+    assert drained(once) == {request_ids[0]: "C"}
     assert slow.given == ["b", "a", "c"]
 
 
 def test_an_item_is_taken_back_when_nobody_wants_it_any_more():
     slow = Slow()
-    once = workers.Once(slow)
+    once = workers.Memoized(slow)
     one, two = once.submit("a"), once.submit("a")
     assert once.cancel(one) and slow.cancelled == []
     assert once.cancel(two) and slow.cancelled == [1] and not once.cancel(two)
     assert drained(once) == {}
     # It may be wanted again.
-    assert workers.work(once, ["a"]) == ["A"] and slow.given == ["a", "a"]
+    assert workers.run_all(once, ["a"]) == ["A"] and slow.given == ["a", "a"]
 
 
 def test_a_failure_is_not_remembered():
@@ -117,32 +117,32 @@ def test_a_failure_is_not_remembered():
             return super().collect(wait)
 
     flaky = Flaky()
-    once = workers.Once(flaky)
+    once = workers.Memoized(flaky)
     once.submit("a")
     with pytest.raises(ConnectionError):
         once.collect()
     assert once.collect() == [] and flaky.cancelled == [1]
     flaky.broken = False
-    assert workers.work(once, ["a"]) == ["A"]
+    assert workers.run_all(once, ["a"]) == ["A"]
 
 
 def test_only_so_much_is_remembered(monkeypatch):
     monkeypatch.setattr(workers, "_REMEMBERED", 2)
     slow = Slow()
-    once = workers.Once(slow)
+    once = workers.Memoized(slow)
     for item in "abcab":
-        workers.work(once, [item])
+        workers.run_all(once, [item])
     # "a" was forgotten when "c" came, "b" when "a" came again.
     assert slow.given == list("abcab")
     # Of three at once, the first to come back is forgotten: the newest, here.
-    workers.work(once, list("xyz"))
-    assert workers.work(once, ["x", "y"]) == ["X", "Y"] and slow.given[5:] == list("xyz")
+    workers.run_all(once, list("xyz"))
+    assert workers.run_all(once, ["x", "y"]) == ["X", "Y"] and slow.given[5:] == list("xyz")
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_lost_or_comes_twice(seed):
     rng = random.Random(seed)
-    once = workers.Once(Slow())
+    once = workers.Memoized(Slow())
     wanted, got, taken_back = {}, {}, set()
     for _ in range(200):
         action = rng.random()
@@ -150,29 +150,29 @@ def test_nothing_is_lost_or_comes_twice(seed):
             item = rng.choice("abcdefghij")
             wanted[once.submit(item)] = item.upper()
         elif action < 0.7 and wanted:
-            ticket = rng.choice(list(wanted))
-            if once.cancel(ticket):
-                assert ticket not in got and ticket not in taken_back
-                taken_back.add(ticket)
+            request_id = rng.choice(list(wanted))
+            if once.cancel(request_id):
+                assert request_id not in got and request_id not in taken_back
+                taken_back.add(request_id)
         else:
             done = once.collect()
             assert not dict(done).keys() & (got.keys() | taken_back)
             got |= done
     got |= drained(once)
-    assert got == {ticket: result for ticket, result in wanted.items() if ticket not in taken_back}
+    assert got == {request_id: result for request_id, result in wanted.items() if request_id not in taken_back}
 
 
 def test_who_does_not_wait_gets_what_is_there():
     slow = Slow()
-    once = workers.Once(workers.Mapped(slow, str.lower, str))
-    ticket = once.submit("A")
+    once = workers.Memoized(workers.Transformed(slow, str.lower, str))
+    request_id = once.submit("A")
     assert once.collect(wait=False) == []
-    assert once.collect() == [(ticket, "A")]
+    assert once.collect() == [(request_id, "A")]
     later = once.submit("A")
     assert once.collect(wait=False) == [(later, "A")]
     batched = workers.Batched(list)
-    ticket = batched.submit("x")
-    assert batched.collect(wait=False) == [] and batched.collect() == [(ticket, "x")]
+    request_id = batched.submit("x")
+    assert batched.collect(wait=False) == [] and batched.collect() == [(request_id, "x")]
 
 
 def test_users_of_one_worker_get_their_own():
@@ -195,7 +195,7 @@ def test_users_of_one_worker_get_their_own():
 def test_sharing_loses_nothing(seed):
     rng = random.Random(seed)
     shared = workers.Shared(Slow())
-    ports = [workers.Once(shared.port()) for _ in range(3)]
+    ports = [workers.Memoized(shared.port()) for _ in range(3)]
     wanted, got = [{}, {}, {}], [{}, {}, {}]
     for _ in range(200):
         i = rng.randrange(3)

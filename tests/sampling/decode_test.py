@@ -1,15 +1,14 @@
-"""Tests of finemem_jax/decoding.py: drawing tokens, and caches that go from call to call."""
+"""Tests of finemem_jax/decode_lib.py: drawing tokens, and caches that go from call to call."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.models import decoder, presets
-from finemem_jax.models import kv_cache as cached
-from finemem_jax.sampling import decode as decoding
+from finemem_jax.models import decoder, kv_cache, presets
+from finemem_jax.sampling import decode as decode_lib
 from finemem_jax.sampling.decode import SlotState
-from finemem_jax.sampling.token_sampling import Sampling
+from finemem_jax.sampling.token_sampling import SamplingParams
 
 TINY = presets.preset("tiny")
 POSITIONS = 16
@@ -23,7 +22,7 @@ def slots(temperature=None, **fields):
         token=np.zeros(n, np.int32),
         filled=np.zeros(n, np.int32),
         remaining=np.zeros(n, np.int32),
-        sampling=Sampling(
+        sampling=SamplingParams(
             np.asarray(temperature or [0.0] * n, np.float32), np.zeros(n, np.int32), np.ones(n, np.float32)
         ),
         key=np.stack([np.zeros(n), np.arange(n)], axis=1).astype(np.uint32),
@@ -40,7 +39,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def weights(params):
-    return cached.layout(TINY, params, "float32")
+    return kv_cache.layout(TINY, params, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +58,19 @@ def logits_of(params):
 
 
 def no_trunk():
-    return cached.empty(TINY, 1, 0)
+    return kv_cache.empty(TINY, 1, 0)
 
 
 def prefill(weights, cache, tokens, lengths, starts):
-    return decoding.prefill(weights, no_trunk(), cache, tokens, lengths, np.int32(0), starts, config=TINY)
+    return decode_lib.prefill(weights, no_trunk(), cache, tokens, lengths, np.int32(0), starts, config=TINY)
 
 
 def draw_first(weights, hidden, state):
-    return decoding.draw_first(weights, hidden, np.arange(len(hidden)), state, np.int32(0), None, config=TINY)
+    return decode_lib.draw_first(weights, hidden, np.arange(len(hidden)), state, np.int32(0), None, config=TINY)
 
 
 def decode(weights, cache, state, num_steps, ends, leave_at=0):
-    return decoding.decode(
+    return decode_lib.decode(
         weights, no_trunk(), cache, state, np.int32(0), np.int32(leave_at), ends, None, config=TINY, num_steps=num_steps
     )
 
@@ -80,7 +79,7 @@ def prefilled(weights, length=8):
     """Last hidden states and cache of `PROMPTS`, in rows padded with garbage."""
     tokens = np.stack([np.pad(ids, (0, length - len(ids)), constant_values=99) for ids in PROMPTS]).astype(np.int32)
     lengths = np.array([len(ids) for ids in PROMPTS], np.int32)
-    cache = cached.empty(TINY, len(PROMPTS), POSITIONS)
+    cache = kv_cache.empty(TINY, len(PROMPTS), POSITIONS)
     starts = np.zeros(len(PROMPTS), np.int32)
     return prefill(weights, cache, tokens, lengths, starts)
 
@@ -220,7 +219,7 @@ def test_prefill_returns_the_last_states_whatever_the_padding(weights, params, l
 
 def test_prefill_in_two_parts_is_one_prefill(weights):
     whole, _ = prefilled(weights)
-    cache = cached.empty(TINY, 2, POSITIONS)
+    cache = kv_cache.empty(TINY, 2, POSITIONS)
     cuts = np.array([1, 3], np.int32)
     for starts, ends in ((0 * cuts, cuts), (cuts, np.array([len(ids) for ids in PROMPTS], np.int32))):
         parts = [ids[a:b] for ids, a, b in zip(PROMPTS, starts, ends, strict=True)]
@@ -242,7 +241,7 @@ def counting_cache(rows, positions=3):
     """A cache whose row n holds n everywhere."""
     return jax.tree.map(
         lambda x: jnp.broadcast_to(jnp.arange(rows)[:, None, None, None], x.shape).astype(x.dtype),
-        cached.empty(TINY, rows, positions),
+        kv_cache.empty(TINY, rows, positions),
     )
 
 
@@ -256,16 +255,16 @@ def test_copying_rows():
     new = jax.tree.map(lambda x: x + 10, counting_cache(3))
     targets, rows = np.array([1, 3, 0]), np.array([2, 0, 1])
     # The third pair is not counted.
-    assert first_entries(decoding.copy_rows(counting_cache(4), new, targets, rows, np.array([2]))) == [0, 12, 2, 10]
+    assert first_entries(decode_lib.copy_rows(counting_cache(4), new, targets, rows, np.array([2]))) == [0, 12, 2, 10]
     # One after the other: row 2 is copied to 1, and 1, which holds 2 by then, to 3.
-    within = decoding.copy_within(counting_cache(4), np.array([1, 3, 0]), np.array([2, 1, 3]), np.array([2]))
+    within = decode_lib.copy_within(counting_cache(4), np.array([1, 3, 0]), np.array([2, 1, 3]), np.array([2]))
     assert first_entries(within) == [0, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("held", "copied"), [(5, 3), (3, 5)])
 def test_copying_between_caches_of_other_lengths(held, copied):
     source = jax.tree.map(lambda x: x + 10, counting_cache(2, copied))
-    got = decoding.copy_rows(counting_cache(2, held), source, np.array([1]), np.array([0]), np.array([1]))
+    got = decode_lib.copy_rows(counting_cache(2, held), source, np.array([1]), np.array([0]), np.array([1]))
     both = min(held, copied)
     for keys, values in got:
         assert (keys[1, :, :, :both] == 10).all() and (values[1, :, :both] == 10).all()

@@ -173,7 +173,7 @@ def test_in_place(params, requests, completions, sizes):
     rest, layers = sampler.engine.weights
     assert pointers(rest | {"layers": layers}) == pointers(params)
     assert_same(sampler.generate(requests), completions)
-    sampler.release()
+    sampler.offload()
     assert sampler.engine.weights is None
 
 
@@ -322,10 +322,10 @@ def test_many_requests_one_at_a_time(params, many, of_many):
 def test_many_requests_with_a_restart_half_way(params, many, of_many):
     """What was not collected is asked again, of a sampler that knows nothing of the first."""
     first = make_sampler(params, end_ids=END)
-    tickets = [first.submit(request) for request in many]
+    request_ids = [first.submit(request) for request in many]
     results = {}
     while len(results) < len(many) // 2:
-        results |= {tickets.index(ticket): completion for ticket, completion in first.collect()}
+        results |= {request_ids.index(request_id): completion for request_id, completion in first.collect()}
     rest = [i for i in range(len(many)) if i not in results]
     random.Random(0).shuffle(rest)
     second = make_sampler(params, num_slots=3, end_ids=END)
@@ -349,13 +349,13 @@ def test_twenty_thousand_requests(params):
             cuts = (len(TRUNK), rng.randint(len(TRUNK), len(ids)), len(ids))
             waiting.add(sampler.submit(Request(ids, cuts, length, rng.random(), random_key("many", sent))))
             sent += 1
-        for ticket in rng.sample(sorted(waiting), min(len(waiting), rng.choice((0, 0, 1, 3)))):
-            assert sampler.cancel(ticket)
-            waiting.remove(ticket)
-            cancelled.add(ticket)
-        for ticket, _ in sampler.collect():
-            waiting.remove(ticket)  # Fails where it came twice, or was cancelled.
-            answered.add(ticket)
+        for request_id in rng.sample(sorted(waiting), min(len(waiting), rng.choice((0, 0, 1, 3)))):
+            assert sampler.cancel(request_id)
+            waiting.remove(request_id)
+            cancelled.add(request_id)
+        for request_id, _ in sampler.collect():
+            waiting.remove(request_id)  # Fails where it came twice, or was cancelled.
+            answered.add(request_id)
         if sent >= total // 4 and len(memory) < 1 + 9 * sent // total:
             gc.collect()
             memory.append(resident_megabytes())
@@ -517,10 +517,10 @@ def test_a_request_longer_than_any_before_makes_the_caches_grow(params, requests
     """While others are being served."""
     sampler = make_sampler(params, num_slots=2)
     long = Request(tuple(range(100, 170)), (6, 70), 40, 1.0, (5, 6))
-    tickets = [sampler.submit(request) for request in (requests[0], long, requests[1])]
+    request_ids = [sampler.submit(request) for request in (requests[0], long, requests[1])]
     results = collected(sampler)
-    assert_same([results[tickets[0]], results[tickets[2]]], [completions[0], completions[1]])
-    assert_same([results[tickets[1]]], make_sampler(params).generate([long]))
+    assert_same([results[request_ids[0]], results[request_ids[2]]], [completions[0], completions[1]])
+    assert_same([results[request_ids[1]]], make_sampler(params).generate([long]))
 
 
 # --------------------------------------------------------------------------------------
@@ -529,30 +529,30 @@ def test_a_request_longer_than_any_before_makes_the_caches_grow(params, requests
 
 
 def collected(sampler):
-    """All results that are still to come, by ticket; each comes once."""
+    """All results that are still to come, by request_id; each comes once."""
     results = {}
     while sampler.pending:
-        for ticket, result in sampler.collect():
-            assert ticket not in results
-            results[ticket] = result
+        for request_id, result in sampler.collect():
+            assert request_id not in results
+            results[request_id] = result
     return results
 
 
 def test_requests_may_come_while_others_are_served(params, requests, completions):
     sampler = make_sampler(params, num_slots=2, steps_per_call=2)
-    tickets, results = [], {}
+    request_ids, results = [], {}
     for request in requests:
-        tickets.append(sampler.submit(request))
-        results |= sampler.collect() if len(tickets) % 3 == 0 else []
+        request_ids.append(sampler.submit(request))
+        results |= sampler.collect() if len(request_ids) % 3 == 0 else []
     results |= collected(sampler)
-    assert_same([results[ticket] for ticket in tickets], completions)
+    assert_same([results[request_id] for request_id in request_ids], completions)
     assert sampler.collect() == []
 
 
 def test_it_can_be_called_away_between_two_calls(params, requests, completions):
     """And by an exception too; whatever was pending still is, and comes out as if nothing had been."""
     sampler = make_sampler(params, num_slots=2, steps_per_call=1)
-    tickets = [sampler.submit(request) for request in requests]
+    request_ids = [sampler.submit(request) for request in requests]
     results, empty, turns = {}, 0, itertools.count()
 
     def between():
@@ -560,7 +560,7 @@ def test_it_can_be_called_away_between_two_calls(params, requests, completions):
             raise KeyboardInterrupt
         return True
 
-    sampler.between = between
+    sampler.poll = between
     while sampler.pending:
         try:
             done = sampler.collect()
@@ -568,7 +568,7 @@ def test_it_can_be_called_away_between_two_calls(params, requests, completions):
             continue
         empty += not done
         results |= done
-    assert_same([results[ticket] for ticket in tickets], completions)
+    assert_same([results[request_id] for request_id in request_ids], completions)
     assert empty > 3
     assert sampler.stats.new_tokens == sum(len(completion.ids) for completion in completions)
 
@@ -576,34 +576,34 @@ def test_it_can_be_called_away_between_two_calls(params, requests, completions):
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_what_is_cancelled_never_comes_and_disturbs_nobody(params, requests, completions, steps):
     sampler = make_sampler(params, num_slots=2, steps_per_call=1)
-    tickets = [sampler.submit(request) for request in requests]
+    request_ids = [sampler.submit(request) for request in requests]
     results = {}
     for _ in range(steps):
         results |= sampler.collect()
     # Whatever has not come yet: in a slot, or still waiting.
-    taken_back = [ticket for ticket in tickets if ticket not in results][:7:2]
-    assert all(sampler.cancel(ticket) for ticket in taken_back)
-    assert not any(sampler.cancel(ticket) for ticket in taken_back)
+    taken_back = [request_id for request_id in request_ids if request_id not in results][:7:2]
+    assert all(sampler.cancel(request_id) for request_id in taken_back)
+    assert not any(sampler.cancel(request_id) for request_id in taken_back)
     results |= collected(sampler)
-    assert set(results) == set(tickets) - set(taken_back)
-    kept = [i for i, ticket in enumerate(tickets) if ticket in results]
-    assert_same([results[tickets[i]] for i in kept], [completions[i] for i in kept])
+    assert set(results) == set(request_ids) - set(taken_back)
+    kept = [i for i, request_id in enumerate(request_ids) if request_id in results]
+    assert_same([results[request_ids[i]] for i in kept], [completions[i] for i in kept])
 
 
 def test_what_was_collected_cannot_be_cancelled(params, requests):
     sampler = make_sampler(params)
-    ticket = sampler.submit(requests[0])
+    request_id = sampler.submit(requests[0])
     sampler.collect()
-    assert not sampler.cancel(ticket) and not sampler.cancel(99)
+    assert not sampler.cancel(request_id) and not sampler.cancel(99)
 
 
 def test_nothing_is_lost_to_an_update(params, requests):
     sampler = make_sampler(params)
-    ticket = sampler.submit(requests[0])
-    for call in (lambda: sampler.update(params, 1), sampler.release, lambda: sampler.generate(requests)):
+    request_id = sampler.submit(requests[0])
+    for call in (lambda: sampler.update(params, 1), sampler.offload, lambda: sampler.generate(requests)):
         with pytest.raises(ValueError, match="1 requests are pending; collect or cancel"):
             call()
-    sampler.cancel(ticket)
+    sampler.cancel(request_id)
     sampler.update(params, 1)
 
 
@@ -656,7 +656,7 @@ def test_nothing_is_compiled_after_the_warm_up(params, requests, completions, me
         # Slots are lengthened, from two pieces to three or four, or at once to four.
         for length in (2, 3)[version % 2 :]:
             sampler.generate([dataclasses.replace(r, max_new_tokens=length * MULTIPLE) for r in order[:7]])
-        sampler.release()
+        sampler.offload()
         assert compilation.counts().programs == before
         # What an update itself computes is not sampling.
         sampler.update(params, version)

@@ -30,14 +30,14 @@ def serve(params, requests, num_slots, **how):
     )  # fmt: skip
     sampler.warm_up(len(sampler_test.TRUNK), 2 * sampler_test.MULTIPLE)
     compiled = compilation.counts().programs
-    rng, results, tickets = random.Random(1), {}, []
+    rng, results, request_ids = random.Random(1), {}, []
     for request in requests:
-        tickets.append(sampler.submit(request))
+        request_ids.append(sampler.submit(request))
         if rng.random() < 0.1:
             results |= sampler.collect()
     while sampler.pending:
         results |= sampler.collect()
-    return [results[ticket] for ticket in tickets], sampler.stats, compilation.counts().programs - compiled
+    return [results[request_id] for request_id in request_ids], sampler.stats, compilation.counts().programs - compiled
 
 
 def main():

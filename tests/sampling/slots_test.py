@@ -42,11 +42,11 @@ class Simulated:
                     self.rows[SLOTS][entry.slot] = came + self.rows[SLOTS][entry.slot][len(came) :]
             for entry in of_stage:
                 row = self.rows[SLOTS][entry.slot]
-                assert tuple(row[: entry.held]) == entry.own[: entry.held], "what it counts on is not there"
-                if entry.twin is None:
-                    assert entry.held < len(entry.own), "the last token's state must be computed"
-                    self.computed += len(entry.own) - entry.held
-                row[entry.held :] = entry.own[entry.held :]
+                assert tuple(row[: entry.cached]) == entry.suffix[: entry.cached], "what it counts on is not there"
+                if entry.duplicate_of is None:
+                    assert entry.cached < len(entry.suffix), "the last token's state must be computed"
+                    self.computed += len(entry.suffix) - entry.cached
+                row[entry.cached :] = entry.suffix[entry.cached :]
             for entry in of_stage:
                 if entry.saved is not None:
                     self.rows[STORE][entry.saved] = self.rows[SLOTS][entry.slot][: self.stored_positions]
@@ -64,7 +64,7 @@ def test_a_group_at_its_first_step():
     simulated = Simulated(8, 2)
     entries = simulated.admit([(i, request((4, 5), (6, 7))) for i in range(8)])
     assert simulated.computed == 4
-    assert [entry.twin is None for entry in entries] == [True] + [False] * 7
+    assert [entry.duplicate_of is None for entry in entries] == [True] + [False] * 7
     assert sorted(entry.slot for entry in entries) == list(range(8))
 
 
@@ -101,7 +101,7 @@ def test_a_conversation_goes_on_in_its_slot():
     simulated.leave(0, [12, 13])
     (entry,) = simulated.admit([(1, request((), (10, 11, 12, 13, 14)))])
     # 12 went through the cache, 13 was drawn and did not.
-    assert (entry.slot, entry.source, entry.held) == (0, None, 3)
+    assert (entry.slot, entry.source, entry.cached) == (0, None, 3)
 
 
 def test_another_trunk_makes_all_worthless():
@@ -138,19 +138,19 @@ def test_random_traffic(seed):
         num_slots := shares * rng.randint(1, 6), shares * rng.randint(0, 3), shares, rng.choice((2, 9, 24))
     )
     branches = [tuple(rng.choices((4, 5), k=rng.randint(0, 4))) for _ in range(4)]
-    naive = ticket = 0
+    naive = request_id = 0
     for _ in range(40):
         free = range(simulated.slots.num_free)
         if free and rng.random() < 0.7:
             group = [request(rng.choice(branches), tuple(rng.choices((4, 5, 6), k=rng.randint(1, 5)))) for _ in free]
             group = group[: rng.randint(1, len(group))]
-            entries = simulated.admit([(ticket + i, one) for i, one in enumerate(group)])
-            ticket += len(group)
+            entries = simulated.admit([(request_id + i, one) for i, one in enumerate(group)])
+            request_id += len(group)
             naive += sum(len(one.prompt_ids) - 3 for one in group)
             assert len({entry.slot for entry in entries}) == len(entries)
             for entry in entries:
-                assert tuple(simulated.rows[SLOTS][entry.slot]) == entry.own
-                assert simulated.slots.state.filled[entry.slot] == len(entry.own)
+                assert tuple(simulated.rows[SLOTS][entry.slot]) == entry.suffix
+                assert simulated.slots.state.filled[entry.slot] == len(entry.suffix)
         for slot, owner in enumerate(simulated.slots.occupants):
             if owner is not None and rng.random() < 0.5:
                 simulated.leave(slot, rng.choices((4, 5, 6), k=rng.randint(1, 4)))

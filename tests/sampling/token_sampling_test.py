@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finemem_jax.sampling import token_sampling as drawing
-from finemem_jax.sampling.token_sampling import Sampling
+from finemem_jax.sampling import token_sampling
+from finemem_jax.sampling.token_sampling import SamplingParams
 
-inverse_cdf = jax.jit(drawing.inverse_cdf)
-draw = jax.jit(drawing.draw)
+inverse_cdf = jax.jit(token_sampling.inverse_cdf)
+draw = jax.jit(token_sampling.sample)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_inverse_cdf_agrees_with_a_running_sum(vocab):
 
 
 def sampling(num_rows, temperature=1.0, top_k=0, top_p=1.0):
-    return Sampling(
+    return SamplingParams(
         np.full(num_rows, temperature, np.float32),
         np.full(num_rows, top_k, np.int32),
         np.full(num_rows, top_p, np.float32),
@@ -87,7 +87,7 @@ def test_rows_have_settings_of_their_own():
     """What one row cuts changes no bit of another."""
     rng = np.random.default_rng(0)
     logits, uniform = rng.normal(size=(4, 300)).astype(np.float32), rng.random(4).astype(np.float32)
-    mixed = Sampling(
+    mixed = SamplingParams(
         np.array([1, 1, 0, 1.5], np.float32), np.array([0, 2, 3, 0], np.int32), np.array([1, 1, 0.5, 0.7], np.float32)
     )
     together = draw(logits, mixed, uniform)

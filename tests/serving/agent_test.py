@@ -18,15 +18,14 @@ import scripted_agent
 import smoke_run
 
 import finemem_jax
-from finemem_jax import build as assembly
+from finemem_jax import build
 from finemem_jax import config as config_lib
 from finemem_jax.evaluation import evaluate
 from finemem_jax.memory.store import Store
 from finemem_jax.models import decoder, presets
 from finemem_jax.reading import reader
 from finemem_jax.rl.method import rollout_options
-from finemem_jax.serving import agent
-from finemem_jax.serving import load as trained
+from finemem_jax.serving import agent, load
 from finemem_jax.types import Action, Chunk, Memory, MemoryItem, Operation, Question, Refusal, Status, Stream
 from finemem_jax.weights import hf_weights, tokenizer_files
 
@@ -82,7 +81,7 @@ def wait_until(holds):
 @pytest.fixture(scope="module")
 def smoke():
     config = smoke_run.config(seed=5)  # Whose random weights write some valid operations, greedily.
-    return config, assembly.build(config)
+    return config, build.build(config)
 
 
 def test_it_does_what_evaluation_does(smoke):
@@ -145,7 +144,7 @@ def export(folder, **about):
     tokens = tokenizer_files.from_folder(hf_folders.write_tokenizer(folder.parent))
     hf_weights.save(folder, model, decoder.init(model, 3), tokens)
     config = config_lib.flatten(smoke_run.config(**{"model.tokenizer": "weights", "lora.rank": 2}))
-    (folder / trained.EXPORTED).write_text(json.dumps({"format": 1, "step": 7, "config": config} | about))
+    (folder / load.EXPORTED).write_text(json.dumps({"format": 1, "step": 7, "config": config} | about))
     return folder
 
 
@@ -385,19 +384,19 @@ class Servers:
         self._due = {}
 
     def submit(self, query):
-        ticket = len(self._due)
-        self._due[ticket] = time.monotonic() + 0.2, query
-        return ticket
+        request_id = len(self._due)
+        self._due[request_id] = time.monotonic() + 0.2, query
+        return request_id
 
     def collect(self, wait=True):
         assert not wait
         now = time.monotonic()
-        done = [ticket for ticket, due in self._due.items() if due and due[0] <= now]
-        found = [(ticket, f"answer to {self._due[ticket][1].question}") for ticket in done]
+        done = [request_id for request_id, due in self._due.items() if due and due[0] <= now]
+        found = [(request_id, f"answer to {self._due[request_id][1].question}") for request_id in done]
         self._due |= dict.fromkeys(done)
         return found
 
-    def cancel(self, ticket):
+    def cancel(self, request_id):
         return False
 
 

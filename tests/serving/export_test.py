@@ -19,19 +19,16 @@ import pytest
 import smoke_run
 import transformers
 
-from finemem_jax import build as assembly
+from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.memory import build
 from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
 from finemem_jax.rl import learner
 from finemem_jax.runtime import checkpoint
-from finemem_jax.serving import export
-from finemem_jax.serving import model_card as export_card
-from finemem_jax.serving import parity as export_check
+from finemem_jax.serving import export, model_card, parity
 from finemem_jax.types import Chunk, Memory, Message
-from finemem_jax.weights import hf_weights, tokenizer_files
-from finemem_jax.weights import pretrained as backbone
+from finemem_jax.weights import hf_weights, pretrained, tokenizer_files
 
 # A small Qwen3, with rows beyond its tokenizer's vocabulary as published models have.
 SMALL = dataclasses.replace(
@@ -61,7 +58,7 @@ def settings(published, **changes):
 
 def trained(workdir, config, model=SMALL):
     """Makes a workdir as training leaves it; returns what was trained."""
-    model = backbone.adapted(config, model)
+    model = pretrained.adapted(config, model)
     params = lora.split(decoder.init(model, 7))[1]
     rng = np.random.default_rng(0)
     # Adapters begin with products of 0, which would show nothing.
@@ -109,7 +106,7 @@ def mesh():
 
 
 def loaded(folder, config):
-    return backbone.find(export.with_weights(config, folder)).params(mesh())
+    return pretrained.find(export.with_weights(config, folder)).params(mesh())
 
 
 def assert_same(got, wanted):
@@ -128,7 +125,7 @@ def test_a_merged_export_holds_what_was_trained(merged):
     assert (about["format"], about["step"], about["config"]) == (1, STEP, config_lib.flatten(config))
     assert {"finemem_jax", "jax", "python"} <= about["versions"].keys()
     # As evaluated: the base model's own folder says nothing of how to draw.
-    ends = list(assembly.load(config).tokens.end_ids)
+    ends = list(build_lib.load(config).tokenizer.end_ids)
     assert json.loads((folder / "generation_config.json").read_text()) == {
         "pad_token_id": ends[0], "eos_token_id": ends, "do_sample": False, "max_new_tokens": 24
     }  # fmt: skip
@@ -146,7 +143,7 @@ def test_an_export_is_exported_again_as_it_is(merged, tmp_path):
     trained(tmp_path, again)
     template = (exported(tmp_path, again) / "chat_template.jinja").read_text()
     assert template == (folder / "chat_template.jinja").read_text()
-    tokens = [assembly.load(c).tokens for c in (config, again)]
+    tokens = [build_lib.load(c).tokenizer for c in (config, again)]
     chat = export.conversation(config, tokens[0], "A text.")
     assert tokenizer.encode_chat(tokens[0], chat) == tokenizer.encode_chat(tokens[1], chat)
 
@@ -166,14 +163,14 @@ def test_an_adapter_goes_alone_if_its_base_can_be_found(published, tmp_path, dty
     config = settings(published, **{"lora.rank": 2, "export.form": "lora", "model.param_dtype": dtype})
     adapters = trained(tmp_path, config)
     folder = exported(tmp_path, config)
-    assert_same(lora.load_peft(folder, backbone.adapted(config, SMALL)), adapters)
+    assert_same(lora.load_peft(folder, pretrained.adapted(config, SMALL)), adapters)
     about = json.loads((folder / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == str(published)
     assert not (folder / "base").exists() and not list(folder.glob("model*"))
     # And merged, it is what training computed with.
     config.update_from_flattened_dict({"export.form": "merged", "export.folder": str(tmp_path / "whole")})
-    base = backbone.find(config).params(mesh())
-    whole = lora.merge(backbone.adapted(config, SMALL), lora.combine(base, adapters))
+    base = pretrained.find(config).params(mesh())
+    whole = lora.merge(pretrained.adapted(config, SMALL), lora.combine(base, adapters))
     # Devices that share the work round otherwise.
     rtol = {"float32": 1e-5, "bfloat16": 0.01}[dtype]
     got = loaded(exported(tmp_path, config), config)
@@ -194,7 +191,7 @@ def test_a_failed_export_leaves_nothing(merged, monkeypatch):
     workdir, config, _, _ = merged
     changed = config.copy_and_resolve_references()
     changed.export.folder = str(workdir / "other" / "export")
-    monkeypatch.setattr(export_card, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(model_card, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.run(changed, workdir)
     assert list((workdir / "other").iterdir()) == []
@@ -287,7 +284,7 @@ def test_the_embedded_models_prompts(tmp_path):
     """Its tokenizer would join the white space where our parts of a message meet."""
     config = config_lib.default()
     config.manager.num_examples = 2
-    tokens = assembly.load(config).tokens
+    tokens = build_lib.load(config).tokenizer
     environment = build.environment(config, tokens)
     tokens.save(tmp_path, export.conversation(config, tokens, "")[:-1], export.SEAM)
     for chunk in CHUNKS:
@@ -346,7 +343,7 @@ def test_the_card(merged, tmp_path):
 def test_the_card_names_the_base(tmp_path, changes, front, base):
     config = config_lib.default()
     config.update_from_flattened_dict(changes | {"data.source_dir": "/private/originals", "data.name": "squad"})
-    text = export_card.write(config, 1, "a ```` b", False, {}, {})
+    text = model_card.write(config, 1, "a ```` b", False, {}, {})
     (tmp_path / "README.md").write_text(text)
     found = huggingface_hub.metadata_load(tmp_path / "README.md") or {}
     assert front.items() <= found.items() and ("base_model" in found) == ("base_model" in front)
@@ -364,20 +361,20 @@ def test_what_is_missing_is_named(monkeypatch):
     config = config_lib.default()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else name)
     monkeypatch.setattr(importlib, "import_module", lambda name: name)
-    export_check.check(config)
+    parity.check(config)
     config.export.form = "lora"
     with pytest.raises(ValueError, match=r"--verify needs peft, .* run `pip install peft`"):
-        export_check.check(config)
+        parity.check(config)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--verify needs torch, .* run `pip install torch --index-url https"):
-        export_check.check(config)
+        parity.check(config)
 
 
 def test_rows_to_verify_on(merged):
     _, config, _, _ = merged
-    tokens = assembly.load(config).tokens
+    tokens = build_lib.load(config).tokenizer
     environment = build.environment(config, tokens)
-    rows = export_check.rows(config, tokens, environment)
+    rows = parity.rows(config, tokens, environment)
     assert sum(len(row.ids) - 1 for row in rows) == 2500
     chunks = [chunk for stream in input_pipeline.streams(config, "test", environment) for chunk in stream.chunks]
     assert [row.prompt for row in rows] == [environment.observe(chunk, Memory()).ids for chunk in chunks[: len(rows)]]
@@ -406,7 +403,7 @@ def test_transformers_computes_the_same(published, merged, tmp_path, changes):
     folder = exported(tmp_path, config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        (line,) = export_check.verify(folder, config, tmp_path)
+        (line,) = parity.verify(folder, config, tmp_path)
     origin = "our reading of the same files" if "bfloat16" in changes.values() else "the checkpoint"
     assert re.search(rf"2,500 tokens in \d prompts differ by at most \d\.\de-0[5-9] nats .* and {origin}$", line), line
 
@@ -420,11 +417,11 @@ def test_a_wrong_export_is_noticed(merged, tmp_path):
     hf_weights.save(tmp_path / "worse", SMALL, worse, None)
     shutil.copy(tmp_path / "worse" / "model.safetensors", copy)
     with pytest.raises(ValueError, match=r"between transformers and the checkpoint, more than 0\.0001 .*do not use"):
-        export_check.verify(copy, config, workdir)
+        parity.verify(copy, config, workdir)
     template = (copy / "chat_template.jinja").read_text()
     (copy / "chat_template.jinja").write_text(template.replace("keep the memory", "keep a memory"))
     with pytest.raises(ValueError, match=r"encodes a prompt otherwise than training did, from token \d+ on: ' ?a"):
-        export_check.verify(copy, config, workdir)
+        parity.verify(copy, config, workdir)
 
 
 @pytest.mark.parametrize("number", [pytest.param(0, marks=needs_torch, id="transformers"), pytest.param(1, id="ours")])

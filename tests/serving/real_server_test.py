@@ -33,9 +33,9 @@ def chat(text, **more):
 def test_it_replies():
     with Endpoint(language_models.endpoint_options(config().reader.endpoint, "reader")) as client:
         chats = [chat(f"What colour has grass in garden {i}?") for i in range(12)]
-        first, second = (workers.work(client, chats) for _ in range(2))
+        first, second = (workers.run_all(client, chats) for _ in range(2))
         assert all(first) and first == second, "greedy replies are the same each time"
-        assert workers.work(client, [chat("Say a number.", temperature=1.0, seed=s) for s in range(3)])
+        assert workers.run_all(client, [chat("Say a number.", temperature=1.0, seed=s) for s in range(3)])
         stats = client.take_stats()
         assert stats.answered == 27 and stats.new_tokens > 0 and stats.prompt_tokens > 27
 

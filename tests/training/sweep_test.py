@@ -18,7 +18,7 @@ import pytest
 
 from finemem_jax import config as config_lib
 from finemem_jax.evaluation import evaluate
-from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import credit_rules
 from finemem_jax.training import sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -138,8 +138,8 @@ def test_the_ablations():
 
 def test_the_ablations_know_every_rule():
     module = runpy.run_path(ABLATIONS)
-    assert sorted(module["PAPER"] + module["RIVALS"]) == sorted(rules.RULES)
-    typed = {name for name, rule in rules.RULES.items() if rule.weighs_types}
+    assert sorted(module["PAPER"] + module["RIVALS"]) == sorted(credit_rules.RULES)
+    typed = {name for name, rule in credit_rules.RULES.items() if rule.weighs_types}
     assert typed <= set(module["TYPED"])
 
 

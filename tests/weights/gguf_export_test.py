@@ -18,15 +18,12 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from finemem_jax import MemoryAgent
-from finemem_jax import build as assembly
+from finemem_jax import MemoryAgent, build
 from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
-from finemem_jax.serving import export
-from finemem_jax.serving import load as trained
-from finemem_jax.serving import parity as export_check
+from finemem_jax.serving import export, parity
+from finemem_jax.serving import load as load_lib
 from finemem_jax.types import Message
-from finemem_jax.weights import files as weights
-from finemem_jax.weights import gguf_export, gguf_weights, hf_weights, tokenizer_files
+from finemem_jax.weights import files, gguf_export, gguf_weights, hf_weights, tokenizer_files
 
 # Rows beyond the tokenizer's vocabulary, as published models have them.
 ROWS = 280
@@ -195,7 +192,7 @@ def test_the_tokenizer_is_read_back(tmp_path, kind, template):
 
 def test_the_embedded_models_tokenizer(tmp_path):
     """All that its file says of tokens is said again."""
-    reader = gguf.GGUFReader(weights.locate("embedded"))
+    reader = gguf.GGUFReader(files.locate("embedded"))
     found = gguf_export.vocabulary(tokenizer_files.from_gguf(reader), 49_152)
     own = {name.rpartition(".")[2]: f for name, f in reader.fields.items() if name.startswith("tokenizer.")}
     assert (found.kind, found.begins) == (own["pre"].contents(), own["add_bos_token"].contents())
@@ -291,7 +288,7 @@ def test_an_export_holds_what_was_trained(run):
     _, config, params, folder = run
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "finemem.json", "model.gguf"]
     jax.tree.map(np.testing.assert_array_equal, load(folder / "model.gguf"), params)
-    tokens = assembly.load(config).tokens
+    tokens = build.load(config).tokenizer
     own = tokenizer_files.from_gguf(gguf.GGUFReader(folder / "model.gguf"))
     chat = export.conversation(config, tokens, "A text.")
     assert tokenizer.encode_chat(own, chat) == tokenizer.encode_chat(tokens, chat)
@@ -316,7 +313,7 @@ def test_a_run_that_began_with_an_export(run, tmp_path):
 
 def test_an_export_is_an_agent(run, monkeypatch):
     *_, folder = run
-    config, workdir = trained.find(str(folder))
+    config, workdir = load_lib.find(str(folder))
     assert (config.model.weights, workdir) == (str(folder / "model.gguf"), None)
     monkeypatch.chdir(folder)
     program = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
@@ -330,7 +327,7 @@ def test_verify_says_what_to_install(run, monkeypatch):
     _, config, _, _ = run
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--verify needs llama-cpp-python.* `pip install llama-cpp-python`"):
-        export_check.check(config)
+        parity.check(config)
 
 
 # --------------------------------------------------------------------------------------
@@ -339,7 +336,7 @@ def test_verify_says_what_to_install(run, monkeypatch):
 
 
 def theirs(folder, ids):
-    return np.concatenate(export_check._llama_log_probs(folder, ids))
+    return np.concatenate(parity._llama_log_probs(folder, ids))
 
 
 @needs_llama
@@ -348,7 +345,7 @@ def test_llama_cpp_computes_the_same(tmp_path, smollm, name):
     model, params = MODELS[name], params_of(MODELS[name])
     gguf_export.save(tmp_path / "model.gguf", model, params, smollm)
     ids = [row.tolist() for row in parity_cases.token_rows(model)]
-    ours = np.concatenate(export_check.our_log_probs(model, params, ids))
+    ours = np.concatenate(parity.our_log_probs(model, params, ids))
     np.testing.assert_allclose(theirs(tmp_path, ids), ours, rtol=1e-5, atol=1e-4)
 
 
@@ -357,7 +354,7 @@ def test_llama_cpp_computes_the_same(tmp_path, smollm, name):
 def test_llama_cpp_cuts_the_same_tokens(tmp_path, kind):
     tokens = words(tmp_path / "words", kind)
     gguf_export.save(tmp_path / "model.gguf", QWEN3, params_of(QWEN3), tokens)
-    llama = export_check._llama(tmp_path, vocab_only=True)
+    llama = parity._llama(tmp_path, vocab_only=True)
     for text in TEXTS:
         assert llama.tokenize(text.encode(), add_bos=False, special=True) == tokens.encode_template(text)
     assert {llama.token_eos(), *tokens.end_ids[1:]} == set(tokens.end_ids)
@@ -367,7 +364,7 @@ def test_llama_cpp_cuts_the_same_tokens(tmp_path, kind):
 @needs_llama
 def test_verify(run, tmp_path):
     workdir, config, _, folder = run
-    (line,) = export_check.verify(folder, config, workdir)
+    (line,) = parity.verify(folder, config, workdir)
     assert re.search(
         r"ids but where text and memory meet, .* of 400 tokens in \d prompts? differ by .* llama\.cpp and the check",
         line,
@@ -381,7 +378,7 @@ def test_verify(run, tmp_path):
     tensor.data[...] *= 1.5
     reader.data.flush()
     with pytest.raises(ValueError, match=r"between llama\.cpp and the checkpoint, more than 0\.0001 .*do not use"):
-        export_check.verify(broken, config, workdir)
+        parity.verify(broken, config, workdir)
 
 
 @needs_llama
@@ -389,5 +386,5 @@ def test_verify_of_rounded_weights(run, tmp_path):
     workdir, config, _, _ = run
     rounded = config.copy_and_resolve_references()
     rounded.export.dtype, rounded.export.folder = "bfloat16", str(tmp_path / "half")
-    (line,) = export_check.verify(export_test.exported(workdir, rounded), rounded, workdir)
+    (line,) = parity.verify(export_test.exported(workdir, rounded), rounded, workdir)
     assert "on average; llama.cpp computes with rounded numbers, too) between llama.cpp and our reading" in line

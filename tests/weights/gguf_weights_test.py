@@ -9,8 +9,7 @@ import numpy as np
 import parity_cases
 import pytest
 
-from finemem_jax.models import decoder, presets, sharding
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import decoder, logical_axes, presets, sharding
 from finemem_jax.weights import gguf_weights
 
 TINY = presets.preset("tiny")
@@ -79,7 +78,7 @@ def write(path, config, tensors, architecture=None, quantise=(), **fields):
 def load(path, dtype="float32", sizes=None):
     found = gguf_weights.open_file(path)
     mesh = sharding.make_mesh(*sizes) if sizes else jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1),
-                                                                      axes.MESH)  # fmt: skip
+                                                                      logical_axes.MESH)  # fmt: skip
     return found.load(found.config, sharding.param_shardings(found.config, mesh), dtype)
 
 

@@ -14,8 +14,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from finemem_jax.models import decoder, lora, presets, sharding
-from finemem_jax.models import logical_axes as axes
+from finemem_jax.models import decoder, logical_axes, lora, presets, sharding
 from finemem_jax.weights import hf_config, hf_weights
 from finemem_jax.weights.hf_weights import HfFolder
 
@@ -30,7 +29,7 @@ MESHES = {"one": (1, 1, 1), "fsdp": (1, 2, 1), "tensor": (1, 1, 2), "data": (2, 
 def mesh_of(sizes):
     if np.prod(sizes) == jax.device_count():
         return sharding.make_mesh(*sizes)
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), axes.MESH)
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), logical_axes.MESH)
 
 
 def load(folder, dtype="float32", sizes=(1, 1, 1)):

@@ -10,7 +10,7 @@ import pytest
 import smoke_run
 
 from finemem_jax.models import lora, sharding
-from finemem_jax.weights import pretrained as backbone
+from finemem_jax.weights import pretrained
 
 ONE_STEP = {"train.num_steps": 1, "data.num_test": 1, "data.num_train": 4}
 
@@ -41,41 +41,41 @@ def mesh():
 def test_a_run_goes_on_from_what_another_has_trained(run):
     """Adapters arrive merged, so that the next run may train all parameters, or adapters of its own."""
     workdir, settings = run
-    found = backbone.find(from_run(workdir))
-    assert found.model == backbone.find(settings).model
+    found = pretrained.find(from_run(workdir))
+    assert found.model == pretrained.find(settings).model
     got, saved = found.params(mesh()), saved_params(workdir)
     if settings.lora.rank:
-        base = backbone.find(settings).params(mesh())
-        saved = lora.merge(backbone.shape(settings), lora.combine(base, saved))
+        base = pretrained.find(settings).params(mesh())
+        saved = lora.merge(pretrained.shape(settings), lora.combine(base, saved))
     jax.tree.map(np.testing.assert_array_equal, got, saved)
-    began = backbone.find(settings).params(mesh())
+    began = pretrained.find(settings).params(mesh())
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(began), strict=True))
 
 
 def test_parameters_are_cast_and_placed(run):
     devices = sharding.make_mesh(1, 2, 1, jax.devices()[:2])
-    got = backbone.find(from_run(run[0], **{"model.param_dtype": "bfloat16"})).params(devices)
+    got = pretrained.find(from_run(run[0], **{"model.param_dtype": "bfloat16"})).params(devices)
     assert {x.dtype.name for x in jax.tree.leaves(got)} == {"bfloat16"}
     assert got["layers"]["gate"].sharding.num_devices == 2
 
 
 def test_another_shape_is_refused(run):
     with pytest.raises(ValueError, match="model.name"):
-        backbone.find(from_run(run[0], **{"model.name": "smollm2_135m"}))
+        pretrained.find(from_run(run[0], **{"model.name": "smollm2_135m"}))
 
 
 def test_a_broken_workdir_is_named(run, tmp_path):
     workdir = shutil.copytree(run[0], tmp_path / "copy")
     (workdir / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json cannot be read .* --workdir of a whole run"):
-        backbone.find(from_run(workdir))
+        pretrained.find(from_run(workdir))
     (workdir / "config.json").write_text(json.dumps({"model.name": "tiny", "model.weights": str(workdir)}))
     with pytest.raises(ValueError, match="began with its own weights"):
-        backbone.find(from_run(workdir))
+        pretrained.find(from_run(workdir))
     shutil.copy(run[0] / "config.json", workdir)
     shutil.rmtree(workdir / "checkpoints" / "1")
     with pytest.raises(ValueError, match="holds no finished checkpoint"):
-        backbone.find(from_run(workdir)).params(mesh())
+        pretrained.find(from_run(workdir)).params(mesh())
 
 
 def test_other_parameters_than_the_config_says_are_refused(run, tmp_path):
@@ -85,4 +85,4 @@ def test_other_parameters_than_the_config_says_are_refused(run, tmp_path):
     with pytest.raises(
         ValueError, match=r"model.weights=.*other parameters .*: params\[.*\] is .* in the checkpoint, and "
     ):
-        backbone.find(from_run(workdir)).params(mesh())
+        pretrained.find(from_run(workdir)).params(mesh())
