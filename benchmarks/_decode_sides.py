@@ -21,7 +21,8 @@ import gguf
 import jax
 
 from experiments import smollm2_135m
-from finemem_jax.config import ConfigDict
+from finemem_jax import config as config_lib
+from finemem_jax.config.sections import Config
 from finemem_jax.models import sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
@@ -40,12 +41,12 @@ HF_FOLDER, GGUF_FILE = "hugging_face", "q8_0.gguf"
 Prompt = dict[str, Any]
 
 
-def settings() -> ConfigDict:
+def settings() -> Config:
     """The experiment's, for streams of three chunks."""
     config = smollm2_135m.get_config()
     config.data.chunks_per_stream = 3
     config.reader.kind = "evidence"  # Nobody waits for answers here.
-    return config
+    return config_lib.parse(config)
 
 
 def write_weights(folder: pathlib.Path) -> None:

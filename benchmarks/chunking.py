@@ -31,6 +31,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import _common as common
 
 from finemem_jax import build as assembly
+from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.evaluation import baselines as methods
 from finemem_jax.evaluation import evaluate
@@ -134,10 +135,11 @@ def main() -> None:
     parser.add_argument("--workdir", default="")
     parser.add_argument("--streams", type=int, default=8)
     given = parser.parse_args()
-    config = smollm2_benchmarks.get_config("")
-    config.manager.chunk_tokens = 2_048
-    config.manager.long_chunk = "refuse"
-    config.data.questions_per_chunk = CHUNK_QUESTIONS
+    settings = smollm2_benchmarks.get_config("")
+    settings.manager.chunk_tokens = 2_048
+    settings.manager.long_chunk = "refuse"
+    settings.data.questions_per_chunk = CHUNK_QUESTIONS
+    config = config_lib.parse(settings)
     parts = assembly.build(config)
     if given.workdir:
         assembly.use_checkpoint(parts, pathlib.Path(given.workdir))

@@ -37,8 +37,9 @@ import numpy as np
 
 from experiments import smollm2_135m
 from finemem_jax import build as assembly
+from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import operations
 from finemem_jax.models import tokenizer
 from finemem_jax.rl import batching, grpo, learner
@@ -58,15 +59,15 @@ def reward(text: str, answers: Sequence[str]) -> float:
     return len(valid) / max(len(written), 1) + sum(answer.lower() in stored for answer in answers) / len(answers)
 
 
-def settings() -> ConfigDict:
+def settings() -> Config:
     """The experiment's, but for sizes, one update an iteration, and that groups without a difference stay."""
     config = smollm2_135m.get_config()
     config.data.chunks_per_stream = config.train.minibatches = 1
     config.rollout.group_size, config.rollout.max_new_tokens = GROUP_SIZE, MAX_NEW_TOKENS
-    return config
+    return config_lib.parse(config)
 
 
-def make_prompts(parts: assembly.Components, config: ConfigDict) -> list[dict[str, Any]]:
+def make_prompts(parts: assembly.Components, config: Config) -> list[dict[str, Any]]:
     """Each a row of TRL's data; `ids` and `cuts` are for our sampler."""
     streams, tokens, prompts = input_pipeline.streams(config, "train", parts.environment), parts.tokenizer, []
     for chunk in (streams[i].chunks[0] for i in range(config.rollout.streams_per_step)):
@@ -91,7 +92,7 @@ class Ours:
         hf_weights.save(folder / "model", self.parts.model, self.parts.params, self.parts.tokenizer)
         compute, _ = assembly.compute(self.config, self.parts.mesh)
         self.options = learner.LearnerOptions(self.parts.model, compute, self.method.objective)
-        self.tx = learner.make_optimizer(learner.OptimizerOptions(**self.config.optimizer))
+        self.tx = learner.make_optimizer(self.config.optimizer)
         scored = self.parts.tokenizer.encode(SCORED)
         reply = Completion(tuple(scored), (0.0,) * len(scored), "length", 0)
         [batch] = self.batches([[reply] * GROUP_SIZE] * len(self.prompts))

@@ -25,6 +25,7 @@ import scipy.stats
 
 from experiments import smollm2_135m
 from finemem_jax import build as assembly
+from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.memory.retrieval import Index
 from finemem_jax.reading import reader, scoring
@@ -41,8 +42,8 @@ def config(source: str, folder: str):
     settings.data.name, settings.data.source_dir = source, folder
     settings.data.num_train = settings.data.num_test = 0 if folder else 400
     # Both are built.
-    settings.likelihood.chunk_share = 0.5
-    return settings
+    settings.likelihood.chunk_share = "0.5"
+    return config_lib.parse(settings)
 
 
 def questions(streams, count: int):

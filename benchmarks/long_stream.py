@@ -24,6 +24,7 @@ import tracemalloc
 import _common as common
 
 from finemem_jax import build as assembly
+from finemem_jax import config as config_lib
 from finemem_jax.memory import retrieval
 from finemem_jax.rl import rollout
 from finemem_jax.rl.method import rollout_options
@@ -86,9 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--view", default="both", choices=["recent", "retrieved", "both"])
     arguments = parser.parse_args()
-    config = smollm2_135m.get_config()
-    config.memory.view, config.memory.view_tokens = arguments.view, VIEW_TOKENS
-    config.manager.chunk_tokens, config.rollout.max_new_tokens = CHUNK_TOKENS, 1_024
+    settings = smollm2_135m.get_config()
+    settings.memory.view, settings.memory.view_tokens = arguments.view, VIEW_TOKENS
+    settings.manager.chunk_tokens, settings.rollout.max_new_tokens = CHUNK_TOKENS, 1_024
+    config = config_lib.parse(settings)
     tokens = assembly.load(config).tokenizer
     environment = build.environment(config, tokens)
     one = environment.fit(stream())

@@ -22,6 +22,7 @@ from unittest import mock
 import _common as common
 
 from finemem_jax import build as assembly
+from finemem_jax import config as config_lib
 from finemem_jax.rl import rollout
 from finemem_jax.rl.method import rollout_options
 from finemem_jax.runtime import workers
@@ -40,11 +41,12 @@ class Setting:
     """Manager, reader and streams of a size."""
 
     def __init__(self, streams: int, chunks: int, num_slots: int):
-        config = smollm2_135m.get_config()
-        config.rollout.streams_per_step, config.rollout.group_size = streams, 8
-        config.data.num_train = 16 * streams
-        config.data.chunks_per_stream, config.data.questions_per_chunk = chunks, 5
-        config.sampler.num_slots = config.reader.num_slots = num_slots
+        settings = smollm2_135m.get_config()
+        settings.rollout.streams_per_step, settings.rollout.group_size = streams, 8
+        settings.data.num_train = 16 * streams
+        settings.data.chunks_per_stream, settings.data.questions_per_chunk = chunks, 5
+        settings.sampler.num_slots = settings.reader.num_slots = num_slots
+        config = config_lib.parse(settings)
         self.config, self.parts = config, assembly.build(config)
         self.source = input_pipeline.streams(config, "train", self.parts.environment)
         assembly.warm_up(config, self.parts, lambda line: print(line, flush=True))

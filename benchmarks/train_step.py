@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finemem_jax.config.sections import Optimizer
 from finemem_jax.models import decoder, presets
 from finemem_jax.rl import batching, grpo, learner
 
@@ -63,7 +64,7 @@ class Ours:
             )
         )  # fmt: skip
         self.options = learner.LearnerOptions(MODEL, decoder.Compute(attention="blocked"), grpo.ObjectiveOptions())
-        self.tx = learner.make_optimizer(learner.OptimizerOptions(LEARNING_RATE, 0, 0.01, 0.9, 0.999, 1.0))
+        self.tx = learner.make_optimizer(Optimizer(learning_rate=LEARNING_RATE, warmup_steps=0))
         old = learner.score(params, self.batch, jnp.float32(1), options=self.options)
         self.mean = float((np.asarray(old) * np.asarray(self.batch.rows.advantages)).mean())
         self.batch = self.batch._replace(rows=self.batch.rows._replace(old_log_probs=old))

@@ -18,11 +18,4 @@ import runpy
 
 
 def get_config(arg: str = ""):
-    if arg not in ("", "smoke"):
-        raise ValueError(f"llama32_3b takes no argument, or ':smoke'; got {arg!r}.")
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg)
-    config.experiment = "llama32_3b"
-    if arg != "smoke":
-        config.model.name = "llama32_3b"
-        config.model.weights = "meta-llama/Llama-3.2-3B-Instruct"
-    return config
+    return runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg, "llama32_3b")

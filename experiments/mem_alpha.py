@@ -30,11 +30,10 @@ def get_config(arg: str = ""):
     config.manager.wire = "qwen_agent"
     config.manager.repair_json = True
 
-    # r1 + r2 + 0.05 r3 + 0.1 r4, all steps of a stream's rollouts in one group.
+    # r1 + r2 + 0.05 r3 + 0.1 r4 (content_weight of credit.rule_args), all steps of a stream's rollouts in one group.
     config.credit.rule = "mem_alpha"
     config.credit.format_weight = 1.0
     config.credit.compression_weight = 0.05
-    config.credit.content_weight = 0.1
 
     config.objective.clip_low = 0.2
     config.objective.clip_high = 0.2

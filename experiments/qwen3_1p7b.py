@@ -18,11 +18,4 @@ import runpy
 
 
 def get_config(arg: str = ""):
-    if arg not in ("", "smoke"):
-        raise ValueError(f"qwen3_1p7b takes no argument, or ':smoke'; got {arg!r}.")
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg)
-    config.experiment = "qwen3_1p7b"
-    if arg != "smoke":
-        config.model.name = "qwen3_1_7b"
-        config.model.weights = "Qwen/Qwen3-1.7B"
-    return config
+    return runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg, "qwen3_1p7b")

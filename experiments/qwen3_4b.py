@@ -27,12 +27,21 @@ Values stand in the paper's order; where Fine-Mem's is not known to us it is Mem
 
 from finemem_jax import config as config_lib
 
+# Other managers have all these values but the model's and, where they need another, the machine's; each has a file of
+# its name: its preset and weights.
+MANAGERS = {
+    "qwen3_4b": ("qwen3_4b", "Qwen/Qwen3-4B"),
+    "qwen3_1p7b": ("qwen3_1_7b", "Qwen/Qwen3-1.7B"),
+    "llama32_3b": ("llama32_3b", "meta-llama/Llama-3.2-3B-Instruct"),
+    "qwen7b": ("qwen25_7b", "Qwen/Qwen2.5-7B-Instruct"),
+}
 
-def get_config(arg: str = ""):
+
+def get_config(arg: str = "", manager: str = "qwen3_4b"):
     if arg not in ("", "smoke"):
-        raise ValueError(f"qwen3_4b takes no argument, or ':smoke'; got {arg!r}.")
+        raise ValueError(f"{manager} takes no argument, or ':smoke'; got {arg!r}.")
     config = config_lib.default()
-    config.experiment = "qwen3_4b"
+    config.experiment = manager
 
     # Streams.
     config.data.name = "memalpha"
@@ -40,8 +49,7 @@ def get_config(arg: str = ""):
     config.data.num_test = 64
 
     # The manager.
-    config.model.name = "qwen3_4b"
-    config.model.weights = "Qwen/Qwen3-4B"
+    config.model.name, config.model.weights = MANAGERS[manager]
     config.manager.chunk_tokens = 2_048
     config.memory.view_tokens = 2_048
 
@@ -78,9 +86,9 @@ def get_config(arg: str = ""):
     config.model.compute_dtype = "bfloat16"
     config.model.remat = "full"
     config.mesh.tensor = 4
-    config.train.groups_per_microbatch = 4
+    config.train.groups_per_microbatch = 16 if manager == "qwen7b" else 4
     config.sampler.dtype = "bfloat16"
-    config.sampler.num_slots = 64
+    config.sampler.num_slots = 256 if manager == "qwen7b" else 64
     if arg == "smoke":
         config_lib.shrink(config)
         config.mesh.tensor = 1

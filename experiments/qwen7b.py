@@ -18,13 +18,4 @@ import runpy
 
 
 def get_config(arg: str = ""):
-    if arg not in ("", "smoke"):
-        raise ValueError(f"qwen7b takes no argument, or ':smoke'; got {arg!r}.")
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg)
-    config.experiment = "qwen7b"
-    config.train.groups_per_microbatch = 16
-    if arg != "smoke":
-        config.model.name = "qwen25_7b"
-        config.model.weights = "Qwen/Qwen2.5-7B-Instruct"
-        config.sampler.num_slots = 256
-    return config
+    return runpy.run_path(str(pathlib.Path(__file__).with_name("qwen3_4b.py")))["get_config"](arg, "qwen7b")

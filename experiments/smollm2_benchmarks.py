@@ -28,10 +28,7 @@ def get_config(arg: str = ""):
 
     config.evaluate.methods = "none,long_context,rag,verbatim,recurrent,untrained,mem_alpha"
     config.evaluate.sources = "squad,hotpotqa,nlu,trec,pubmed_rct,locomo,mquake,needle"
-    config.evaluate.num_streams = 6
-    config.evaluate.chunks_per_stream = 6
-    config.evaluate.chunk_words = 160
-    config.evaluate.questions_per_stream = 6
+    config.evaluate.data = "num_test=6,chunks_per_stream=6,chunk_words=160,questions_per_stream=6"
     config.evaluate.batch = 48
     config.evaluate.context_tokens = 1_500
     config.evaluate.summary_tokens = 128
@@ -43,14 +40,12 @@ def get_config(arg: str = ""):
     if arg == "books":
         config.experiment = "smollm2_benchmarks:books"
         config.evaluate.sources = "squality"
-        config.evaluate.num_streams = 4
-        config.evaluate.chunks_per_stream = 20
-        config.evaluate.chunk_words = 512
+        config.evaluate.data = "num_test=4,chunks_per_stream=20,chunk_words=512,questions_per_stream=6"
         config.manager.chunk_tokens = 1_024
         config.reader.max_new_tokens = 64
     if arg == "smoke":
         config.experiment = "smollm2_benchmarks:smoke"
         config.evaluate.sources = ""
-        config.evaluate.num_streams = 1
+        config.evaluate.data = "num_test=1,chunks_per_stream=6,chunk_words=160,questions_per_stream=6"
         config_lib.shrink(config)
     return config

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run. Below the programs only this module and `pretrained` read a ConfigDict."""
+"""From a config to the objects of a run. Below the programs only this module and `pretrained` read a Config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from finemem_jax import input_pipeline
 from finemem_jax.clients import language_models
 from finemem_jax.clients.language_models import Local
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.input_pipeline import Mixture
 from finemem_jax.memory.build import constraint, embedder, environment, prompt_lengths
 from finemem_jax.memory.environment import Environment
@@ -66,7 +66,7 @@ class Components:
     constraint: Constraint | None = None
 
 
-def build(config: ConfigDict, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Components:
+def build(config: Config, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Components:
     """Loads tokenizer and weights, and builds environment, manager and reader.
 
     Args:
@@ -114,7 +114,7 @@ class ModelFiles(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load(config: ConfigDict) -> ModelFiles:
+def load(config: Config) -> ModelFiles:
     """Finds weights and tokenizer.
 
     Raises:
@@ -124,7 +124,7 @@ def load(config: ConfigDict) -> ModelFiles:
     return ModelFiles(found, _tokenizer(config, found))
 
 
-def frozen(config: ConfigDict, loaded: ModelFiles) -> Local:
+def frozen(config: Config, loaded: ModelFiles) -> Local:
     """The model in this process, for who needs no manager: its weights are read when they are first wanted."""
 
     @functools.cache
@@ -137,7 +137,7 @@ def frozen(config: ConfigDict, loaded: ModelFiles) -> Local:
     )
 
 
-def _local(config, loaded, params):
+def _local(config: Config, loaded, params):
     # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
     in_place = config.sampler.in_place and config.lora.rank > 0
     return Local(
@@ -148,7 +148,7 @@ def _local(config, loaded, params):
     )
 
 
-def _sampler(config, loaded, params):
+def _sampler(config: Config, loaded, params):
     return functools.partial(
         Sampler, loaded.pretrained.model, params, loaded.tokenizer.end_ids,
         steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
@@ -156,7 +156,7 @@ def _sampler(config, loaded, params):
     )  # fmt: skip
 
 
-def warm_up(config: ConfigDict, parts: Components, say: Callable[[str], None]) -> None:
+def warm_up(config: Config, parts: Components, say: Callable[[str], None]) -> None:
     """Compiles what manager and reader generate with, so that later steps compile nothing.
 
     Args:
@@ -178,7 +178,7 @@ def _lengths(prompt, tokens):
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
 
 
-def check_lengths(config: ConfigDict, parts: Components) -> None:
+def check_lengths(config: Config, parts: Components) -> None:
     """Refuses settings with which a prompt and its response could exceed the model.
 
     Raises:
@@ -194,7 +194,7 @@ def check_lengths(config: ConfigDict, parts: Components) -> None:
         )
 
 
-def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check_groups(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Refuses micro-batches that this mesh cannot share out; how large an axis of -1 is, only the mesh knows.
 
     Raises:
@@ -209,7 +209,7 @@ def check_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def compute(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
+def compute(config: Config, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
     """How training computes hidden states, and a line to say where "auto" could not take the platform's fastest.
 
     Raises:
@@ -240,7 +240,7 @@ def policy_params(parts: Components, frozen: Params, trained: Params) -> Params:
     return sharding.own(lora.merge(parts.model, lora.combine(frozen, trained)), parts.mesh)
 
 
-def _tokenizer(config, loaded):
+def _tokenizer(config: Config, loaded):
     if config.model.tokenizer == "bytes":
         tokens: Tokenizer = tokenizer.ByteTokenizer()
     elif config.model.tokenizer == "bytes_and_operations":
@@ -256,7 +256,7 @@ def _tokenizer(config, loaded):
     return tokens
 
 
-def check(config: ConfigDict, parts: Components, train_streams: Mixture, test_streams: Mixture) -> None:
+def check(config: Config, parts: Components, train_streams: Mixture, test_streams: Mixture) -> None:
     """Refuses what would only fail later, in the middle of a run.
 
     Raises:

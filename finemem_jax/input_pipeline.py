@@ -22,8 +22,8 @@ from typing import TypeVar
 
 import grain
 
-from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict
+from finemem_jax.config import schedules
+from finemem_jax.config.sections import Config
 from finemem_jax.memory.environment import Environment
 from finemem_jax.types import Stream, StreamSource, StreamSpec
 
@@ -236,7 +236,7 @@ def _parts(source):
     return (source.parts, source.weights) if isinstance(source, Mixture) else ([source], (1.0,))
 
 
-def load_split(config: ConfigDict, split: str, chunks_per_stream: int | None = None, part: str = "") -> Mixture:
+def load_split(config: Config, split: str, chunks_per_stream: int | None = None, part: str = "") -> Mixture:
     """The streams of a split as their builders give them.
 
     Args:
@@ -252,18 +252,18 @@ def load_split(config: ConfigDict, split: str, chunks_per_stream: int | None = N
     return Mixture([load(name, spec) for name in names], _weights(config, names, split))
 
 
-def names_of(config: ConfigDict, split: str) -> list[str]:
+def names_of(config: Config, split: str) -> list[str]:
     """The builders that a split's streams come from."""
     names = (config.data.test_name if split == "test" else "") or config.data.name
     return [name.strip() for name in names.split(",")]
 
 
-def streams(config: ConfigDict, split: str, environment: Environment, chunks_per_stream: int | None = None) -> Mixture:
+def streams(config: Config, split: str, environment: Environment, chunks_per_stream: int | None = None) -> Mixture:
     """Like `load_split`, with every chunk fitted to the environment."""
     return load_split(config, split, chunks_per_stream).map(environment.fit)
 
 
-def stages(config: ConfigDict, environment: Environment, train_streams: Mixture) -> list[Stage]:
+def stages(config: Config, environment: Environment, train_streams: Mixture) -> list[Stage]:
     """The curriculum's stages, each with training streams of its own number of chunks.
 
     Args:
@@ -275,10 +275,11 @@ def stages(config: ConfigDict, environment: Environment, train_streams: Mixture)
             return train_streams
         return streams(config, "train", environment, chunks)
 
-    return [Stage(start, functools.partial(source, chunks)) for start, chunks in config_lib.curriculum(config)]
+    planned = schedules.curriculum(config.train, config.data)
+    return [Stage(start, functools.partial(source, chunks)) for start, chunks in planned]
 
 
-def _weights(config, names, split):
+def _weights(config: Config, names, split):
     if split == "test" or not config.data.weights:
         return (1.0,) * len(names)
     try:
@@ -293,7 +294,7 @@ def _weights(config, names, split):
     return weights
 
 
-def _spec(config, split, chunks_per_stream):
+def _spec(config: Config, split, chunks_per_stream):
     data = config.data
     return StreamSpec(
         split=split,

@@ -14,9 +14,12 @@ import sys
 from collections.abc import Callable, Iterable
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
+from finemem_jax.config import renamed
+from finemem_jax.config.sections import Config
 from finemem_jax.runtime.display import print_table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -64,7 +67,7 @@ def main(_) -> None:
         from finemem_jax.planning import tables
 
         folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
-        sys.exit(_stop_on_bad_input(lambda: tables.run(config, _TOPOLOGY.value, folder)))
+        sys.exit(_stop_on_bad_input(lambda: tables.run(config_lib.parse(config), _TOPOLOGY.value, folder)))
     if not _WORKDIR.value:
         sys.exit("finemem_jax: --workdir is missing: the folder for everything the run writes.")
     workdir = pathlib.Path(_WORKDIR.value)
@@ -91,20 +94,20 @@ def main(_) -> None:
     sys.exit(_run(modes[_MODE.value], config, workdir))
 
 
-def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work], config, workdir) -> int:
+def _run(
+    mode: Callable[[Config, pathlib.Path, contextlib.ExitStack], Work],
+    values: config_lib.ConfigDict,
+    workdir: pathlib.Path,
+) -> int:
     """Prepares a mode and does its work; returns what the program ends with."""
-    from finemem_jax import config as config_lib
     from finemem_jax.clients.endpoint import EndpointError
-    from finemem_jax.config import checks
     from finemem_jax.questions.costs import BudgetError
     from finemem_jax.runtime.distributed import PeerError, PeerStops
     from finemem_jax.runtime.preemption import Terminated
     from finemem_jax.runtime.watchdog import StopError
 
     def prepare():
-        config_lib.read_prompts(config)
-        checks.validate(config)
-        return mode(config, workdir, stack)
+        return mode(config_lib.parse(values), workdir, stack)
 
     with contextlib.ExitStack() as stack:
         work = _stop_on_bad_input(prepare)
@@ -132,7 +135,7 @@ def _run(mode: Callable[[ConfigDict, pathlib.Path, contextlib.ExitStack], Work],
     return 0
 
 
-def _train(config, workdir, stack):
+def _train(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
     import jax
 
     from finemem_jax import build
@@ -181,7 +184,7 @@ def _train(config, workdir, stack):
     return work
 
 
-def _evaluate(config, workdir, stack):
+def _evaluate(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
     from finemem_jax.evaluation import benchmark
     from finemem_jax.runtime import checkpoint
 
@@ -193,7 +196,7 @@ def _evaluate(config, workdir, stack):
     return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, parts, benchmarks))
 
 
-def _follow(config, workdir, stack):
+def _follow(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
     from finemem_jax import build
     from finemem_jax.runtime import checkpoint
     from finemem_jax.serving import follow
@@ -206,14 +209,14 @@ def _follow(config, workdir, stack):
     return lambda: _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step))
 
 
-def _questions(config, workdir, stack):
+def _questions(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
     from finemem_jax.questions import run
 
     del stack  # It opens nothing before its work begins.
     return lambda: _stop_on_bad_input(lambda: run.run(config, workdir))
 
 
-def _export(config, workdir, stack):
+def _export(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
     from finemem_jax.runtime import checkpoint
     from finemem_jax.serving import export, parity
 
@@ -235,7 +238,7 @@ def _export(config, workdir, stack):
     return lambda: _stop_on_bad_input(lambda: list(work()))
 
 
-def _build(config, workdir, stack, processes=None):
+def _build(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack, processes=None):
     """The parts of a run, whose readers are closed when it ends."""
     from finemem_jax import build
 
@@ -264,15 +267,16 @@ def _parse(argv):
     """Flags as absl reads them; a setting that does not exist is named, with those that it may have been meant for."""
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError:
-        from finemem_jax import config as config_lib
-
+    except (AttributeError, KeyError) as error:
         known = config_lib.flatten(config_lib.default())
         given = [re.match(r"--(?:no)?config\.([\w.]+)", argument) for argument in argv]
         unknown = [match[1] for match in given if match and match[1] not in known]
-        if not unknown:
+        # Or the experiment's file sets a field of a section that is no more.
+        section = re.match(r"\W*(\w+)", str(error))
+        earlier = [name for name in (section[1], f"reader.{section[1]}") if renamed.successor(name)] if section else []
+        if not (unknown or earlier):
             raise
-        sys.exit(f"finemem_jax: {config_lib.no_setting(unknown[0])}")
+        sys.exit(f"finemem_jax: {config_lib.no_setting((unknown or earlier)[0])}")
 
 
 if __name__ == "__main__":

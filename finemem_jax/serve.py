@@ -87,17 +87,8 @@ def _settings(assignments: Sequence[str]) -> dict[str, Any]:
     """Settings by name, each as what its default is."""
     from finemem_jax import config as config_lib
 
-    known, found = config_lib.flatten(config_lib.default()), {}
-    for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        if name not in known:
-            raise ValueError(config_lib.no_setting(name))
-        kind = type(known[name])
-        try:
-            found[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"--set={assignment} must give {name} a value of type {kind.__name__}.") from error
-    return found
+    named = (assignment.partition("=") for assignment in assignments)
+    return config_lib.from_texts({name: text for name, _, text in named})
 
 
 def _parse(arguments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finemem_jax import input_pipeline
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import operations
 from finemem_jax.memory.build import dialect
 from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Operation
@@ -11,7 +12,7 @@ from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Operation
 _TEST_INSERTS, _TEST_UPDATES, _TEST_DELETES, _TEST_OTHERS = 80, 24, 12, 10
 
 
-def operation_phrases(config):
+def operation_phrases(config: Config):
     """Whole operations for the tests' tokenizer, so that even random weights write some.
 
     What they write down are questions of the first streams with their answers, by turns of training and held-out ones:
@@ -36,7 +37,7 @@ def operation_phrases(config):
     return [f"{operations.render(operation, calls)}\n" for operation in written]
 
 
-def _facts(config, split):
+def _facts(config: Config, split):
     source = input_pipeline.load_split(config, split)
     facts: list[str] = []
     for index in range(len(source)):

@@ -10,7 +10,7 @@ import pytest
 import smoke_run
 
 from finemem_jax import build, input_pipeline
-from finemem_jax import config as config_lib
+from finemem_jax.config.sections import Config
 from finemem_jax.memory.operations import Dialect, parse
 from finemem_jax.models import decoder, presets, sharding
 from finemem_jax.rl import credit_rules
@@ -25,7 +25,7 @@ def config(**changes):
 
 
 def test_the_default_is_the_paper():
-    method = Method.from_config(config_lib.default())
+    method = Method.from_config(Config())
     assert method.rule is credit_rules.RULES["full"]
     assert method.settings == credit_rules.CreditConfig() and method.variant == credit_rules.Variant()
     assert (method.settings.beta, method.settings.chunk_weight, method.settings.compression_weight) == (0.5, 0.5, 0.05)

@@ -8,7 +8,6 @@ import smoke_run
 
 from finemem_jax import build
 from finemem_jax import config as config_lib
-from finemem_jax.config import checks
 from finemem_jax.rl.method import Method
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
@@ -36,8 +35,7 @@ def test_every_experiment_is_tried():
 
 @pytest.mark.parametrize(("name", "argument"), [(n, a) for n, given in ARGUMENTS.items() for a in given])
 def test_configs_are_valid(name, argument):
-    config = get_config(name, argument)
-    checks.validate(config)
+    config = config_lib.parse(get_config(name, argument))
     Method.from_config(config)
     assert set(config_lib.flatten(config)) == set(config_lib.flatten(config_lib.default()))
     assert config.experiment
@@ -51,7 +49,7 @@ def test_unknown_arguments_are_refused(name):
 
 @pytest.mark.parametrize("name", ["mem_alpha", "smollm2_135m"])
 def test_small_versions_fit_together(name):
-    settings = get_config(name, "smoke")
+    settings = config_lib.parse(get_config(name, "smoke"))
     parts, train_streams, test_streams = smoke_run.prepare(settings)
     build.check(settings, parts, train_streams, test_streams)
 

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 
 from finemem_jax import build
-from finemem_jax.config import checks
+from finemem_jax import config as config_lib
 from finemem_jax.runtime import checkpoint
 from finemem_jax.training import train
 
@@ -14,15 +14,11 @@ from finemem_jax import input_pipeline
 
 def config(**changes):
     """The smoke config with dotted settings changed: config(**{"train.num_steps": 2})."""
-    settings = smoke.get_config()
-    for name, value in changes.items():
-        settings.update_from_flattened_dict({name: value})
-    return settings
+    return config_lib.changed(config_lib.parse(smoke.get_config()), changes)
 
 
 def prepare(settings, workdir=None):
     """What `main` prepares before it calls `train`."""
-    checks.validate(settings)
     parts = build.build(settings, workdir)
     splits = [input_pipeline.streams(settings, split, parts.environment) for split in ("train", "test")]
     return parts, *splits

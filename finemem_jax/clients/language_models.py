@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import jax
 
-from finemem_jax import config as config_lib
 from finemem_jax.clients import chat, reply_cache
 from finemem_jax.clients.chat import LanguageModel
 from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
 from finemem_jax.clients.reply_cache import Cached, ReplyCache
-from finemem_jax.config import ConfigDict
+from finemem_jax.config import checks
+from finemem_jax.config.sections import Config, Judge, QuestionModel, Reader
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checksums, workers
@@ -52,7 +52,7 @@ class LanguageModels:
         generates: Whether the frozen model is among them, so that there is something to compile.
     """
 
-    def __init__(self, config: ConfigDict, local: Local, workdir: pathlib.Path | None):
+    def __init__(self, config: Config, local: Local, workdir: pathlib.Path | None):
         """Args:
         workdir: Where `reply_cache.file="auto"` is; None for no such file.
 
@@ -64,26 +64,28 @@ class LanguageModels:
         self._file = _open(config, workdir)
         self._endpoints: dict[str, Endpoint] = {}
         self._cached: list[Cached] = []
-        self._models: dict[str, workers.Shared] = {}
+        # By the entry of `servers`; None is the frozen model.
+        self._models: dict[str | None, workers.Shared] = {}
 
-    def model(self, name: str, kind: str) -> LanguageModel:
+    def model(self, name: str, role: Reader | Judge | QuestionModel | None = None) -> LanguageModel:
         """A language model: one more user of the frozen one, or of servers.
 
         Args:
-            name: Whose servers, as the settings are called: "reader", "judge", ….
-            kind: "model" or "endpoint".
+            name: Who asks, as the settings are called: "reader", "judge", ….
+            role: Its settings, which say whom it asks; None for the frozen one.
 
         Raises:
             ValueError: servers that cannot be as they are named.
         """
-        key = "model" if kind == "model" else name
-        if key not in self._models:
-            self._models[key] = workers.Shared(self._in_process() if kind == "model" else self._servers(name))
-        return self._models[key].port()
+        server = role.server if role is not None and role.kind == "server" else None
+        if server not in self._models:
+            asked = self._in_process() if server is None else self._servers(name, server)
+            self._models[server] = workers.Shared(asked)
+        return self._models[server].port()
 
     @property
     def generates(self) -> bool:
-        return "model" in self._models
+        return None in self._models
 
     @property
     def has_sampler(self) -> bool:
@@ -144,8 +146,8 @@ class LanguageModels:
         name = f"{self._local.name()} {self._config.seed}" if self._file is not None else ""
         return self._on_file(model, name, stores=True)
 
-    def _servers(self, name):
-        options = endpoint_options(config_lib.value_of(self._config, name).endpoint, name)
+    def _servers(self, name, server):
+        options = endpoint_options(self._config, server)
         # What else may stand in a request decides what is replied; where it goes does not.
         known_as = json.dumps([options.model, dict(options.extra)], sort_keys=True)
         keep = functools.partial(reply_cache.keep, self._file, known_as) if self._file is not None else None
@@ -159,25 +161,26 @@ class LanguageModels:
         return self._cached[-1]
 
 
-def endpoint_options(endpoint: ConfigDict, name: str) -> EndpointOptions:
-    """The servers that the settings of an endpoint called `name` describe.
+def endpoint_options(config: Config, name: str) -> EndpointOptions:
+    """The servers that an entry of `servers` describes.
 
     Raises:
         ValueError: a URL or a field that cannot be; the message says which.
     """
+    server = config.servers[name]
     plain = ("model", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute", "call_seconds",
              "total_seconds", "keep_alive")  # fmt: skip
     try:
         return EndpointOptions(
-            urls=tuple(url.strip() for url in endpoint.urls.split(",") if url.strip()),
-            extra=config_lib.extra_fields(endpoint, name),
-            **{field: endpoint[field] for field in plain},
+            urls=tuple(url.strip() for url in server.urls.split(",") if url.strip()),
+            extra=checks.extra_fields(config, name),
+            **{field: getattr(server, field) for field in plain},
         )
     except ValueError as error:
-        raise ValueError(f"{name}.endpoint.urls: {error}") from error
+        raise ValueError(f"servers.{name}.urls: {error}") from error
 
 
-def local_name(config: ConfigDict, params: Params) -> str:
+def local_name(config: Config, params: Params) -> str:
     """Tells a model and how it is computed from all others; of the parameters, by a checksum."""
     described = [(path, leaf.shape, total) for leaf, (path, total) in zip(
         jax.tree.leaves(params), checksums.checksums(params).items(), strict=True
@@ -187,9 +190,12 @@ def local_name(config: ConfigDict, params: Params) -> str:
     return json.dumps([_GENERATION, digest, *settings])
 
 
-def _open(config, workdir):
+def _open(config: Config, workdir: pathlib.Path | None) -> ReplyCache | None:
     name = config.answers.file
-    if not name or (name == "auto" and workdir is None):
+    if name == "auto":
+        path = None if workdir is None else workdir / "answers.sqlite"
+    else:
+        path = pathlib.Path(name).expanduser() if name else None
+    if path is None:
         return None
-    path = workdir / "answers.sqlite" if name == "auto" else pathlib.Path(name).expanduser()
     return ReplyCache(path, config.answers.max_megabytes * 10**6)

@@ -20,7 +20,8 @@ from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.build import Components
-from finemem_jax.config import ConfigDict
+from finemem_jax.config import checks
+from finemem_jax.config.sections import Config
 from finemem_jax.evaluation import baselines, evaluate, published_results
 from finemem_jax.evaluation import tables as tables_lib
 from finemem_jax.evaluation.baselines import Method, Result
@@ -45,14 +46,17 @@ METHODS = {
     "checkpoint": "the memory manager as it was trained in this workdir",
 }  # fmt: skip
 _MANAGERS = ("untrained", "mem_alpha", "checkpoint")
-_MEM_ALPHA = {
-    "memory.layout": "typed", "memory.view_items": 5, "memory.core_tokens": 512, "memory.retrieval": "okapi",
-    "memory.top_k": 20,
+_MEM_ALPHA: dict[str, Any] = {
+    "layout": "typed", "view_items": 5, "core_tokens": 512, "retrieval": "okapi", "top_k": 20,
 }  # fmt: skip
+# Chunks that "rag" retrieves for a question, as Mem-alpha's does.
+_RAG_TOP_K = 2
+# Draws of the bootstrap that compares methods.
+_RESAMPLES = 10_000
 # What else decides a line; settings that do not may change between two runs in a workdir.
-_DECIDING = ("data", "memory", "manager", "reader", "judge", "prompts", "model", "evaluate")
-_NOT_DECIDING = ("evaluate.methods", "evaluate.sources", "evaluate.num_streams", "evaluate.shard", "evaluate.batch",
-                 "evaluate.resamples", "data.num_train", "data.num_test", "data.name", "data.test_name", "data.weights",
+_DECIDING = ("data", "memory", "manager", "reader", "judge", "model", "evaluate")
+_NOT_DECIDING = ("evaluate.methods", "evaluate.sources", "evaluate.data", "evaluate.shard", "evaluate.batch",
+                 "data.num_train", "data.num_test", "data.name", "data.test_name", "data.weights",
                  "reader.num_slots")  # fmt: skip
 
 
@@ -64,7 +68,7 @@ class Benchmark:
     streams: Mixture
 
 
-def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+def check(config: Config, workdir: pathlib.Path) -> None:
     """Refuses settings that cannot work, before anything is loaded.
 
     Raises:
@@ -83,22 +87,12 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
     _shard(config)
 
 
-def data_config(config: ConfigDict) -> ConfigDict:
+def data_config(config: Config) -> Config:
     """The config whose held-out streams are the benchmarks': `evaluate` says what differs from `data`."""
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        data, asked = changed.data, config.evaluate
-        data.test_name = asked.sources or data.test_name
-        data.test_dir = asked.source_dir or data.test_dir
-        data.num_test = data.num_test if asked.num_streams < 0 else asked.num_streams
-        for name in ("chunks_per_stream", "chunk_words", "questions_per_stream"):
-            data[name] = asked[name] or data[name]
-        if not asked.chunk_questions:
-            data.questions_per_chunk = 0
-    return changed
+    return dataclasses.replace(config, data=checks.benchmark_data(config))
 
 
-def benchmarks(config: ConfigDict) -> list[Benchmark]:
+def benchmarks(config: Config) -> list[Benchmark]:
     """The benchmarks that a config asks for, builder by builder.
 
     Raises:
@@ -107,16 +101,15 @@ def benchmarks(config: ConfigDict) -> list[Benchmark]:
     settings = data_config(config)
     found = []
     for name in input_pipeline.names_of(settings, "test"):
-        with settings.unlocked():
-            settings.data.test_name = name
-        mixture = input_pipeline.load_split(settings, "test", part=config.evaluate.split)
+        of_one = dataclasses.replace(settings, data=dataclasses.replace(settings.data, test_name=name))
+        mixture = input_pipeline.load_split(of_one, "test", part=config.evaluate.split)
         if not len(mixture):
             raise ValueError(f"{name} has no streams of the split {config.evaluate.split!r} (evaluate.split).")
         found.append(Benchmark(name, mixture))
     return found
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, parts: Components, found: Sequence[Benchmark]) -> list[str]:
+def run(config: Config, workdir: pathlib.Path, parts: Components, found: Sequence[Benchmark]) -> list[str]:
     """Plays what is not on file yet, and writes `benchmark.json` and `benchmark.md`; returns what to say in the end."""
     with Display(0) as display:
         settings = data_config(config)
@@ -129,7 +122,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, parts: Components, found: Seq
     return report(config, workdir, found)
 
 
-def _play_all(config, workdir, parts, method, labels, found, display):
+def _play_all(config: Config, workdir, parts, method, labels, found, display):
     """Plays all streams that are this shard's and not on file, of all benchmarks together: so slots stay full."""
     index, count = _shard(config)
     name, decided = labels["method"], labels["decided"]
@@ -203,7 +196,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]) -> list[str]:
+def report(config: Config, workdir: pathlib.Path, found: Sequence[Benchmark]) -> list[str]:
     """Writes `benchmark.json` and `benchmark.md` of what stands on file for this config; returns lines to print."""
     settings, names = data_config(config), _names(config.evaluate.methods)
     steps = {name: _step_of(config, workdir, name) for name in names}
@@ -219,7 +212,7 @@ def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]
     undecided = sum(score is None for line in lines for score in line["scores"])
     builders = [one.name for one in found]
     tables = [tables_lib.score_table(lines, builders), tables_lib.cost_table(lines)]
-    compared = tables_lib.comparisons(lines, config.evaluate.resamples)
+    compared = tables_lib.comparisons(lines, _RESAMPLES)
     notes = [
         "± is one standard error over streams (over questions, of a source with one stream); the average weighs "
         "sources equally. Differences are paired by stream: 95 % and p by bootstrap.",
@@ -263,7 +256,7 @@ def report(config: ConfigDict, workdir: pathlib.Path, found: Sequence[Benchmark]
 
 
 def _method(
-    config: ConfigDict, workdir: pathlib.Path, parts: Components, name: str, display: Display
+    config: Config, workdir: pathlib.Path, parts: Components, name: str, display: Display
 ) -> tuple[Method, int]:
     """A method, and after how many training steps its weights are."""
     asked = config.evaluate
@@ -272,16 +265,18 @@ def _method(
     keep: dict[str, Callable[[], baselines.KeepFn]] = {
         "none": lambda: baselines.nothing,
         "long_context": lambda: baselines.last_tokens(parts.environment, _context_tokens(config, parts)),
-        "rag": lambda: baselines.chunks(config.memory.retrieval, asked.rag_top_k, parts.embed),
+        "rag": lambda: baselines.chunks(config.memory.retrieval, _RAG_TOP_K, parts.embed),
         "verbatim": lambda: baselines.sentences(config.memory.retrieval, config.memory.top_k, parts.embed),
         "recurrent": lambda: baselines.summaries(
-            parts.answering.models.model("evaluate", "model"), asked.summary_tokens, config.prompts.summary
+            parts.answering.models.model("evaluate"), asked.summary_tokens, asked.summary_system
         ),
     }
     return baselines.baseline(keep[name](), parts.environment, parts.answer, parts.answer_judge), 0
 
 
-def _manager(config, workdir, parts, name, display):
+def _manager(
+    config: Config, workdir: pathlib.Path, parts: Components, name: str, display: Display
+) -> tuple[Method, int]:
     environment = parts.environment
     options = rollout_options(config, evaluation=True, constraint=parts.constraint)
     display.phase(f"{name}: loading its weights")
@@ -291,8 +286,7 @@ def _manager(config, workdir, parts, name, display):
         step = 0
         parts.manager.update(lora.merge(parts.model, parts.params), step)
     if name == "mem_alpha":
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(_MEM_ALPHA)
+        changed = dataclasses.replace(config, memory=dataclasses.replace(config.memory, **_MEM_ALPHA))
         environment = build.environment(changed, parts.tokenizer)
         retrieval, top_k = changed.memory.retrieval, changed.memory.top_k
         options = dataclasses.replace(options, retrieval=retrieval, top_k=top_k, constraint=None)
@@ -303,11 +297,11 @@ def _manager(config, workdir, parts, name, display):
     return baselines.manager(roll_out, environment), step
 
 
-def _step_of(config, workdir, name):
+def _step_of(config: Config, workdir: pathlib.Path, name: str) -> int:
     return (checkpoint.newest(workdir) or 0) if name == "checkpoint" else 0
 
 
-def _context_tokens(config, parts):
+def _context_tokens(config: Config, parts: Components) -> int:
     """As many as asked for, if the reader in this process can take them beside instructions, question and answer."""
     if config.reader.kind != "model":
         return config.evaluate.context_tokens
@@ -316,21 +310,21 @@ def _context_tokens(config, parts):
     return min(config.evaluate.context_tokens, most)
 
 
-def _decided(config: ConfigDict, method: str, step: int) -> str:
+def _decided(config: Config, method: str, step: int) -> str:
     """A short name of all that decides what a method makes of a stream."""
     settings = config_lib.flatten(config)
     deciding = {
         name: value
         for name, value in settings.items()
-        if name.split(".")[0] in _DECIDING and name not in _NOT_DECIDING and ".endpoint." not in name
+        if name.split(".")[0] in _DECIDING and name not in _NOT_DECIDING and not name.endswith(".server")
     }
     deciding |= {"seed": config.seed, "max_new_tokens": config.rollout.max_new_tokens, "method": method, "step": step}
-    for who in ("reader", "judge"):
-        deciding[f"{who}.model"] = config[who].endpoint.model
+    for who, role in {"reader": config.reader, "judge": config.judge}.items():
+        deciding[f"{who}.model"] = config.servers[role.server].model if role.kind == "server" else ""
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _shard(config: ConfigDict) -> tuple[int, int]:
+def _shard(config: Config) -> tuple[int, int]:
     index, slash, count = config.evaluate.shard.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(

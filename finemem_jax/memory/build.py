@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import embedders, operations, retrieval
 from finemem_jax.memory import grammar as grammar_lib
 from finemem_jax.memory.environment import Environment
@@ -15,7 +15,7 @@ from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.types import Chunk, Memory
 
 
-def environment(config: ConfigDict, tokens: Tokenizer) -> Environment:
+def environment(config: Config, tokens: Tokenizer) -> Environment:
     """The rules of the game that a config chooses."""
     return Environment(
         tokenizer=tokens,
@@ -27,14 +27,14 @@ def environment(config: ConfigDict, tokens: Tokenizer) -> Environment:
         dialect=dialect(config),
         view_items=config.memory.view_items,
         core_tokens=config.memory.core_tokens,
-        task=config.prompts.manager,
+        task=config.manager.system,
         view=config.memory.view,
         budget_tokens=config.memory.budget_tokens,
         eviction=config.memory.eviction,
     )
 
 
-def dialect(config):
+def dialect(config: Config):
     return operations.Dialect(config.memory.layout, config.manager.wire)
 
 
@@ -46,7 +46,7 @@ class PromptLengths(NamedTuple):
     view: int
 
 
-def prompt_lengths(config: ConfigDict, environment: Environment) -> PromptLengths:
+def prompt_lengths(config: Config, environment: Environment) -> PromptLengths:
     """Of the longest prompt that there can be."""
     # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
     around = 64 if config.memory.layout == "flat" else 192
@@ -54,7 +54,7 @@ def prompt_lengths(config: ConfigDict, environment: Environment) -> PromptLength
     return PromptLengths(trunk, config.manager.chunk_tokens, config.memory.view_tokens + around)
 
 
-def constraint(config, loaded):
+def constraint(config: Config, loaded):
     """What the manager must keep to in evaluation, or None."""
     if not config.manager.constrained:
         return None
@@ -62,7 +62,7 @@ def constraint(config, loaded):
     return grammar_lib.Grammar(loaded.tokenizer, grammar, loaded.pretrained.model.vocab_size)
 
 
-def embedder(config, model, params, tokens):
+def embedder(config: Config, model, params, tokens):
     """What texts are embedded with, or None if retrieval needs no embeddings."""
     embed = None
     if config.memory.retrieval in retrieval.DENSE_METHODS:

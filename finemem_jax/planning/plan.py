@@ -19,7 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from finemem_jax import build
-from finemem_jax.config import ConfigDict, checks
+from finemem_jax.config import checks
+from finemem_jax.config.sections import Config
 from finemem_jax.models import decoder, kv_cache, logical_axes, lora, sharding
 from finemem_jax.models.decoder import Compute
 from finemem_jax.models.presets import DecoderConfig
@@ -30,7 +31,7 @@ from finemem_jax.planning.hardware import Chip
 from finemem_jax.planning.topology import Target
 from finemem_jax.rl import batching, learner
 from finemem_jax.rl.batching import Batch
-from finemem_jax.rl.learner import LearnerOptions, OptimizerOptions, TrainState
+from finemem_jax.rl.learner import LearnerOptions, TrainState
 from finemem_jax.rl.method import Method
 from finemem_jax.runtime import compilation
 from finemem_jax.sampling import decode as decode_lib
@@ -102,7 +103,7 @@ class Program:
 class Plan:
     """What a config would need and could reach on a target."""
 
-    config: ConfigDict
+    config: Config
     target: Target
     mesh: Mesh
     attention: str
@@ -143,13 +144,12 @@ class Plan:
 # --------------------------------------------------------------------------------------
 
 
-def make(config: ConfigDict, topology: str) -> Plan:
+def make(config: Config, topology: str) -> Plan:
     """Compiles a config's programs for a target.
 
     Raises:
         ValueError: an unknown or unavailable topology, or a mesh that does not divide it or the model.
     """
-    checks.validate(config)
     method = Method.from_config(config)
     model = pretrained.shape(config)
     where = topology_lib.find(topology)
@@ -173,7 +173,7 @@ def make(config: ConfigDict, topology: str) -> Plan:
     return Plan(config, where, mesh, attention, lengths, groups, useful, tuple(programs))
 
 
-def _mesh(config, model, where):
+def _mesh(config: Config, model, where):
     sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     try:
         mesh = sharding.make_mesh(*sizes, where.devices)
@@ -199,7 +199,7 @@ def _fitting_mesh(model, where):
     return ""
 
 
-def _attention(config, where):
+def _attention(config: Config, where):
     """What "auto" is on such devices by `attention.choose`, which would try it on one."""
     alone = "blocked" if len(where.devices) == 1 else "xla"
     own = {"tpu": "splash", "gpu": "cudnn", "cpu": alone}.get(where.platform, "xla")
@@ -211,7 +211,7 @@ def _attention(config, where):
     return wanted
 
 
-def _lengths(config, model):
+def _lengths(config: Config, model):
     multiple = config.train.length_multiple
     trunk = batching.trunk_length(INSTRUCTION_TOKENS, multiple)
     branch = compilation.rounded(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
@@ -229,9 +229,9 @@ def _lengths(config, model):
 class _Shapes:
     """Shapes of everything a run holds, each with its place on the mesh."""
 
-    def __init__(self, config: ConfigDict, model: DecoderConfig, mesh: Mesh, lengths: Lengths):
+    def __init__(self, config: Config, model: DecoderConfig, mesh: Mesh, lengths: Lengths):
         self.config, self.mesh, self.lengths = config, mesh, lengths
-        self.tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
+        self.tx = learner.make_optimizer(config.optimizer)
         params = jax.tree.map(_at, decoder.abstract_params(model), sharding.param_shardings(model, mesh))
         base, adapters = lora.split(params) if model.lora else (params, {})
         dtype = jnp.dtype(config.model.param_dtype)
@@ -266,7 +266,7 @@ class _Shapes:
         blank = batching.blank(
             [[0] * lengths.trunk] * logical_axes.size(self.mesh, logical_axes.ROWS), config.train.groups_per_microbatch,
             config.rollout.group_size, (lengths.branch, lengths.leaf), config.rollout.max_new_tokens, 0,
-            bool(config.objective.kl_weight), config.credit.type_factor_on == "unclipped",
+            bool(config.objective.kl_weight), checks.rule_args(config).type_factor_on == "unclipped",
         )  # fmt: skip
         return jax.tree.map(lambda array: self.rows(array.shape, array.dtype), blank)
 
@@ -285,7 +285,7 @@ def _bytes(tree) -> float:
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
 
 
-def _update_programs(config, options, shapes, work, groups):
+def _update_programs(config: Config, options, shapes, work, groups):
     params, moments = _bytes(shapes.params), _bytes(shapes.state) - _bytes(shapes.trained)
     sums, batch = shapes.sums(options), shapes.batch()
     # What stays while the other programs run. The manager's weights are dropped during an update.
@@ -312,11 +312,11 @@ def _update_programs(config, options, shapes, work, groups):
     return gradients, update
 
 
-def _has_reference(config):
+def _has_reference(config: Config):
     return bool(config.objective.kl_weight or config.credit.kl_weight)
 
 
-def _sampling_programs(config, model, shapes):
+def _sampling_programs(config: Config, model, shapes):
     base, lengths = lora.without(model), shapes.lengths
     piece, slots = config.sampler.prefill_tokens, config.sampler.num_slots
     sampler = engine.Engine(

@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.planning import plan as plan_lib
 from finemem_jax.planning.hardware import GIB
 from finemem_jax.planning.plan import Plan
@@ -22,7 +22,7 @@ _ROLES = {
 }
 
 
-def run(config: ConfigDict, topology: str, workdir: pathlib.Path | None) -> int:
+def run(config: Config, topology: str, workdir: pathlib.Path | None) -> int:
     """Plans, prints the tables, and writes `plan.json` into a workdir if one is given.
 
     Returns:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+from finemem_jax.config.sections import Prices
 from finemem_jax.questions import options as question_options
 from finemem_jax.questions import prompts
 from finemem_jax.questions.options import QuestionOptions
@@ -17,16 +18,6 @@ _ANSWER_TOKENS = 6
 
 class BudgetError(RuntimeError):
     """The budget is used up; the message says how far it came and how to go on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prices:
-    """Of a million tokens that go into ("prompt") or come out of ("new") either worker, in any one currency."""
-
-    generator_prompt: float = 0.0
-    generator_new: float = 0.0
-    verifier_prompt: float = 0.0
-    verifier_new: float = 0.0
 
 
 @dataclasses.dataclass

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 from finemem_jax import build as build_lib
 from finemem_jax import input_pipeline
 from finemem_jax.clients import chat
 from finemem_jax.clients.language_models import LanguageModels
-from finemem_jax.config import ConfigDict
+from finemem_jax.config import checks
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
 from finemem_jax.questions import costs, pipeline
 from finemem_jax.questions import options as question_options
-from finemem_jax.questions.costs import Prices
 from finemem_jax.questions.options import QuestionOptions
 from finemem_jax.questions.report import Report
 from finemem_jax.runtime import checkpoint
@@ -25,7 +27,7 @@ from finemem_jax.runtime.display import Display
 _QUIET = 30.0
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Makes questions for every split; returns what to say in the end.
 
     What is in `WORKDIR/questions` stays until the same split is done anew. A command that was stopped goes on where it
@@ -35,7 +37,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
         ValueError: settings, streams or a budget that will not do; nothing has been asked then.
         BudgetError, EndpointError: the budget is used up, or no server answers; the same command goes on.
     """
-    options, prices = options_of(config), Prices(**config.questions.prices)
+    options, prices = options_of(config), checks.prices(config)
     loaded = build_lib.load(config)
     environment = build.environment(config, loaded.tokenizer)
     splits = [name.strip() for name in config.questions.splits.split(",")]
@@ -49,9 +51,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     models = LanguageModels(config, build_lib.frozen(config, loaded), workdir)
     with contextlib.closing(models):
         asked = config.questions
-        generator = models.model("questions.generator", asked.generator.kind)
-        verifier = models.model("questions.verifier", asked.verifier.kind)
-        servers = [name for name in ("generator", "verifier") if asked[name].kind == "endpoint"]
+        generator = models.model("questions.generator", asked.generator)
+        verifier = models.model("questions.verifier", asked.verifier)
+        both = {"generator": asked.generator, "verifier": asked.verifier}
+        servers = [name for name, role in both.items() if role.kind == "server"]
         if models.generates:
             _warm_up(models, environment, options, config)
         for split, found in streams.items():
@@ -75,19 +78,20 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     return [*lines, f"train on them  --config.data.name=streams --config.data.source_dir={folder}"]
 
 
-def options_of(config: ConfigDict) -> QuestionOptions:
+def options_of(config: Config) -> QuestionOptions:
     """What the settings ask for.
 
     Raises:
         ValueError: a setting that cannot be.
     """
-    named = QuestionOptions.__dataclass_fields__
-    settings = {name: value for name, value in config.questions.items() if name in named}
-    prompts = {f"{name}_system": config.prompts[name] for name in ("generator", "verifier", "closed_book")}
-    return QuestionOptions(**settings, **prompts, seed=config.seed)
+    asked = config.questions
+    named = {one.name for one in dataclasses.fields(QuestionOptions)}
+    settings: dict[str, Any] = {name: value for name, value in vars(asked).items() if name in named}
+    settings |= {"generator_system": asked.generator.system, "verifier_system": asked.verifier.system}
+    return QuestionOptions(**settings, seed=config.seed)
 
 
-def _warm_up(models, environment, options, config):
+def _warm_up(models, environment, options, config: Config):
     sampler = models.sampler()
     chats = (question_options.generator_chat(options, "", 1), question_options.verifier_chat(options, "", ""))
     prompts = [chat.encode(environment.tokenizer, one) for one in chats]

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from finemem_jax.clients import chat
 from finemem_jax.clients.language_models import LanguageModels, Local
-from finemem_jax.config import ConfigDict
+from finemem_jax.config import checks, schedules
+from finemem_jax.config.sections import Config
 from finemem_jax.models.tokenizer import EncodedChat
 from finemem_jax.reading import judges, reader
 from finemem_jax.reading.judges import AnswerJudge, ContentJudge, Judge, JudgeOptions
@@ -33,7 +34,7 @@ class Answering:
         likely: Computes likelihoods; None where they are not used.
     """
 
-    def __init__(self, config: ConfigDict, local: Local, needs: frozenset[str], workdir: pathlib.Path | None):
+    def __init__(self, config: Config, local: Local, needs: frozenset[str], workdir: pathlib.Path | None):
         """Args:
         needs: What the credit rule must have measured.
         workdir: Where `answers.file="auto"` is; None for no such file.
@@ -45,36 +46,37 @@ class Answering:
         self._verdicts: list[Judge] = []
         self._likelihoods: Likelihoods | None = None
         self.models = models = LanguageModels(config, local, workdir)
-        cite = _CITATIONS in needs and config.credit.cited_by == "reader"
+        cited_by = checks.rule_args(config).cited_by
+        cite = _CITATIONS in needs and cited_by == "reader"
         self.reader_options = ReaderOptions(
             config.reader.max_new_tokens, config.reader.temperature, config.reader.num_examples, cite,
-            config.prompts.reader,
+            config.reader.system,
         )  # fmt: skip
         if config.reader.kind == "evidence":
             self.answer: Reader = workers.Batched(reader.evidence(cite))
         else:
-            self.answer = reader.language_model(models.model("reader", config.reader.kind), self.reader_options)
-        judge = config.reader.kind if config.judge.kind == "reader" else config.judge.kind
+            self.answer = reader.language_model(models.model("reader", config.reader), self.reader_options)
+        # Whoever reads may judge as well, over the same connections.
+        name, judge = ("reader", config.reader) if config.judge.kind == "reader" else ("judge", config.judge)
         self.content_judge: ContentJudge | None = None
         self.answer_judge: AnswerJudge | None = None
-        if judge != "evidence":
-            # Whoever reads may judge as well, over the same connections.
-            name = "reader" if config.judge.kind == "reader" else "judge"
+        if judge.kind != "evidence":
             asked = JudgeOptions(config.judge.max_new_tokens, config.judge.temperature, config.judge.tries)
-            answers_asked = dataclasses.replace(asked, system=config.prompts.answer_judge)
+            answers_asked = dataclasses.replace(asked, system=config.judge.answer_system)
             self._verdicts.append(judges.answer_judge(models.model(name, judge), answers_asked))
             self.answer_judge = self._verdicts[-1]
             if _CONTENT in needs:
-                contents_asked = dataclasses.replace(asked, system=config.prompts.content_judge)
+                contents_asked = dataclasses.replace(asked, system=config.judge.content_system)
                 self._verdicts.append(judges.content_judge(models.model(name, judge), contents_asked))
                 self.content_judge = self._verdicts[-1]
         elif _CONTENT in needs:
             raise ValueError(
                 f"credit.rule={config.credit.rule!r} needs a judge of contents, and reader.kind='evidence' is none; "
-                "set judge.kind to 'model' or 'endpoint'."
+                "set judge.kind to 'model' or 'server'."
             )
         self.likelihood_scorer: LikelihoodScorer | None = None
-        if config.likelihood.chunk_share or config.likelihood.final_chunk_share or config.likelihood.probes:
+        shares = schedules.chunk_share(config.likelihood.chunk_share)
+        if any(share for _, share in shares) or config.likelihood.probes:
             self._likelihoods = Likelihoods(
                 models.sampler().engine, local.tokens, self.prompt, config.likelihood.batch_tokens, local.max_length
             )
@@ -138,7 +140,6 @@ class Answering:
         self.models.close()
 
 
-def chunk_share(config: ConfigDict, step: int) -> float:
+def chunk_share(config: Config, step: int) -> float:
     """How much of the chunk reward is likelihood at a training step (counted from 0)."""
-    first, last, steps = (config.likelihood[name] for name in ("chunk_share", "final_chunk_share", "anneal_steps"))
-    return first + (last - first) * min(step / steps, 1.0) if steps else first
+    return schedules.at(schedules.chunk_share(config.likelihood.chunk_share), step)

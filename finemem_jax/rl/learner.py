@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from finemem_jax.config.sections import Optimizer
 from finemem_jax.models import decoder, log_probs, lora, sharding
 from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
@@ -239,19 +240,7 @@ def update(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-    """See `config.default().optimizer` for what each means."""
-
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    b1: float
-    b2: float
-    clip_norm: float
-
-
-def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
+def make_optimizer(options: Optimizer) -> optax.GradientTransformation:
     """AdamW after clipping by global norm; the learning rate rises over the first `warmup_steps` updates."""
     # The first update already learns: a schedule from 0 would waste a whole rollout batch on it.
     first = options.learning_rate / (options.warmup_steps + 1)

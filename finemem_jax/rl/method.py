@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from finemem_jax.config import ConfigDict
+from finemem_jax.config import checks
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import retrieval
 from finemem_jax.reading.answering import chunk_share
 from finemem_jax.rl import credit_rules, probes
@@ -30,7 +31,7 @@ class Method:
     objective: ObjectiveOptions
 
     @classmethod
-    def from_config(cls, config: ConfigDict) -> Method:
+    def from_config(cls, config: Config) -> Method:
         """The method that a config chooses.
 
         Raises:
@@ -50,13 +51,13 @@ class Method:
                 "Lower memory.top_k, "
                 "or use credit.rule='ablation'."
             )
+        args = checks.rule_args(config)
+        chosen = {**vars(config.credit), **vars(args)}
         return cls(
             rule=rule,
             # The share of likelihoods is a matter of the training step.
-            settings=CreditConfig(
-                **{name: config.credit[name] for name in CreditConfig._fields if name in config.credit}
-            ),
-            variant=Variant(**{name: config.credit[name] for name in Variant._fields}),
+            settings=CreditConfig(**{name: chosen[name] for name in CreditConfig._fields if name in chosen}),
+            variant=Variant(**{name: chosen[name] for name in Variant._fields}),
             normaliser=Normaliser(
                 scale=config.objective.advantage_scale,
                 ddof=config.objective.advantage_ddof,
@@ -64,12 +65,12 @@ class Method:
                 std_floor=config.objective.std_floor,
             ),
             objective=ObjectiveOptions(
-                **{field.name: config.objective[field.name] for field in dataclasses.fields(ObjectiveOptions)}
+                **{field.name: getattr(config.objective, field.name) for field in dataclasses.fields(ObjectiveOptions)}
             ),
         )
 
 
-def reward_sizes(config: ConfigDict) -> Sizes:
+def reward_sizes(config: Config) -> Sizes:
     """How many of each thing the reward arrays of a training step have room for."""
     rollout, kept = config.rollout, config.data.questions_per_stream
     asked = max(rollout.global_question_threshold, math.ceil(rollout.global_question_fraction * kept))
@@ -83,7 +84,7 @@ def reward_sizes(config: ConfigDict) -> Sizes:
     )
 
 
-def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
+def rollout_options(config: Config, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
     """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation.
 
     Evaluation's answers are generated; `with_likelihoods` says when training asks for something else.
@@ -100,7 +101,7 @@ def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint
         needs=Method.from_config(config).rule.needs & {"citations"}
         if evaluation
         else Method.from_config(config).rule.needs,
-        cited_by=config.credit.cited_by,
+        cited_by=checks.rule_args(config).cited_by,
         view_top_k=config.memory.view_top_k,
         keep_prompts=not evaluation,
         draw_top_k=config.rollout.top_k,
@@ -109,7 +110,7 @@ def rollout_options(config: ConfigDict, evaluation: bool, constraint: Constraint
     )
 
 
-def with_likelihoods(config: ConfigDict, options: RolloutOptions, step: int) -> RolloutOptions:
+def with_likelihoods(config: Config, options: RolloutOptions, step: int) -> RolloutOptions:
     """How streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
     share, every = chunk_share(config, step), config.likelihood.check_every
     used = share > 0 or config.likelihood.probes

@@ -28,7 +28,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.models.decoder import Params
 from finemem_jax.runtime import checksums, files
 from finemem_jax.runtime.distributed import Processes
@@ -347,7 +347,7 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
     return params
 
 
-def check(workdir: pathlib.Path, config: ConfigDict) -> None:
+def check(workdir: pathlib.Path, config: Config) -> None:
     """Refuses a workdir that holds a run of another config, or that cannot be written.
 
     Raises:
@@ -401,6 +401,6 @@ def check_space(workdir: pathlib.Path, state: Any, keep: int) -> str:
     return ""
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: Config) -> None:
     """Writes the config into the workdir, which is this run's from now on."""
     files.replace_text(workdir / "config.json", json.dumps(config_lib.flatten(config), indent=2) + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.runtime.distributed import Processes
 
 
@@ -22,7 +22,7 @@ class StopError(Exception):
 class Watchdog:
     """Watches what a run must not go on with: gradients that are not finite, and the host's memory."""
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    def __init__(self, config: Config, workdir: pathlib.Path):
         self._most_skipped, self._most_memory = config.train.max_skipped_updates, config.train.max_memory_gigabytes
         self._folder = workdir / "dumps"
         self._in_a_row = 0

@@ -14,7 +14,9 @@ import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import retrieval, transition
 from finemem_jax.memory import store as store_lib
 from finemem_jax.memory.store import Conflict, Saved, Store
@@ -135,7 +137,7 @@ class MemoryAgent:
                 manager without training, an experiment's file as --config takes it, or "" for our default.
             store: A file of memories, made where there is none; None for memories that end with this agent.
             warm_up: Compile all programs now, and call this with what is being compiled; else the first calls wait.
-            overrides: Settings by dotted name, {"reader.kind": "endpoint"}, instead of those of training. The mesh is
+            overrides: Settings by dotted name, {"reader.kind": "evidence"}, instead of those of training. The mesh is
                 that of this machine, and no file of answers is kept, unless they say so.
 
         Raises:
@@ -147,14 +149,15 @@ class MemoryAgent:
     @classmethod
     def from_config(
         cls,
-        config: ConfigDict,
+        config: Config | ConfigDict,
         store: str | pathlib.Path | None = None,
         *,
         warm_up: Callable[[str], None] | None = None,
         **overrides: Any,
     ) -> MemoryAgent:
         """The manager that a config begins with: its `model.weights`, without training. Else as `load`."""
-        return cls._begin(config, None, store, warm_up, overrides)
+        typed = config if isinstance(config, Config) else config_lib.parse(config)
+        return cls._begin(typed, None, store, warm_up, overrides)
 
     @classmethod
     def _begin(cls, config, workdir, store, warm_up, overrides):
@@ -170,7 +173,7 @@ class MemoryAgent:
             if warm_up is not None:
                 build.warm_up(config, parts, warm_up)
             options = rollout_options(config, evaluation=True, constraint=parts.constraint)
-            agent = cls(parts, options, store, config.seed, step, waits=config.reader.kind != "endpoint")
+            agent = cls(parts, options, store, config.seed, step, waits=config.reader.kind != "server")
             # Whoever comes while others are served need not wait until one of these is done.
             parts.manager.poll = agent._calls.is_wanted
             parts.answering.set_poll(agent._calls.is_wanted)

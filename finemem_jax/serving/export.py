@@ -16,12 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
-from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
+from finemem_jax.models import decoder, lora, sharding, tokenizer
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
@@ -31,11 +32,13 @@ from finemem_jax.types import Chunk, Memory, Message
 from finemem_jax.weights import gguf_export, hf_config, hf_weights, pretrained
 
 ADAPTER, BASE = "adapter_config.json", "base"
+# Largest file of weights.
+_SHARD_BYTES = 5 * 10**9
 # Where the text and the memory meet in a prompt; see `prompts.manager`.
 SEAM = ("\n\n", "Memory:\n")
 
 
-def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+def check(config: Config, workdir: pathlib.Path) -> None:
     """Refuses settings that cannot work, before anything is loaded.
 
     Raises:
@@ -55,12 +58,12 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
 
 
-def folder_of(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+def folder_of(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     """Where the export goes."""
     return pathlib.Path(config.export.folder).expanduser() if config.export.folder else workdir / "export"
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Writes the newest checkpoint of a workdir into `export.folder`; returns what to say in the end.
 
     Nothing is at the folder until all is written.
@@ -70,13 +73,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     """
     folder, step = folder_of(config, workdir), checkpoint.newest(workdir) or 0
     dtype = config.export.dtype or config.model.param_dtype
-    shard_bytes = int(config.export.shard_gigabytes * 1e9)
     if config.export.form != "lora":
         loaded = build_lib.load(with_weights(config, workdir))
         model, params = loaded.pretrained.model, loaded.pretrained.params(_mesh(config))
         papers = _Papers(config, workdir, step, loaded.tokenizer)
         if config.export.form == "merged":
-            hf_weights.save(folder, model, params, papers, dtype, shard_bytes)
+            hf_weights.save(folder, model, params, papers, dtype, _SHARD_BYTES)
         else:
             with hf_weights.new_folder(folder) as unfinished:
                 gguf_export.save(unfinished / load.GGUF, model, params, _Opened(config, loaded.tokenizer), dtype)
@@ -90,7 +92,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
             if base is None:
                 params = loaded.pretrained.params(_mesh(config))
                 hf_weights.save(
-                    unfinished / BASE, loaded.pretrained.model, params, loaded.tokenizer, dtype, shard_bytes
+                    unfinished / BASE, loaded.pretrained.model, params, loaded.tokenizer, dtype, _SHARD_BYTES
                 )
             lora.save_peft(unfinished, model, adapters, base or BASE)
             _Papers(config, workdir, step, loaded.tokenizer).save(unfinished)
@@ -98,15 +100,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     return [f"export         {folder}: {size / 1e6:,.1f} MB, after {step} training steps; README.md says how to use it"]
 
 
-def with_weights(config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
+def with_weights(config: Config, folder: pathlib.Path) -> Config:
     """The config with a folder's weights: a model's, or the newest checkpoint's of a workdir, adapters merged."""
-    changed = config.copy_and_resolve_references()
-    weights = str(load.weights_of(folder.absolute()))
-    changed.model.weights, changed.model.name, changed.lora.rank = weights, presets.AUTO, 0
-    return changed
+    return load.with_weights(config, str(load.weights_of(folder.absolute())))
 
 
-def trained_adapters(config: ConfigDict, workdir: pathlib.Path, model: DecoderConfig) -> Params:
+def trained_adapters(config: Config, workdir: pathlib.Path, model: DecoderConfig) -> Params:
     """The adapters of a workdir's newest checkpoint, as `lora.split` returns them."""
     where = lora.split(sharding.param_shardings(model, _mesh(config)))[1]
     shapes = lora.split(decoder.abstract_params(model))[1]
@@ -115,12 +114,12 @@ def trained_adapters(config: ConfigDict, workdir: pathlib.Path, model: DecoderCo
     return checkpoint.load_params(workdir, like)
 
 
-def conversation(config: ConfigDict, tokens: Tokenizer, chunk: str) -> list[Message]:
+def conversation(config: Config, tokens: Tokenizer, chunk: str) -> list[Message]:
     """What the manager is told of a chunk while its memory is empty."""
     return build.environment(config, tokens).messages(Chunk(chunk), Memory())
 
 
-def _opening(config, tokens):
+def _opening(config: Config, tokens: Tokenizer) -> list[Message]:
     """What the manager is told before its first user message."""
     return conversation(config, tokens, "")[:-1]
 
@@ -129,7 +128,7 @@ def _opening(config, tokens):
 class _Opened:
     """A tokenizer that saves itself with the manager's chat template, and else as it is."""
 
-    config: ConfigDict
+    config: Config
     tokens: Tokenizer
 
     @property
@@ -146,7 +145,7 @@ class _Opened:
 class _Papers:
     """Everything in an export but the weights; saved as a tokenizer is (`hf_weights.Vocabulary`)."""
 
-    config: ConfigDict
+    config: Config
     workdir: pathlib.Path
     step: int
     tokens: Tokenizer
@@ -192,7 +191,7 @@ def generation(fields: dict[str, Any], end_ids: tuple[int, ...], max_new_tokens:
     return {"pad_token_id": end_ids[0]} | kept | written
 
 
-def _published(config):
+def _published(config: Config) -> str | None:
     """What PEFT can load the base from: a folder or a name on the Hub; None where the base must come along."""
     path = pathlib.Path(config.model.weights).expanduser()
     if (path / hf_config.FILE).is_file() and not (path / "checkpoints").is_dir():
@@ -201,7 +200,7 @@ def _published(config):
     return config.model.weights if is_name else None
 
 
-def _mesh(config):
+def _mesh(config: Config) -> Mesh:
     return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
 
 

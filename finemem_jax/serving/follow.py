@@ -10,7 +10,7 @@ import pathlib
 
 from finemem_jax import build, input_pipeline
 from finemem_jax.build import Components
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.store import Store
@@ -21,9 +21,11 @@ from finemem_jax.runtime.display import Display
 from finemem_jax.types import Chunk, Memory, Refusal, Request, Stream, random_key
 
 FILE = "memory.sqlite"
+# How often to look whether the file has grown.
+_POLL_SECONDS = 1.0
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Refuses settings that cannot work, before anything is loaded.
 
     Raises:
@@ -33,7 +35,7 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"follow.file={config.follow.file!r} is no file. Name the text file that is to be followed.")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, parts: Components, step: int) -> list[str]:
+def run(config: Config, workdir: pathlib.Path, parts: Components, step: int) -> list[str]:
     """Reads on until nothing has come for `follow.idle_seconds`; returns what to say in the end.
 
     Args:
@@ -56,8 +58,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, parts: Components, step: int)
         display.phase(f"waiting for {path}")
         reader = _Reader(config, parts, options)
         for text, end in growing.follow(
-            path, config.data.chunk_words, config.data.chunking, offset, config.follow.idle_seconds,
-            config.follow.poll_seconds,
+            path, config.data.chunk_words, config.data.chunking, offset, config.follow.idle_seconds, _POLL_SECONDS,
         ):  # fmt: skip
             # One that is too long for a prompt becomes several steps, saved as one: they share a place in the file.
             for chunk in parts.environment.fit(Stream(name, "follow", (Chunk(text),))).chunks:
@@ -73,7 +74,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, parts: Components, step: int)
 class _Reader:
     """The manager at work on one endless stream."""
 
-    def __init__(self, config: ConfigDict, parts: Components, options: RolloutOptions):
+    def __init__(self, config: Config, parts: Components, options: RolloutOptions):
         self._seed, self._policy, self._options = config.seed, parts.manager, options
         self._environment: Environment = parts.environment
         self._index = retrieval.Index(options.retrieval, parts.embed)

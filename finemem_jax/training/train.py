@@ -22,7 +22,7 @@ from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.build import Components
 from finemem_jax.clients.endpoint import EndpointError
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.evaluation import evaluate
 from finemem_jax.input_pipeline import Mixture
 from finemem_jax.memory import build
@@ -31,7 +31,7 @@ from finemem_jax.models.decoder import Params
 from finemem_jax.reading import answering
 from finemem_jax.rl import batching, learner, records, rewards, rollout
 from finemem_jax.rl.batching import Batch
-from finemem_jax.rl.learner import LearnerOptions, OptimizerOptions
+from finemem_jax.rl.learner import LearnerOptions
 from finemem_jax.rl.method import Method, reward_sizes, rollout_options, with_likelihoods
 from finemem_jax.runtime import checkpoint, compilation, files
 from finemem_jax.runtime import metric_writer as metric_writer_lib
@@ -44,7 +44,7 @@ from finemem_jax.types import Trajectory
 
 
 def train(
-    config: ConfigDict, workdir: pathlib.Path, parts: Components, train_streams: Mixture, test_streams: Mixture
+    config: Config, workdir: pathlib.Path, parts: Components, train_streams: Mixture, test_streams: Mixture
 ) -> None:
     """Trains the manager, from the workdir's newest checkpoint if it has one.
 
@@ -62,7 +62,7 @@ def train(
     method, sizes = Method.from_config(config), reward_sizes(config)
     compute, remark = build_lib.compute(config, parts.mesh)
     options = LearnerOptions(parts.model, compute, method.objective)
-    tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
+    tx = learner.make_optimizer(config.optimizer)
     sampling = rollout_options(config, evaluation=False)
     stages = input_pipeline.stages(config, parts.environment, train_streams)
     share = processes.index, processes.count
@@ -132,7 +132,7 @@ def train(
                     trajectories, advantages, compared.alive,
                     drop_dead=config.objective.drop_dead_groups,
                     drop_truncated=config.objective.drop_truncated,
-                    unclipped_factors=factors if config.credit.type_factor_on == "unclipped" else None,
+                    unclipped_factors=factors if method.variant.type_factor_on == "unclipped" else None,
                 )  # fmt: skip
                 whole = lora.combine(frozen, state.params)
                 groups = _with_log_probs(config, parts, options, whole, groups, starting, check)
@@ -191,14 +191,14 @@ def train(
             raise
 
 
-def state_shapes(config: ConfigDict, parts: Components) -> Any:
+def state_shapes(config: Config, parts: Components) -> Any:
     """Shapes of what training changes: the parameters, and what the optimizer keeps of them."""
     trained = lora.split(parts.params)[1]
-    tx = learner.make_optimizer(OptimizerOptions(**config.optimizer))
+    tx = learner.make_optimizer(config.optimizer)
     return jax.eval_shape(lambda params: (params, tx.init(params)), trained)
 
 
-def _checkpoints(config, workdir, display, processes):
+def _checkpoints(config: Config, workdir, display, processes):
     asked = config.train
     return checkpoint.Checkpoints(
         workdir, asked.keep_checkpoints, asked.keep_best, asked.best_metric, display.say, processes,
@@ -220,11 +220,11 @@ def _begin_anew(parts):
     parts.answering.reset()
 
 
-def _ranks_by_evaluation(config):
+def _ranks_by_evaluation(config: Config):
     return config.train.keep_best > 0 and config.train.best_metric.removeprefix("-").startswith("evaluation/")
 
 
-def _ranking(config, workdir, processes, measures):
+def _ranking(config: Config, workdir, processes, measures):
     """What checkpoints can be told apart by: a step's metrics, and the newest evaluation's means; None for nothing."""
     evaluations = sorted(read_evaluations(workdir).values(), key=lambda one: one["step"])
     newest = evaluations[-1]["estimates"] if evaluations else {}
@@ -256,7 +256,7 @@ def _looking_up(parts: Components, check: Callable[[], None]) -> Iterator[None]:
         parts.answering.set_poll(lambda: None)
 
 
-def _reference(config: ConfigDict, params: Params) -> Params | None:
+def _reference(config: Config, params: Params) -> Params | None:
     """The starting weights without adapters, if anything is compared with them.
 
     A copy as large as the model where all of it is trained; the frozen base itself where adapters are.
@@ -270,7 +270,7 @@ def _reference(config: ConfigDict, params: Params) -> Params | None:
 LogProbs = dict[tuple[int, int], tuple[np.ndarray, ...]]
 
 
-def _score(config, parts, options, params, groups, check) -> LogProbs:
+def _score(config: Config, parts, options, params, groups, check) -> LogProbs:
     """log π of all response tokens of some groups under given weights."""
     found: LogProbs = {}
     for batch, packed in _microbatches(config, parts, groups):
@@ -283,7 +283,7 @@ def _score(config, parts, options, params, groups, check) -> LogProbs:
     return found
 
 
-def _score_all(config, parts, options, reference, trajectories, check) -> LogProbs:
+def _score_all(config: Config, parts, options, reference, trajectories, check) -> LogProbs:
     """log π_ref of every response, dead groups' too; nothing where no reference is needed."""
     if reference is None:
         return {}
@@ -304,7 +304,7 @@ def _divergence(trajectories, starting: LogProbs):
     ]
 
 
-def _with_log_probs(config, parts, options, params, groups, starting: LogProbs, check):
+def _with_log_probs(config: Config, parts, options, params, groups, starting: LogProbs, check):
     """Adds to the groups what the objective compares the policy with, beyond the sampler's log-probabilities."""
     if config.objective.kl_weight:
         groups = [group._replace(reference_log_probs=starting[group.stream, group.step]) for group in groups]
@@ -314,7 +314,7 @@ def _with_log_probs(config, parts, options, params, groups, starting: LogProbs, 
     return groups
 
 
-def _scores_policy(config):
+def _scores_policy(config: Config):
     # The sampler's log-probabilities are the policy's only where it may draw any token, with the policy's own weights.
     cut = config.rollout.top_k or config.rollout.top_p < 1
     return config.objective.importance_cap or config.sampler.int8 or cut
@@ -324,7 +324,7 @@ def _without_adapters(options):
     return dataclasses.replace(options, model=lora.without(options.model))
 
 
-def _precompile(config, parts, options, tx, frozen, state, reference, method, say):
+def _precompile(config: Config, parts, options, tx, frozen, state, reference, method, say):
     scored = [] if reference is None else [(_without_adapters(options), reference, False)]
     if _scores_policy(config):
         scored.append((options, lora.combine(frozen, state.params), True))
@@ -333,7 +333,7 @@ def _precompile(config, parts, options, tx, frozen, state, reference, method, sa
 
 
 def _minibatches(
-    config: ConfigDict, parts: Components, groups: Sequence[batching.Group], step: int
+    config: Config, parts: Components, groups: Sequence[batching.Group], step: int
 ) -> Iterator[list[Batch]]:
     """The optimizer updates of one training step, each as a list of micro-batches. At least one, maybe empty."""
     for epoch in range(config.train.epochs):
@@ -345,7 +345,7 @@ def _minibatches(
             yield [_place(parts, batch) for batch, _ in packed]
 
 
-def _microbatches(config, parts, groups):
+def _microbatches(config: Config, parts, groups):
     return batching.microbatches(
         groups,
         config.train.groups_per_microbatch,
@@ -368,13 +368,13 @@ def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _evaluate_if_due(config, workdir, parts, test_streams, display, step):
+def _evaluate_if_due(config: Config, workdir, parts, test_streams, display, step):
     if step and config.train.evaluate_every and step % config.train.evaluate_every == 0:
         display.phase("evaluating on held-out streams")
         _evaluate(config, workdir, parts, test_streams, f"step {step}", display, step)
 
 
-def _evaluate(config, workdir, parts, test_streams, name, display, step):
+def _evaluate(config: Config, workdir, parts, test_streams, name, display, step):
     """Evaluates greedily on all held-out streams, unless that was done, and adds the result to `evaluation.json`."""
     processes = parts.processes
     if processes.broadcast(read_evaluations(workdir).get(name, {}).get("step") == step):

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import ConfigDict
+from finemem_jax.config.sections import Config
 from finemem_jax.models import decoder, lora, presets, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
@@ -27,7 +27,7 @@ from finemem_jax.weights import files, tokenizer_files
 class Pretrained(abc.ABC):
     """Weights that have been found, but not yet read."""
 
-    def __init__(self, config: ConfigDict, model: DecoderConfig):
+    def __init__(self, config: Config, model: DecoderConfig):
         """Args:
         config: The settings that name the weights.
         model: The shape, without adapters.
@@ -57,7 +57,7 @@ class _Random(Pretrained):
 
 
 class _FromFiles(Pretrained):
-    def __init__(self, config, model, found):
+    def __init__(self, config: Config, model: DecoderConfig, found):
         super().__init__(config, model)
         self._found = found
 
@@ -74,7 +74,7 @@ class _FromFiles(Pretrained):
 class _FromRun(Pretrained):
     """The newest checkpoint of another run, adapters merged into what they adapt."""
 
-    def __init__(self, config, workdir, begun):
+    def __init__(self, config: Config, workdir: pathlib.Path, begun: Pretrained):
         super().__init__(config, begun.model)
         self._workdir, self._begun = workdir, begun
 
@@ -97,7 +97,7 @@ class _FromRun(Pretrained):
         return self._begun.tokenizer()
 
 
-def find(config: ConfigDict) -> Pretrained:
+def find(config: Config) -> Pretrained:
     """Finds the weights that a config names, and reads their shape.
 
     Raises:
@@ -120,7 +120,7 @@ def find(config: ConfigDict) -> Pretrained:
     return _FromFiles(config, presets.resolve(name, found.config, f"{source} (model.weights)"), found)
 
 
-def _begun_with(config, workdir):
+def _begun_with(config: Config, workdir: pathlib.Path) -> Config:
     """The settings of the run that wrote a workdir, as far as they say what its weights are."""
     try:
         saved = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
@@ -129,19 +129,16 @@ def _begun_with(config, workdir):
             f"model.weights={str(workdir)!r} holds checkpoints, but its config.json cannot be read ({error}); give the "
             "--workdir of a whole run."
         ) from error
-    begun = config_lib.default()
-    for name, value in saved.items():
-        said = name == "seed" or name.partition(".")[0] in ("model", "lora")
-        if said and name in config_lib.flatten(begun):
-            begun.update_from_flattened_dict({name: value})
+    begun = config_lib.from_saved(
+        {name: value for name, value in saved.items() if name == "seed" or name.startswith(("model.", "lora."))}
+    )
     if pathlib.Path(begun.model.weights).expanduser().resolve() == workdir.resolve():
         raise ValueError(f"model.weights={str(workdir)!r} is a run that began with its own weights.")
-    begun.model.thinking = config.model.thinking
-    begun.model.param_dtype = config.model.param_dtype
-    return begun
+    as_now = {"thinking": config.model.thinking, "param_dtype": config.model.param_dtype}
+    return dataclasses.replace(begun, model=dataclasses.replace(begun.model, **as_now))
 
 
-def shape(config: ConfigDict) -> DecoderConfig:
+def shape(config: Config) -> DecoderConfig:
     """The model's shape, adapters included; weights' files are looked at only where it is read from them.
 
     Raises:
@@ -151,7 +148,7 @@ def shape(config: ConfigDict) -> DecoderConfig:
     return adapted(config, model)
 
 
-def adapted(config: ConfigDict, model: DecoderConfig) -> DecoderConfig:
+def adapted(config: Config, model: DecoderConfig) -> DecoderConfig:
     """A shape with the adapters that a config asks for, if any."""
     return dataclasses.replace(model, lora=lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets))
 

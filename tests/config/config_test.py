@@ -1,22 +1,21 @@
-"""Tests of finemem_jax/config.py: what is refused, that every field says what it is, and how configs are compared."""
+"""Tests of finemem_jax/config: what each setting may be, names and values, and how configs are compared."""
 
-import inspect
+import dataclasses
 import json
 import re
 
 import pytest
 
 from finemem_jax import config as config_lib
-from finemem_jax.config import checks
+from finemem_jax.config import fields
+from finemem_jax.config.sections import Config, Server
 
-FIELDS = sorted(config_lib.flatten(config_lib.default()))
+FIELDS = sorted(config_lib.flatten(Config()))
 
 # A value just outside of what each field takes.
 BAD = {
     "export.form": "onnx",
     "export.dtype": "int8",
-    "export.shard_gigabytes": 0.0,
-    "export.verify_tokens": 0,
     "train.barrier_seconds": 0.0,
     "train.keep_best": -1,
     "train.max_skipped_updates": 0,
@@ -39,16 +38,9 @@ BAD = {
     "memory.view_top_k": 0,
     "memory.budget_tokens": -1,
     "follow.idle_seconds": -1.0,
-    "follow.poll_seconds": -1.0,
-    "evaluate.num_streams": -2,
-    "evaluate.chunks_per_stream": -1,
-    "evaluate.chunk_words": -1,
-    "evaluate.questions_per_stream": -1,
     "evaluate.context_tokens": 0,
-    "evaluate.rag_top_k": 0,
     "evaluate.summary_tokens": 0,
     "evaluate.batch": 0,
-    "evaluate.resamples": 0,
     "memory.view_items": -1,
     "memory.core_tokens": 0,
     "memory.layout": "tree",
@@ -80,19 +72,11 @@ BAD = {
     "judge.max_new_tokens": 0,
     "judge.temperature": -0.1,
     "judge.tries": 0,
-    "likelihood.chunk_share": 1.5,
-    "likelihood.final_chunk_share": -0.5,
-    "likelihood.anneal_steps": -1,
     "likelihood.check_every": -1,
     "likelihood.batch_tokens": 0,
     "answers.max_megabytes": 0,
     "credit.beta": 1.5,
     "credit.rule": "Full",
-    "credit.bloat_weight": -0.1,
-    "credit.type_factor": -1.0,
-    "credit.type_factor_on": "loss",
-    "credit.gain_transform": "square",
-    "credit.cited_by": "judge",
     "objective.ratio": "turn",
     "objective.kl_weight": -0.1,
     "objective.importance_cap": -1.0,
@@ -118,182 +102,134 @@ BAD = {
     "train.keep_checkpoints": 0,
     "train.evaluate_every": -1,
     "train.stop_after_seconds": -1,
+    "memory.view": "all",
+    "memory.eviction": "random",
+    "questions.keep": 0,
+    "questions.proposals": 0,
+    "questions.rounds": 0,
+    "questions.temperature": -0.1,
+    "questions.max_answer_words": 0,
+    "questions.duplicate": 0.0,
+    "questions.min_score": 1.5,
+    "questions.num_examples": 2,
+    "questions.proposal_tokens": 0,
+    "questions.answer_tokens": 0,
+    "questions.max_tokens": -1,
+    "questions.max_money": -1.0,
+    "servers.main.concurrency": 0,
+    "servers.main.requests_per_minute": -1.0,
+    "servers.main.tokens_per_minute": -1.0,
+    "servers.main.call_seconds": 0.0,
+    "servers.main.total_seconds": -1.0,
 }
 
 
 def with_value(name, value):
-    config = config_lib.default()
-    config.update_from_flattened_dict({name: value})
-    return config
+    return config_lib.changed(Config(), {name: value})
+
+
+# --------------------------------------------------------------------------------------
+# What each setting may be
+# --------------------------------------------------------------------------------------
 
 
 def test_the_default_is_valid():
-    checks.validate(config_lib.default())
+    assert config_lib.parse(config_lib.default()) == Config()
 
 
 def test_the_shrunken_default_is_valid():
-    config = config_lib.shrink(config_lib.default())
-    checks.validate(config)
+    config = config_lib.parse(config_lib.shrink(config_lib.default()))
     assert sorted(config_lib.flatten(config)) == FIELDS
 
 
 @pytest.mark.parametrize(("name", "value"), BAD.items())
-def test_validate_names_field_and_value(name, value):
+def test_a_value_out_of_range_is_named(name, value):
     with pytest.raises(ValueError, match=rf"{re.escape(name)} must .*(got|;) ?.*{re.escape(str(value))}"):
-        checks.validate(with_value(name, value))
+        with_value(name, value)
+
+
+def test_all_ranges_and_choices_are_tried():
+    infos = {name: fields.info(config_lib._fields_to(name)[-1]) for name in FIELDS}
+    checked = {name for name, about in infos.items() if about.choices or about.range()}
+    # Entries of a table are alike.
+    assert {name for name in checked if not name.startswith("servers.second.")} == set(BAD)
 
 
 @pytest.mark.parametrize("name", ["optimizer.learning_rate", "credit.beta", "rollout.temperature"])
-def test_validate_refuses_nan(name):
+def test_nan_is_refused(name):
     with pytest.raises(ValueError, match=re.escape(name)):
-        checks.validate(with_value(name, float("nan")))
-
-
-@pytest.mark.parametrize("cut", [{"rollout.top_k": 5}, {"rollout.top_p": 0.9}])
-def test_divergence_in_the_reward_needs_the_whole_distribution(cut):
-    config = config_lib.default()
-    config.update_from_flattened_dict(cut)
-    checks.validate(config)
-    config.credit.kl_weight = 0.1
-    with pytest.raises(ValueError, match=r"credit.kl_weight .* set rollout.top_k=0 and rollout.top_p=1"):
-        checks.validate(config)
-
-
-@pytest.mark.parametrize("change", [{"sampler.int8": True}, {"sampler.dtype": "bfloat16"}])
-def test_in_place_is_as_the_trainer_has_it(change):
-    config = config_lib.default()
-    config.sampler.in_place = True
-    checks.validate(config)
-    config.update_from_flattened_dict(change)
-    with pytest.raises(ValueError, match=r"set sampler.int8=False and sampler.dtype='float32' \(model.param_dtype\)"):
-        checks.validate(config)
-
-
-SERVERS = {"reader.kind": "endpoint", "reader.endpoint.urls": "http://localhost/v1", "reader.endpoint.model": "m"}
+        with_value(name, float("nan"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "value", "wanted"),
     [
-        ({"reader.endpoint.urls": ""}, r"reader.endpoint.urls must not be empty.*urls=http://localhost:8000/v1"),
-        ({"reader.endpoint.model": " "}, "reader.endpoint.model must not be empty"),
-        ({"reader.endpoint.concurrency": 0}, "reader.endpoint.concurrency must be above 0, got 0"),
-        ({"reader.endpoint.call_seconds": 0.0}, "reader.endpoint.call_seconds must be above 0"),
-        ({"reader.endpoint.total_seconds": -1.0}, "reader.endpoint.total_seconds must be above 0"),
-        ({"reader.endpoint.requests_per_minute": -1.0}, "reader.endpoint.requests_per_minute must be at least 0"),
-        ({"reader.endpoint.tokens_per_minute": float("nan")}, "reader.endpoint.tokens_per_minute must be at least 0"),
-        ({"reader.endpoint.extra": "{"}, r"reader.endpoint.extra must be a JSON object \(.*got '{'"),
-        ({"reader.endpoint.extra": "[1]"}, r"reader.endpoint.extra must be a JSON object; got '\[1\]'"),
-        ({"judge.kind": "endpoint"}, "judge.endpoint.urls must not be empty where judge.kind is 'endpoint'"),
+        ("rollout.group_size", 2.0, "a whole number"),
+        ("rollout.group_size", True, "a whole number"),
+        ("rollout.temperature", "1", "a number"),
+        ("data.name", 1, "a text"),
+        ("model.thinking", 1, "True or False"),
     ],
 )
-def test_endpoints_that_cannot_be(changes, message):
-    config = config_lib.default()
-    config.update_from_flattened_dict(SERVERS)
-    checks.validate(config)
-    config.update_from_flattened_dict(changes)
-    with pytest.raises(ValueError, match=message):
-        checks.validate(config)
+def test_a_value_of_another_type_is_named(name, value, wanted):
+    with pytest.raises(ValueError, match=rf"{name} must be {wanted}, got {value!r}"):
+        with_value(name, value)
 
 
-def test_float16_is_for_llama_cpp():
-    config = with_value("export.dtype", "float16")
-    with pytest.raises(ValueError, match="export.dtype='float16' is for export.form='gguf' only, got .*'merged'"):
-        checks.validate(config)
-    config.export.form = "gguf"
-    checks.validate(config)
+def test_whole_numbers_are_numbers():
+    assert repr(with_value("rollout.temperature", 1).rollout.temperature) == "1.0"
 
 
-def test_servers_may_move():
-    config = config_lib.default()
-    config.update_from_flattened_dict(SERVERS)
-    saved = config_lib.flatten(config)
-    config.reader.endpoint.urls, config.reader.endpoint.concurrency = "http://other/v1", 5
-    config.judge.endpoint.key_variable = "MY_KEY"
-    config.answers.file = "/tmp/shared.sqlite"
-    assert config_lib.conflicts(config, saved) == []
-    config.reader.endpoint.model = "another"
-    assert config_lib.conflicts(config, saved) == ["reader.endpoint.model: 'm' → 'another'"]
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_says_what_it_means(name):
+    assert all(fields.info(one).doc or fields.info(one).of for one in config_lib._fields_to(name))
 
 
-def test_prompts_from_files(tmp_path):
+def test_values_as_texts():
+    texts = {"train.epochs": "3", "optimizer.b1": "0.5", "model.thinking": "true", "data.name": "squad"}
+    expected = {"train.epochs": 3, "optimizer.b1": 0.5, "model.thinking": True, "data.name": "squad"}
+    assert config_lib.from_texts(texts) == expected
+    with pytest.raises(ValueError, match="train.epochs must be a whole number, got 'many'"):
+        config_lib.from_texts({"train.epochs": "many"})
+    with pytest.raises(ValueError, match="there is no setting 'train.epoch'; is it train.epochs"):
+        config_lib.from_texts({"train.epoch": "3"})
+
+
+def test_system_messages_from_files(tmp_path):
     (tmp_path / "reader.txt").write_text("Be brief – now.\n", encoding="utf-8")
     (tmp_path / "other").write_bytes(b"\xff\xfe")
-    config = with_value("prompts.reader", f"@{tmp_path}/reader.txt")
-    config.prompts.manager = "Keep all."
-    config_lib.read_prompts(config)
-    assert (config.prompts.reader, config.prompts.manager) == ("Be brief – now.", "Keep all.")
+    config = config_lib.changed(
+        Config(), {"reader.system": f"@{tmp_path}/reader.txt", "manager.system": "Keep all.", "data.name": "@a"}
+    )
+    assert (config.reader.system, config.manager.system, config.data.name) == ("Be brief – now.", "Keep all.", "@a")
     for name in ("missing", "other"):
-        config.prompts.answer_judge = f"@{tmp_path}/{name}"
-        with pytest.raises(ValueError, match=rf"prompts.answer_judge='@.*/{name}' cannot be read"):
-            config_lib.read_prompts(config)
+        with pytest.raises(ValueError, match=rf"judge.answer_system='@.*/{name}' cannot be read"):
+            with_value("judge.answer_system", f"@{tmp_path}/{name}")
 
 
-def test_all_that_validate_checks_is_tried():
-    # Names of fields in that module's source, quoted or as attributes.
-    source = inspect.getsource(checks)
-    checked = {name for name in FIELDS if f'"{name}"' in source or f"config.{name}" in source}
-    # Tests of their own try the last ones, which are wrong only beside another, and endpoints.
-    assert checked == set(BAD) | {"credit.kl_weight", "sampler.in_place", "sampler.int8"}
+def test_more_servers_in_code():
+    values = config_lib.default()
+    values.servers.large = config_lib.server(urls="http://large/v1", model="large")
+    values.reader.kind, values.reader.server = "server", "large"
+    config = config_lib.parse(values)
+    assert config.servers["large"] == Server(urls="http://large/v1", model="large")
+    assert config_lib.from_saved(json.loads(json.dumps(config_lib.flatten(config)))) == config
 
 
-@pytest.mark.parametrize(
-    "name",
-    FIELDS,
-)
-def test_every_field_has_a_comment(name):
-    of_endpoints = ".endpoint." in name
-    source = inspect.getsource(config_lib._endpoint if of_endpoints else config_lib.default)
-    lines, name = source.splitlines(), name.rpartition(".")[2] if of_endpoints else name
-
-    def comment(of):
-        (line,) = [line for line in lines if line.strip().startswith(f"config.{of} = ")]
-        return line.partition("  # ")[2]
-
-    # A group of fields with one meaning may have it on the group's line.
-    group = name.rpartition(".")[0]
-    assert comment(name) or (group and comment(group))
-
-
-def test_curriculum_by_hand():
-    config = with_value("data.chunks_per_stream", 8)
-    assert config_lib.curriculum(config) == [(0, 8)]
-    config.train.curriculum = "0:2, 20:4,60:8"
-    assert config_lib.curriculum(config) == [(0, 2), (20, 4), (60, 8)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("5:2", "ascend from 0.*got '5:2'"),
-        ("0:2,20:4,20:8", "ascend from 0"),
-        ("0:2,20:4,10:8", "ascend from 0"),
-        ("0:2,", "step:chunks.*'0:2,'"),
-        ("0-2", "step:chunks"),
-        ("2", "step:chunks"),
-        ("0:-2", "step:chunks"),
-        ("0:0", "got 0 in '0:0'; lower it"),
-        ("0:2,5:11", "data.chunks_per_stream=10 chunks.*got 11 .*raise data.chunks_per_stream"),
-    ],
-)
-def test_a_curriculum_that_cannot_be_is_refused(text, message):
-    with pytest.raises(ValueError, match=rf"train.curriculum must .*{message}"):
-        checks.validate(with_value("train.curriculum", text))
-
-
-def test_conflicts_leave_out_how_long_a_run_is():
-    config = config_lib.default()
-    saved = config_lib.flatten(config)
-    config.train.num_steps += 1
-    config.credit.beta = 0.25
-    assert config_lib.conflicts(config, saved) == ["credit.beta: 0.5 → 0.25"]
+# --------------------------------------------------------------------------------------
+# Names, and comparing configs
+# --------------------------------------------------------------------------------------
 
 
 def test_misspelt_fields_fail():
     with pytest.raises((KeyError, AttributeError)):
         _ = config_lib.default().rollout.groupsize
-    with pytest.raises(KeyError):
-        config_lib.value_of(config_lib.default(), "rollout.groupsize")
+    with pytest.raises(ValueError, match="there is no setting 'rollout.groupsize'; is it rollout.group_size"):
+        with_value("rollout.groupsize", 4)
+    values = config_lib.default()
+    values.rollout.groupsize = 4
+    with pytest.raises(ValueError, match="there is no setting 'rollout.groupsize'"):
+        config_lib.parse(values)
 
 
 def test_default_is_made_anew():
@@ -301,28 +237,44 @@ def test_default_is_made_anew():
     assert config_lib.default().rollout.group_size != 99
 
 
-def test_flatten_and_value_of_agree():
-    config = config_lib.default()
-    flat = config_lib.flatten(config)
-    assert flat["seed"] == 0
-    assert flat["rollout.group_size"] == config.rollout.group_size
-    assert all(config_lib.value_of(config, name) == value for name, value in flat.items())
-    assert not any(hasattr(value, "items") for value in flat.values())
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().rollout.group_size = 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_flatten_of_both_forms():
+    flat = config_lib.flatten(Config())
+    assert flat == config_lib.flatten(config_lib.default())
+    assert (flat["seed"], flat["rollout.group_size"], flat["servers.main.model"]) == (0, 8, "")
+    assert not any(hasattr(value, "items") or dataclasses.is_dataclass(value) for value in flat.values())
 
 
 def test_equal_configs_do_not_differ():
-    config = config_lib.default()
-    assert config_lib.differences(config, json.loads(json.dumps(config_lib.flatten(config)))) == []
+    assert config_lib.differences(Config(), json.loads(json.dumps(config_lib.flatten(Config())))) == []
 
 
 def test_differences_by_hand():
-    saved = config_lib.flatten(config_lib.default())
+    saved = config_lib.flatten(Config())
     saved["train.old_field"] = 1
     del saved["seed"]
-    config = config_lib.default()
-    config.rollout.group_size = 4
-    assert config_lib.differences(config, saved) == [
-        f"rollout.group_size: {saved['rollout.group_size']} → 4",
+    assert config_lib.differences(with_value("rollout.group_size", 4), saved) == [
+        "rollout.group_size: 8 → 4",
         "seed: '(absent)' → 0",
         "train.old_field: 1 → '(absent)'",
     ]
+
+
+def test_conflicts_leave_out_how_long_a_run_is():
+    config = config_lib.changed(Config(), {"train.num_steps": 86, "credit.beta": 0.25, "evaluate.batch": 3})
+    assert config_lib.conflicts(config, config_lib.flatten(Config())) == ["credit.beta: 0.5 → 0.25"]
+
+
+def test_servers_may_move():
+    there = {"reader.kind": "server", "servers.main.urls": "http://localhost/v1", "servers.main.model": "m"}
+    config = config_lib.changed(Config(), there)
+    saved = config_lib.flatten(config)
+    moved = {"servers.main.urls": "http://other/v1", "servers.main.concurrency": 5, "servers.main.key_variable": "KEY"}
+    moved |= {"answers.file": "/tmp/shared.sqlite"}
+    assert config_lib.conflicts(config_lib.changed(config, moved), saved) == []
+    other = config_lib.changed(config, {"servers.main.model": "another"})
+    assert config_lib.conflicts(other, saved) == ["servers.main.model: 'm' → 'another'"]

@@ -12,7 +12,7 @@ from finemem_jax.evaluation import benchmark
 from finemem_jax.runtime import checkpoint
 
 QUICK = {"evaluate.methods": "none,verbatim,untrained", "reader.kind": "evidence", "data.num_test": 5,
-         "evaluate.batch": 2, "evaluate.resamples": 200}  # fmt: skip
+         "evaluate.batch": 2}  # fmt: skip
 
 
 def run(workdir, **changes):
@@ -57,16 +57,18 @@ def test_what_is_on_file_is_not_played_again_unless_it_would_be_different(tmp_pa
     run(tmp_path, **{"evaluate.methods": "verbatim"})
     (path,) = (tmp_path / "benchmark").iterdir()
     lines = path.read_text().count("\n")
-    run(tmp_path, **{"evaluate.methods": "verbatim,none", "evaluate.num_streams": 3})
+    run(tmp_path, **{"evaluate.methods": "verbatim,none", "evaluate.data": "num_test=3"})
     assert path.read_text().count("\n") == lines
-    summary, _ = run(tmp_path, **{"evaluate.methods": "verbatim", "evaluate.chunks_per_stream": 1})
+    summary, _ = run(tmp_path, **{"evaluate.methods": "verbatim", "evaluate.data": "chunks_per_stream=1"})
     assert path.read_text().count("\n") == 2 * lines
     assert summary["scores"]["verbatim"]["average"]["n"] <= 5
 
 
 def test_a_checkpoint_of_the_workdir(tmp_path):
     smoke_run.run(tmp_path, smoke_run.config(**QUICK, **{"train.num_steps": 1, "train.evaluate_first": False}))
-    summary, lines = run(tmp_path, **{"evaluate.methods": "untrained,checkpoint", "evaluate.chunk_questions": True})
+    summary, lines = run(
+        tmp_path, **{"evaluate.methods": "untrained,checkpoint", "evaluate.data": "questions_per_chunk=2"}
+    )
     assert summary["steps"] == {"untrained": 0, "checkpoint": 1}
     assert {line["step"] for line in lines if line["method"] == "checkpoint"} == {1}
     assert all(len(line["chunk_scores"]) == line["chunks"] for line in lines)
@@ -78,7 +80,8 @@ def test_the_command_with_every_method(tmp_path):
     names = ",".join(name for name in benchmark.METHODS if name != "checkpoint")
     done = programs.main(
         f"--workdir={tmp_path}", "--mode=evaluate", f"--config.evaluate.methods={names}",
-        "--config.evaluate.num_streams=1", "--config.evaluate.summary_tokens=8", "--config.evaluate.context_tokens=64",
+        "--config.evaluate.data=num_test=1", "--config.evaluate.summary_tokens=8",
+        "--config.evaluate.context_tokens=64",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "recurrent" in done.stdout and "mem_alpha against" in done.stdout and "benchmark.md" in done.stdout

@@ -15,7 +15,6 @@ from finemem_jax.planning import hardware, plan
 from finemem_jax.planning import topology as topology_lib
 from finemem_jax.planning.topology import Target
 from finemem_jax.rl import learner
-from finemem_jax.rl.learner import OptimizerOptions
 
 TINY = presets.preset("tiny")
 # Small next to the assumed instructions of 2,048 tokens, which would make the tests slow.
@@ -60,7 +59,7 @@ def test_memory_is_what_a_state_really_holds(rank, small):
         plan._lengths(settings, TINY),
     )
     params = sharding.place(model, decoder.init(model, 0), mesh)
-    state = learner.init(lora.split(params)[1], learner.make_optimizer(OptimizerOptions(**settings.optimizer)))
+    state = learner.init(lora.split(params)[1], learner.make_optimizer(settings.optimizer))
     assert plan._bytes(shapes.params) == held(params)
     assert plan._bytes(shapes.state) == held(state)
     # All but the norms stands on two devices by halves: V D + 2 · (D C (2 H + 2 K) + 3 D F) = 18,432 + 46,080 elements,

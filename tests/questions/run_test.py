@@ -23,11 +23,8 @@ def replied(question):
 
 
 def settings(url, **changes):
-    of_servers = {
-        f"questions.{who}.{name}": value
-        for who in ("generator", "verifier")
-        for name, value in {"kind": "endpoint", "endpoint.urls": url, "endpoint.model": "m"}.items()
-    }
+    of_servers = {"servers.main.urls": url, "servers.main.model": "m"}
+    of_servers |= {f"questions.{who}.kind": "server" for who in ("generator", "verifier")}
     small = {"data.num_train": 3, "data.num_test": 2, "questions.keep": 2, "questions.proposals": 4}
     return of_servers | small | changes
 
@@ -90,8 +87,7 @@ def test_the_command(tmp_path, server):
     flags = [f"--config.{name}={value}" for name, value in settings(server.url).items()]
     command = ["--mode=questions", f"--workdir={tmp_path}", *flags]
     server.down = True
-    short = [f"--config.questions.{who}.endpoint.total_seconds=0.5" for who in ("generator", "verifier")]
-    stopped = programs.main(*command, *short)
+    stopped = programs.main(*command, "--config.servers.main.total_seconds=0.5")
     assert stopped.returncode == 75 and server.url in stopped.stderr and "Traceback" not in stopped.stderr
     server.down = False
     done = programs.main(*command)

@@ -24,8 +24,10 @@ KEY = "sk-very-secret-key"
 
 
 def servers(*urls, name="reader", **more):
-    settings = {"kind": "endpoint", "endpoint.urls": ",".join(urls), "endpoint.model": "m"}
-    return {f"{name}.{field}": value for field, value in (settings | more).items()}
+    """Settings with which a role asks servers: the reader those of the entry "main", others those of "second"."""
+    entry = "main" if name == "reader" else "second"
+    of_entry = {f"servers.{entry}.{field}": value for field, value in ({"model": "m"} | more).items()}
+    return {f"{name}.kind": "server", f"{name}.server": entry, f"servers.{entry}.urls": ",".join(urls)} | of_entry
 
 
 def config(**changes):
@@ -84,7 +86,7 @@ def test_servers_for_all(monkeypatch):
 
 def test_a_judge_of_its_own():
     with FaultServer() as one, FaultServer() as other:
-        with built(**servers(one.url) | servers(other.url, name="judge", **{"endpoint.model": "j"})) as parts:
+        with built(**servers(one.url) | servers(other.url, name="judge", model="j")) as parts:
             question = dataclasses.replace(QUESTION, metric="judge")
             workers.run_all(parts.answer_judge, [answering.judges.JudgedAnswer(question, "a")])
             assert not one.bodies and {body["model"] for body in other.bodies} == {"j"}
@@ -94,7 +96,7 @@ QUESTION = answering.judges.Question("Where?", ("Oslo",))
 
 
 def test_likelihoods_need_the_model():
-    with FaultServer() as server, built(**servers(server.url) | {"likelihood.chunk_share": 0.5}) as parts:
+    with FaultServer() as server, built(**servers(server.url) | {"likelihood.chunk_share": "0.5"}) as parts:
         claim = answering.reader.likelihood_query(QUESTION, ("Ana lives in Oslo.",))
         (found,) = workers.run_all(parts.likelihood_scorer, [claim])
         assert 0 < found.value < 1
@@ -102,7 +104,7 @@ def test_likelihoods_need_the_model():
 
 
 def test_prompts_are_replaced():
-    changes = {"prompts.reader": "READ!", "prompts.manager": "MANAGE!", "prompts.answer_judge": "JUDGE!"}
+    changes = {"reader.system": "READ!", "manager.system": "MANAGE!", "judge.answer_system": "JUDGE!"}
     with FaultServer() as server, built(**servers(server.url) | changes) as parts:
         workers.run_all(parts.answer, [Query("Where?", ())])
         workers.run_all(
@@ -117,9 +119,9 @@ def test_prompts_are_replaced():
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("localhost:8000", r"reader\.endpoint\.urls: 'localhost:8000' is no URL of a server"),
-        (f"http://me:{KEY}@localhost/v1", r"reader\.endpoint\.urls: The URL of the server at 'localhost' holds"),
-        (" , ", r"reader\.endpoint\.urls: An endpoint needs a URL"),
+        ("localhost:8000", r"servers\.main\.urls: 'localhost:8000' is no URL of a server"),
+        (f"http://me:{KEY}@localhost/v1", r"servers\.main\.urls: The URL of the server at 'localhost' holds"),
+        (" , ", r"servers\.main\.urls: An endpoint needs a URL"),
     ],
 )
 def test_servers_that_cannot_be(url, message):
@@ -129,16 +131,16 @@ def test_servers_that_cannot_be(url, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "shares"),
+    ("schedule", "shares"),
     [
-        ((0.5, 0.0, 0), {0: 0.5, 9: 0.5}),
-        ((1.0, 0.0, 10), {0: 1.0, 5: 0.5, 10: 0.0, 11: 0.0}),
-        ((0.0, 1.0, 4), {0: 0.0, 1: 0.25, 99: 1.0}),
+        ("0.5", {0: 0.5, 9: 0.5}),
+        ("0:1,10:0", {0: 1.0, 5: 0.5, 10: 0.0, 11: 0.0}),
+        ("0:0,4:1", {0: 0.0, 1: 0.25, 99: 1.0}),
+        ("0:1,4:1,8:0.5", {0: 1.0, 4: 1.0, 6: 0.75, 8: 0.5, 99: 0.5}),
     ],
 )
-def test_the_share_of_likelihoods(settings, shares):
-    names = "chunk_share", "final_chunk_share", "anneal_steps"
-    chosen = config(**{f"likelihood.{name}": value for name, value in zip(names, settings, strict=True)})
+def test_the_share_of_likelihoods(schedule, shares):
+    chosen = config(**{"likelihood.chunk_share": schedule})
     assert {step: answering.chunk_share(chosen, step) for step in shares} == pytest.approx(shares)
 
 
@@ -147,12 +149,12 @@ def test_the_share_of_likelihoods(settings, shares):
     [
         # chunk_answers, chunk_likelihoods, final_likelihoods, probe_likelihoods
         ({}, 0, (True, False, False, False)),
-        ({"chunk_share": 1.0, "final_chunk_share": 1.0}, 1, (False, True, False, False)),
-        ({"chunk_share": 1.0, "final_chunk_share": 1.0}, 10, (True, True, True, False)),
-        ({"chunk_share": 1.0, "final_chunk_share": 1.0, "check_every": 0}, 0, (False, True, False, False)),
-        ({"chunk_share": 0.5}, 1, (True, True, False, False)),
+        ({"chunk_share": "1"}, 1, (False, True, False, False)),
+        ({"chunk_share": "1"}, 10, (True, True, True, False)),
+        ({"chunk_share": "1", "check_every": 0}, 0, (False, True, False, False)),
+        ({"chunk_share": "0.5"}, 1, (True, True, False, False)),
         ({"probes": True}, 1, (True, False, False, True)),
-        ({"chunk_share": 1.0, "anneal_steps": 5}, 5, (True, False, False, False)),
+        ({"chunk_share": "0:1,5:0"}, 5, (True, False, False, False)),
     ],
 )
 def test_what_is_generated_at_a_step(changes, step, expected):
@@ -185,7 +187,7 @@ def test_what_was_asked_in_another_run_is_not_asked_again(tmp_path, on_servers):
             assert parts.answering.take_stats().requests == 0
         assert server.asked.total() == 5 * on_servers
         # Another model, another answer.
-        other = servers(server.url, **{"endpoint.model": "other"}) if on_servers else {"seed": 1}
+        other = servers(server.url, model="other") if on_servers else {"seed": 1}
         with built(tmp_path, **other) as parts:
             workers.run_all(parts.answer, queries)
             assert parts.answering.take_metrics()["answers/on_file_fraction"] == 0
@@ -232,7 +234,7 @@ def test_faults_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for name, share, patience in (("well", 0.0, 60.0), ("ill", 0.3, 0.5)):
         with FaultServer(share, seed=3) as server:
-            more = servers(server.url, **{"endpoint.call_seconds": patience})
+            more = servers(server.url, call_seconds=patience)
             smoke_run.run(tmp_path / name, config(**SHORT | more | {"train.num_steps": 1}))
             assert server.answered.total() >= 10 and (share or max(server.answered.values()) == 1)
     assert trajectories(tmp_path / "well") == trajectories(tmp_path / "ill") != []
@@ -246,7 +248,7 @@ def test_faults_change_nothing(tmp_path, monkeypatch):
 def test_a_run_outlives_its_server(tmp_path):
     """Down for good: the command stops and says so; later it goes on, and nothing is asked twice."""
     with FaultServer(latency=0.002) as server:
-        more = servers(server.url, **{"endpoint.total_seconds": 1.0, "endpoint.concurrency": 4})
+        more = servers(server.url, total_seconds=1.0, concurrency=4)
         settings = SHORT | more
         smoke_run.run(tmp_path / "whole", config(**settings))
         asked = server.asked.total()
@@ -275,8 +277,8 @@ def break_after(server, count):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"likelihood.chunk_share": 1.0, "likelihood.final_chunk_share": 1.0, "likelihood.check_every": 2},
-        {"credit.rule": "step_gain", "likelihood.probes": True, "likelihood.chunk_share": 0.5},
+        {"likelihood.chunk_share": "1", "likelihood.check_every": 2},
+        {"credit.rule": "step_gain", "likelihood.probes": True, "likelihood.chunk_share": "0.5"},
         {"credit.rule": "shapley", "likelihood.probes": True, "likelihood.check_every": 0},
     ],
 )
@@ -284,7 +286,7 @@ def test_training_on_likelihoods(tmp_path, changes):
     smoke_run.run(tmp_path, config(**SHORT | changes))
     first, second = files.read_metrics(tmp_path)
     assert first["time/likelihood_seconds"] > 0 and first["likelihood/claims"] > 0
-    if changes.get("likelihood.chunk_share") == 1.0:
+    if changes.get("likelihood.chunk_share") == "1":
         assert first["reward/likelihood"] > 0 and first["reward/chunk"] >= 0
         # Generated beside it at every second step only.
         assert 0 < first["likelihood/mean"] < 1 and second["reward/chunk"] == 0
@@ -295,6 +297,6 @@ def test_training_on_likelihoods(tmp_path, changes):
 
 def test_chats_are_shared_out_to_their_askers():
     with FaultServer() as server, built(**servers(server.url)) as parts:
-        one, other = (parts.answering.models.model("reader", "endpoint") for _ in range(2))
+        one, other = (parts.answering.models.model("reader", config(**servers("x")).reader) for _ in range(2))
         first, second = (port.submit(Chat((Message("user", (text,)),), 5)) for port, text in ((one, "a"), (other, "b")))
         assert other.collect() == [(second, reply_to("b"))] and one.collect() == [(first, reply_to("a"))]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from finemem_jax import build
+from finemem_jax import config as config_lib
 from finemem_jax.models import decoder, presets
 from finemem_jax.models.tokenizer import ByteTokenizer, EncodedChat
 from finemem_jax.reading import likelihood, reader
@@ -243,8 +244,8 @@ def test_rows_fall_into_few_lengths(params):
 @pytest.mark.slow
 def test_the_real_model_and_its_tokenizer():
     """SmolLM2: greedy match is what greedy decoding writes, and golds keep their own tokens, however they begin."""
-    settings = smollm2_135m.get_config()
-    settings.reader.temperature, settings.likelihood.chunk_share = 0.0, 0.5
+    chosen = {"reader.temperature": 0.0, "likelihood.chunk_share": "0.5"}
+    settings = config_lib.changed(config_lib.parse(smollm2_135m.get_config()), chosen)
     parts = build.build(settings)
     streams = input_pipeline.streams(settings, "train", parts.environment)
     asked = [q for i in range(24) for chunk in streams[i].chunks for q in chunk.questions][:40]

@@ -8,7 +8,7 @@ import pytest
 import ragged
 from ragged import Asked, Evidence, Rollout
 
-from finemem_jax.config import checks
+from finemem_jax.config.rules import RULE_NAMES
 from finemem_jax.rl import credit_rules
 from finemem_jax.rl.credit_rules import CreditConfig, Variant
 
@@ -193,7 +193,7 @@ def test_a_stream_without_questions_earns_no_credit():
 
 
 def test_the_config_knows_all_rules():
-    assert set(checks.RULE_NAMES) == set(credit_rules.RULES)
+    assert set(RULE_NAMES) == set(credit_rules.RULES)
 
 
 def test_unknown_rules_are_refused():

@@ -5,16 +5,15 @@ import numpy as np
 import optax
 import pytest
 
-from finemem_jax import config as config_lib
+from finemem_jax.config.sections import Optimizer
 from finemem_jax.rl import learner
-from finemem_jax.rl.learner import OptimizerOptions
 
 PLAIN = dict(learning_rate=0.1, warmup_steps=4, weight_decay=0.0, b1=0.9, b2=0.999, clip_norm=1e9)
 
 
 def updates(gradients, params=0.0, **changes):
     """What is added to one parameter, update by update."""
-    tx = learner.make_optimizer(OptimizerOptions(**(PLAIN | changes)))
+    tx = learner.make_optimizer(Optimizer(**(PLAIN | changes)))
     params = {"w": jnp.asarray(params, jnp.float32)}
     state, found = tx.init(params), []
     for gradient in gradients:
@@ -57,4 +56,4 @@ def test_weight_decay_pulls_towards_zero(weight_decay):
 
 
 def test_the_default_settings_are_the_options():
-    assert learner.make_optimizer(OptimizerOptions(**config_lib.default().optimizer))
+    assert learner.make_optimizer(Optimizer())

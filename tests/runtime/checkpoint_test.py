@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from finemem_jax import config as config_lib
+from finemem_jax.config.sections import Config
 from finemem_jax.rl import learner
 from finemem_jax.runtime import checkpoint, checksums
 
@@ -197,24 +198,24 @@ def test_nothing_to_restore(tmp_path):
 
 
 def test_claim_and_check(tmp_path):
-    config = config_lib.default()
+    config = Config()
     checkpoint.check(tmp_path / "new", config)
     checkpoint.claim(tmp_path / "new", config)
     checkpoint.check(tmp_path / "new", config)
     # How long a run is may change; what it does may not.
-    config.train.num_steps += 1
+    config = config_lib.changed(config, {"train.num_steps": config.train.num_steps + 1})
     checkpoint.check(tmp_path / "new", config)
-    config.credit.beta = 0.25
+    config = config_lib.changed(config, {"credit.beta": 0.25})
     with pytest.raises(ValueError, match=r"credit.beta: 0.5 → 0.25(.|\n)*continue_workdir=True"):
         checkpoint.check(tmp_path / "new", config)
-    config.train.continue_workdir = True
+    config = config_lib.changed(config, {"train.continue_workdir": True})
     checkpoint.check(tmp_path / "new", config)
 
 
 def test_unusable_workdir(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError, match="cannot be used"):
-        checkpoint.check(tmp_path / "file", config_lib.default())
+        checkpoint.check(tmp_path / "file", Config())
     (tmp_path / "config.json").write_text("{half")
     with pytest.raises(ValueError, match="cannot be used"):
-        checkpoint.check(tmp_path, config_lib.default())
+        checkpoint.check(tmp_path, Config())

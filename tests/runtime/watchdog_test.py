@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from finemem_jax import config as config_lib
+from finemem_jax.config.sections import Config
 from finemem_jax.runtime import watchdog
 from finemem_jax.runtime.distributed import Processes
 from finemem_jax.runtime.watchdog import StopError, Watchdog
@@ -13,8 +14,7 @@ from tests import smoke_run
 
 
 def guard(tmp_path, **changes):
-    config = config_lib.default()
-    config.update_from_flattened_dict({f"train.{name}": value for name, value in changes.items()})
+    config = config_lib.changed(Config(), {f"train.{name}": value for name, value in changes.items()})
     return Watchdog(config, tmp_path)
 
 

@@ -22,6 +22,7 @@ import transformers
 from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
+from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
 from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
 from finemem_jax.rl import learner
@@ -53,7 +54,7 @@ def published(tmp_path_factory):
 
 def settings(published, **changes):
     weights = {"model.weights": str(published), "model.name": "auto", "model.tokenizer": "weights"}
-    return smoke_run.config(**weights | {"manager.num_examples": 1, "export.verify_tokens": 2500} | changes)
+    return smoke_run.config(**weights | {"manager.num_examples": 1} | changes)
 
 
 def trained(workdir, config, model=SMALL):
@@ -148,11 +149,10 @@ def test_an_export_is_exported_again_as_it_is(merged, tmp_path):
     assert tokenizer.encode_chat(tokens[0], chat) == tokenizer.encode_chat(tokens[1], chat)
 
 
-def test_weights_are_rounded_and_cut_into_files(merged, tmp_path):
+def test_weights_are_rounded_and_cut_into_files(merged, tmp_path, monkeypatch):
     workdir, config, params, _ = merged
-    changes = {"export.folder": str(tmp_path / "half"), "export.dtype": "bfloat16", "export.shard_gigabytes": 1e-4}
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(changes)
+    monkeypatch.setattr(export, "_SHARD_BYTES", 100_000)
+    changed = config_lib.changed(config, {"export.folder": str(tmp_path / "half"), "export.dtype": "bfloat16"})
     folder = exported(workdir, changed)
     assert len(list(folder.glob("model-*.safetensors"))) > 1 and (folder / "model.safetensors.index.json").is_file()
     assert_same(loaded(folder, config), jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params))
@@ -168,7 +168,7 @@ def test_an_adapter_goes_alone_if_its_base_can_be_found(published, tmp_path, dty
     assert about["base_model_name_or_path"] == str(published)
     assert not (folder / "base").exists() and not list(folder.glob("model*"))
     # And merged, it is what training computed with.
-    config.update_from_flattened_dict({"export.form": "merged", "export.folder": str(tmp_path / "whole")})
+    config = config_lib.changed(config, {"export.form": "merged", "export.folder": str(tmp_path / "whole")})
     base = pretrained.find(config).params(mesh())
     whole = lora.merge(pretrained.adapted(config, SMALL), lora.combine(base, adapters))
     # Devices that share the work round otherwise.
@@ -189,8 +189,7 @@ def test_a_base_that_is_nowhere_comes_along(merged, tmp_path):
 
 def test_a_failed_export_leaves_nothing(merged, monkeypatch):
     workdir, config, _, _ = merged
-    changed = config.copy_and_resolve_references()
-    changed.export.folder = str(workdir / "other" / "export")
+    changed = config_lib.changed(config, {"export.folder": str(workdir / "other" / "export")})
     monkeypatch.setattr(model_card, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.run(changed, workdir)
@@ -208,8 +207,7 @@ def test_a_failed_export_leaves_nothing(merged, monkeypatch):
 )
 def test_bad_settings(merged, changes, message):
     workdir, config, _, _ = merged
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(changes)
+    changed = config_lib.changed(config, changes)
     with pytest.raises(ValueError, match=message):
         export.check(changed, workdir)
 
@@ -254,13 +252,12 @@ def rendered(folder, chat, **options):
         {"memory.layout": "typed"},
         {"manager.wire": "hermes", "model.thinking": True},
         {"memory.layout": "typed", "manager.wire": "qwen_agent", "manager.num_examples": 1},
-        {"prompts.manager": 'Keep "facts": {% endif %} {{ messages }} \\n {# no #} 🙂\n\tas JSON.'},
+        {"manager.system": 'Keep "facts": {% endif %} {{ messages }} \\n {# no #} 🙂\n\tas JSON.'},
     ],
     ids=["plain", "budget", "typed", "hermes", "qwen_agent", "own words"],
 )
 def test_the_template_says_what_training_said(tmp_path, template, changes):
-    config = config_lib.default()
-    config.update_from_flattened_dict({"manager.num_examples": 2, "memory.view_tokens": 600} | changes)
+    config = config_lib.changed(Config(), {"manager.num_examples": 2, "memory.view_tokens": 600} | changes)
     hf_folders.write_tokenizer(tmp_path, template, **END)
     tokens = tokenizer_files.from_folder(tmp_path, config.model.thinking)
     environment = build.environment(config, tokens)
@@ -282,8 +279,7 @@ def test_the_template_says_what_training_said(tmp_path, template, changes):
 
 def test_the_embedded_models_prompts(tmp_path):
     """Its tokenizer would join the white space where our parts of a message meet."""
-    config = config_lib.default()
-    config.manager.num_examples = 2
+    config = config_lib.changed(Config(), {"manager.num_examples": 2})
     tokens = build_lib.load(config).tokenizer
     environment = build.environment(config, tokens)
     tokens.save(tmp_path, export.conversation(config, tokens, "")[:-1], export.SEAM)
@@ -341,8 +337,8 @@ def test_the_card(merged, tmp_path):
     ],
 )
 def test_the_card_names_the_base(tmp_path, changes, front, base):
-    config = config_lib.default()
-    config.update_from_flattened_dict(changes | {"data.source_dir": "/private/originals", "data.name": "squad"})
+    elsewhere = {"data.source_dir": "/private/originals", "data.name": "squad"}
+    config = config_lib.changed(Config(), changes | elsewhere)
     text = model_card.write(config, 1, "a ```` b", False, {}, {})
     (tmp_path / "README.md").write_text(text)
     found = huggingface_hub.metadata_load(tmp_path / "README.md") or {}
@@ -358,11 +354,11 @@ def test_the_card_names_the_base(tmp_path, changes, front, base):
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    config = config_lib.default()
+    config = Config()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else name)
     monkeypatch.setattr(importlib, "import_module", lambda name: name)
     parity.check(config)
-    config.export.form = "lora"
+    config = config_lib.changed(config, {"export.form": "lora"})
     with pytest.raises(ValueError, match=r"--verify needs peft, .* run `pip install peft`"):
         parity.check(config)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -48,7 +48,7 @@ def test_the_command_goes_on_where_it_was(tmp_path):
     ("content", "flags", "message"),
     [
         (None, [], "a.txt' is no file. Name the text file"),
-        ("x", ["--config.follow.poll_seconds=-1"], "follow.poll_seconds must be at least 0"),
+        ("x", ["--config.follow.idle_seconds=-1"], "follow.idle_seconds must be at least 0"),
         ("x", ["--config.memory.eviction=random"], "memory.eviction must be one of oldest, stale"),
         ("x", ["--config.memory.view=all"], "memory.view must be one of recent, retrieved, both"),
     ],

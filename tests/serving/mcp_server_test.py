@@ -287,7 +287,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path, tokens):
         (["--tokens=x", "--transport=http", "--user=a"], "--tokens says who the users are over HTTP"),
         (["--tokens=/nowhere", "--transport=http"], "--tokens=/nowhere cannot be read"),
         (["--set=memory.topk=1"], "there is no setting 'memory.topk'; is it memory.top_k"),
-        (["--set=memory.top_k=many"], "--set=memory.top_k=many must give memory.top_k a value of type int"),
+        (["--set=memory.top_k=many"], "memory.top_k must be a whole number, got 'many'"),
         (["--transport=http", "--host=256.0.0.1", "--tokens=OK"], "--host=256.0.0.1 --port=8000 cannot be listened to"),
     ],
 )

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(not URL, reason="set FINEMEM_SERVER to the URL o
 
 
 def config(**changes):
-    settings = {"reader.kind": "endpoint", "reader.endpoint.urls": URL, "reader.endpoint.model": MODEL}
-    return smoke_run.config(**settings | {"reader.endpoint.concurrency": 4, "data.num_test": 2} | changes)
+    settings = {"reader.kind": "server", "servers.main.urls": URL, "servers.main.model": MODEL}
+    return smoke_run.config(**settings | {"servers.main.concurrency": 4, "data.num_test": 2} | changes)
 
 
 def chat(text, **more):
@@ -31,7 +31,7 @@ def chat(text, **more):
 
 
 def test_it_replies():
-    with Endpoint(language_models.endpoint_options(config().reader.endpoint, "reader")) as client:
+    with Endpoint(language_models.endpoint_options(config(), "main")) as client:
         chats = [chat(f"What colour has grass in garden {i}?") for i in range(12)]
         first, second = (workers.run_all(client, chats) for _ in range(2))
         assert all(first) and first == second, "greedy replies are the same each time"
@@ -42,8 +42,8 @@ def test_it_replies():
 
 def test_what_it_cannot_answer():
     more = {"extra": '{"top_p": "nucleus"}', "total_seconds": 2.0}
-    settings = config(**{f"reader.endpoint.{name}": value for name, value in more.items()})
-    with Endpoint(language_models.endpoint_options(settings.reader.endpoint, "reader")) as client:
+    settings = config(**{f"servers.main.{name}": value for name, value in more.items()})
+    with Endpoint(language_models.endpoint_options(settings, "main")) as client:
         client.submit(chat("x"))
         # Some servers call this their own error (500), and are asked again.
         with pytest.raises(EndpointError, match="answered [45].*(Asking again|the same command)"):

@@ -14,7 +14,6 @@ import pytest
 import smoke_run
 
 from finemem_jax.rl import learner
-from finemem_jax.rl.learner import OptimizerOptions
 from finemem_jax.runtime import checkpoint, files
 from finemem_jax.training import train
 
@@ -30,7 +29,7 @@ def trajectories(workdir):
 
 def final_state(workdir, settings):
     parts, *_ = smoke_run.prepare(settings)
-    state = learner.init(parts.params, learner.make_optimizer(OptimizerOptions(**settings.optimizer)))
+    state = learner.init(parts.params, learner.make_optimizer(settings.optimizer))
     with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
         return checkpoints.restore(state)
 
@@ -76,7 +75,7 @@ def test_workdir_of_another_experiment_is_refused_unless_told(tmp_path):
     changed = smoke_run.config(**{"train.num_steps": 2, "credit.beta": 0.0, "train.evaluate_first": False})
     with pytest.raises(ValueError, match=r"credit\.beta: 0\.5 → 0\.0"):
         checkpoint.check(tmp_path, changed)
-    changed.train.continue_workdir = True
+    changed = smoke_run.config(**{"train.num_steps": 2, "credit.beta": 0.0, "train.continue_workdir": True})
     smoke_run.run(tmp_path, changed)
     assert len(files.read_metrics(tmp_path)) == 2
 

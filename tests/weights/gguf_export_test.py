@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from finemem_jax import MemoryAgent, build
+from finemem_jax import config as config_lib
 from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
 from finemem_jax.serving import export, parity
 from finemem_jax.serving import load as load_lib
@@ -279,7 +280,7 @@ def run(tmp_path_factory):
     tokens = words(base.parent / "words", "smollm", **export_test.END)
     hf_weights.save(base, export_test.SMALL, decoder.init(export_test.SMALL, 0), tokens)
     workdir = tmp_path_factory.mktemp("run")
-    config = export_test.settings(base, **{"export.form": "gguf", "export.verify_tokens": 400})
+    config = export_test.settings(base, **{"export.form": "gguf"})
     params = export_test.trained(workdir, config)
     return workdir, config, params, export_test.exported(workdir, config)
 
@@ -301,8 +302,7 @@ def test_an_export_holds_what_was_trained(run):
 def test_a_run_that_began_with_an_export(run, tmp_path):
     """There the tokenizer knows where text and memory meet, which a GGUF file cannot say."""
     workdir, config, _, folder = run
-    whole = config.copy_and_resolve_references()
-    whole.export.form, whole.export.folder = "merged", str(tmp_path / "whole")
+    whole = config_lib.changed(config, {"export.form": "merged", "export.folder": str(tmp_path / "whole")})
     again = export_test.settings(export_test.exported(workdir, whole), **{"export.form": "gguf"})
     assert "Memory" in (tmp_path / "whole" / "tokenizer.json").read_text()
     export_test.trained(tmp_path, again)
@@ -384,7 +384,6 @@ def test_verify(run, tmp_path):
 @needs_llama
 def test_verify_of_rounded_weights(run, tmp_path):
     workdir, config, _, _ = run
-    rounded = config.copy_and_resolve_references()
-    rounded.export.dtype, rounded.export.folder = "bfloat16", str(tmp_path / "half")
+    rounded = config_lib.changed(config, {"export.dtype": "bfloat16", "export.folder": str(tmp_path / "half")})
     (line,) = parity.verify(export_test.exported(workdir, rounded), rounded, workdir)
     assert "on average; llama.cpp computes with rounded numbers, too) between llama.cpp and our reading" in line
