@@ -144,10 +144,7 @@ def main() -> None:
     if given.workdir:
         assembly.use_checkpoint(parts, pathlib.Path(given.workdir))
     options = rollout_options(config, evaluation=True)
-    roll_out = functools.partial(
-        evaluate.run, options=options, environment=parts.environment, policy=parts.manager, answer=parts.answer,
-        key=(0, "chunking"), embed=parts.embed,
-    )  # fmt: skip
+    roll_out = functools.partial(evaluate.run, options=options, players=parts.players, key=(0, "chunking"))
     ways = {
         "manager": methods.manager(roll_out, parts.environment),
         "rag": methods.baseline(methods.chunks("lucene", 2), parts.environment, parts.answer),

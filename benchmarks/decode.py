@@ -28,6 +28,7 @@ turns; other work on the machine slows llama.cpp most, whose threads wait for ea
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -68,7 +69,7 @@ def record() -> dict[str, Any]:
 
     options = rollout_options(config, evaluation=False)
     drawn = [streams[i] for i in range(config.rollout.streams_per_step)]
-    rollout.run(drawn, options, parts.environment, policy, parts.answer, ("decode",))
+    rollout.run(drawn, options, dataclasses.replace(parts.players, policy=policy), ("decode",))
     lengths = [[len(prompt["ids"]) for prompt in prompts] for prompts in rounds]
     new = sum(prompt["new_tokens"] for prompts in rounds for prompt in prompts)
     print(f"rollout: prompts of {[(min(n), max(n)) for n in lengths]} tokens, {new} new ones", flush=True)

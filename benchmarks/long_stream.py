@@ -28,6 +28,7 @@ from finemem_jax import config as config_lib
 from finemem_jax.memory import retrieval
 from finemem_jax.rl import rollout
 from finemem_jax.rl.method import rollout_options
+from finemem_jax.rl.rollout import Players
 from finemem_jax.types import Chunk, Completion, Memory, Question, Stream
 
 from experiments import smollm2_135m  # isort: skip
@@ -102,7 +103,7 @@ def main() -> None:
         return [query.evidence[0] if query.evidence else "" for query in queries]
 
     def read_all():
-        ((found,),) = rollout.run([one], options, environment, policy, answer, (0,))
+        ((found,),) = rollout.run([one], options, Players(environment, policy, answer), (0,))
         return found
 
     began = time.perf_counter()

@@ -14,6 +14,7 @@ Seeds are those of the repeat, so that both sides of a ratio do the same work, t
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -62,10 +63,9 @@ class Setting:
         parts.answer._known.clear()
         streams = [self.source[repeat * count + i] for i in range(count)]
         options = rollout_options(self.config, evaluation=False)
+        players = dataclasses.replace(parts.players, policy=policy or parts.manager)
         began = time.perf_counter()
-        rollout.run(
-            streams, options, parts.environment, policy or parts.manager, parts.answer, (0, repeat), parts.embed
-        )
+        rollout.run(streams, options, players, (0, repeat))
         seconds = time.perf_counter() - began
         manager, reader = (sampler.take_stats() for sampler in samplers)
         return {

@@ -27,6 +27,7 @@ from finemem_jax.reading.answering import Answering
 from finemem_jax.reading.judges import AnswerJudge, ContentJudge
 from finemem_jax.reading.reader import LikelihoodScorer, Query, Reader
 from finemem_jax.rl.method import Method
+from finemem_jax.rl.rollout import Players
 from finemem_jax.runtime import checkpoint
 from finemem_jax.runtime.distributed import Processes
 from finemem_jax.sampling.sampler import Sampler
@@ -64,6 +65,19 @@ class Components:
     likelihood_scorer: LikelihoodScorer | None
     embed: EmbedFn | None
     constraint: Constraint | None = None
+
+    @property
+    def players(self) -> Players:
+        """Returns who takes part in rollouts."""
+        return Players(
+            self.environment,
+            self.manager,
+            self.answer,
+            embed=self.embed,
+            content_judge=self.content_judge,
+            answer_judge=self.answer_judge,
+            likelihood_scorer=self.likelihood_scorer,
+        )
 
 
 def build(config: Config, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Components:

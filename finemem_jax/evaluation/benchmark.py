@@ -291,9 +291,11 @@ def _manager(
         retrieval, top_k = changed.memory.retrieval, changed.memory.top_k
         options = dataclasses.replace(options, retrieval=retrieval, top_k=top_k, constraint=None)
     roll_out = functools.partial(
-        evaluate.run, options=options, environment=environment, policy=parts.manager, answer=parts.answer,
-        key=(config.seed, "evaluate"), embed=parts.embed, mark=parts.answer_judge,
-    )  # fmt: skip
+        evaluate.run,
+        options=options,
+        players=dataclasses.replace(parts.players, environment=environment),
+        key=(config.seed, "evaluate"),
+    )
     return baselines.manager(roll_out, environment), step
 
 

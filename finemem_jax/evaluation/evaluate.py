@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finemem_jax.memory.environment import Environment
-from finemem_jax.memory.retrieval import EmbedFn
-from finemem_jax.reading.judges import AnswerJudge
-from finemem_jax.reading.reader import AnswerFn, Reader
 from finemem_jax.rl import rollout
-from finemem_jax.rl.rollout import Policy, PolicyFn, RolloutOptions
+from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.types import Stream, Trajectory
 
 # What is reported of each stream, and how a table calls it.
@@ -34,17 +31,10 @@ class Estimate:
 
 
 def run(
-    streams: Sequence[Stream],
-    options: RolloutOptions,
-    environment: Environment,
-    policy: Policy | PolicyFn,
-    answer: Reader | AnswerFn,
-    key: Sequence[int | str],
-    embed: EmbedFn | None = None,
-    mark: AnswerJudge | None = None,
+    streams: Sequence[Stream], options: RolloutOptions, players: Players, key: Sequence[int | str]
 ) -> list[Trajectory]:
     """Rolls out each stream once; arguments as of `rollout.run`."""
-    groups = rollout.run(streams, options, environment, policy, answer, key, embed, answer_judge=mark)
+    groups = rollout.run(streams, options, players, key)
     return [group[0] for group in groups]
 
 

@@ -64,17 +64,31 @@ class RolloutOptions:
     probe_likelihoods: bool = False  # Whether probes are likelihoods, and not scores of generated answers.
 
 
+@dataclasses.dataclass(frozen=True)
+class Players:
+    """Who takes part in a rollout.
+
+    Attributes:
+        environment: What the manager sees of stream and memory, and what its text does to the memory.
+        policy: The manager.
+        reader: The frozen model that answers from memory.
+        embed: Embeds texts, for the retrieval methods that need it; it should remember them (`embedders.cached`).
+        content_judge: Says which operations were worth writing, for credit rules that need "content".
+        answer_judge: Judges answers that no rule can score (`scoring.JUDGED`).
+        likelihood_scorer: Computes the likelihoods of gold answers that the options ask for.
+    """
+
+    environment: Environment
+    policy: Policy | PolicyFn
+    reader: Reader | AnswerFn
+    embed: EmbedFn | None = None
+    content_judge: ContentJudge | None = None
+    answer_judge: AnswerJudge | None = None
+    likelihood_scorer: LikelihoodScorer | None = None
+
+
 def run(
-    streams: Sequence[Stream],
-    options: RolloutOptions,
-    environment: Environment,
-    policy: Policy | PolicyFn,
-    answer: Reader | AnswerFn,
-    key: Sequence[int | str],
-    embed: EmbedFn | None = None,
-    content_judge: ContentJudge | None = None,
-    answer_judge: AnswerJudge | None = None,
-    likelihood_scorer: LikelihoodScorer | None = None,
+    streams: Sequence[Stream], options: RolloutOptions, players: Players, key: Sequence[int | str]
 ) -> list[list[Trajectory]]:
     """Rolls out every stream `group_size` times.
 
@@ -84,13 +98,7 @@ def run(
 
     Args:
         streams: Already fitted to the environment.
-        policy: The manager.
-        answer: The frozen reader.
         key: Names this call; with stream, rollout and step it determines all that is random.
-        embed: What retrieval embeds texts with, for the methods that do; it remembers them (`embedding.cached`).
-        judge: Says which of the operations were worth writing, for rules that need "content".
-        mark: Judges answers that no rule can score (`scoring.JUDGED`).
-        likely: Computes the likelihoods that `options` asks for.
 
     Returns:
         trajectories[s][i], rollout i of stream s.
@@ -100,13 +108,13 @@ def run(
             judge, and there is none.
     """
     states = [
-        RolloutState(number, stream, rollout, asked, retrieval.Index(options.retrieval, embed))
+        RolloutState(number, stream, rollout, asked, retrieval.Index(options.retrieval, players.embed))
         for number, stream in enumerate(streams)
         for asked in [_global_questions(stream, options, key)]
         for rollout in range(options.group_size)
     ]
-    writing = _Writing(options, environment, workers.Batched(policy) if callable(policy) else policy, key)
-    questions = _Asking(options, answer, embed, content_judge, answer_judge, likelihood_scorer)
+    writing = _Writing(options, players, key)
+    questions = _Asking(options, players)
     try:
         for state in states:
             writing.go_on(state)
@@ -169,8 +177,10 @@ def _finished(pending):
 class _Writing:
     """The manager at work: observe, write, apply."""
 
-    def __init__(self, options, environment, policy, key):
-        self._options, self._environment, self._policy, self._key = options, environment, policy, key
+    def __init__(self, options: RolloutOptions, players: Players, key: Sequence[int | str]):
+        policy = players.policy
+        self._options, self._environment, self._key = options, players.environment, key
+        self._policy: Policy = workers.Batched(policy) if callable(policy) else policy
         self.states: dict[int, tuple[RolloutState, EncodedChat]] = {}
         # Rollouts of a group often hold equal memories (at t = 0, all of them): their prompt is the same object. By
         # stream and step, until the whole group is past it.
@@ -226,10 +236,11 @@ class _Writing:
 class _Asking:
     """Readers and judges at work: evidence for every question, then its answer and score."""
 
-    def __init__(self, options, reader, embed, judge, mark, likely):
-        self._options, self._embed = options, embed
+    def __init__(self, options: RolloutOptions, players: Players):
+        self._options, self._embed = options, players.embed
         cited_by = options.cited_by if "citations" in options.needs else ""
-        self._answers, self._judge = QuestionAnswering(reader, mark, likely, cited_by), Pending(judge)
+        self._answers = QuestionAnswering(players.reader, players.answer_judge, players.likelihood_scorer, cited_by)
+        self._judge = Pending(players.content_judge)
         self._pending = (*self._answers.pending, self._judge)
         self._probed, self._plans = probes.Asked(), []
         self._probes: list[PendingAnswer] = []

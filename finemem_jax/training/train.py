@@ -114,10 +114,8 @@ def train(
                 display.phase(f"step {step + 1}: rollouts and reader")
                 _begin_anew(parts)
                 mine = rollout.run(
-                    streams, with_likelihoods(config, sampling, step), parts.environment, parts.manager,
-                    parts.answer, (config.seed, "train", step), parts.embed, parts.content_judge, parts.answer_judge,
-                    parts.likelihood_scorer,
-                )  # fmt: skip
+                    streams, with_likelihoods(config, sampling, step), parts.players, (config.seed, "train", step)
+                )
                 trajectories, costs = _together(parts, mine)
                 # From here on all processes do the same: what one gave up alone, the others would wait for.
                 interrupt.updating = processes.count > 1
@@ -382,10 +380,7 @@ def _evaluate(config: Config, workdir, parts, test_streams, name, display, step)
     _begin_anew(parts)
     options = rollout_options(config, evaluation=True, constraint=parts.constraint)
     streams = [test_streams[i] for i in range(processes.index, len(test_streams), processes.count)]
-    mine = evaluate.run(
-        streams, options, parts.environment, parts.manager, parts.answer, (config.seed, "evaluate"), parts.embed,
-        parts.answer_judge,
-    )  # fmt: skip
+    mine = evaluate.run(streams, options, parts.players, (config.seed, "evaluate"))
     trajectories = input_pipeline.interleave(processes.all_gather(mine))
     # What evaluation sampled must not count among the next step's tokens.
     parts.manager.take_stats()

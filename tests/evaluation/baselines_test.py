@@ -7,7 +7,7 @@ import pytest
 from finemem_jax.evaluation import baselines, evaluate
 from finemem_jax.memory.environment import Environment
 from finemem_jax.models.tokenizer import ByteTokenizer
-from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chunk, Completion, Question, Stream
 
@@ -118,7 +118,8 @@ def test_a_manager():
     options = RolloutOptions(1, 200, 0.0, "lucene", 2, 1.0, 100)
 
     def roll_out(streams):
-        return evaluate.run(streams, options, RULES, policy, Reader(), (0,), mark=workers.Batched(judge))
+        players = Players(RULES, policy, Reader(), answer_judge=workers.Batched(judge))
+        return evaluate.run(streams, options, players, (0,))
 
     (one,) = baselines.manager(roll_out, RULES)([STREAM])
     # The second time the same is written it changes nothing.

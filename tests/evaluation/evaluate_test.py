@@ -7,7 +7,7 @@ from small_trajectories import ENVIRONMENT, MALFORMED, TOKENS, answers, inserted
 
 from finemem_jax.evaluation import evaluate
 from finemem_jax.memory import operations
-from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.types import Action, Chunk, Completion, Operation, Question, Stream
 
 ONE = trajectory(
@@ -136,7 +136,7 @@ def test_run_rolls_each_stream_out_once():
     )
     asked = Question("Where does Ana live?", ("Oslo",))
     streams = [Stream(name, "made up", (Chunk("c", (asked,)), Chunk("d")), (asked,)) for name in ("a", "b")]
-    got = evaluate.run(streams, options, ENVIRONMENT, policy, reader, (0, "evaluate"))
+    got = evaluate.run(streams, options, Players(ENVIRONMENT, policy, reader), (0, "evaluate"))
     assert [one.stream.stream_id for one in got] == ["a", "b"]
     assert evaluate.summary(got, ENVIRONMENT)["estimates"]["score"]["mean"] == 1.0
     # The second INSERT says the same again.

@@ -9,7 +9,7 @@ import pytest
 from finemem_jax.memory.environment import Environment
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.rl import rollout
-from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chunk, Completion, Likelihood, Probes, Question, Refusal, Stream
 
@@ -66,7 +66,7 @@ def copy_the_chunk(request):
 
 
 def test_a_manager_that_copies_everything_scores_everywhere():
-    (group,) = rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    (group,) = rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
     assert len(group) == 2
     for trajectory in group:
         assert [item.text for item in trajectory.steps[-1].memory.items] == [
@@ -79,7 +79,7 @@ def test_a_manager_that_copies_everything_scores_everywhere():
 
 
 def test_chunk_questions_are_asked_of_the_memory_as_it_was_then():
-    (group,) = rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    (group,) = rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
     first_step = group[0].steps[0]
     assert len(first_step.memory.items) == 1
     assert first_step.answers[0].evidence == first_step.memory.items
@@ -87,26 +87,26 @@ def test_chunk_questions_are_asked_of_the_memory_as_it_was_then():
 
 def test_streams_of_different_length():
     groups = rollout.run(
-        [stream("a", 1), stream("b", 3)], OPTIONS, RULES, scripted(lambda r: insert("x")), first_note, (0,)
+        [stream("a", 1), stream("b", 3)], OPTIONS, Players(RULES, scripted(lambda r: insert("x")), first_note), (0,)
     )
     assert [[len(t.steps) for t in group] for group in groups] == [[1, 1], [3, 3]]
 
 
 def test_the_manager_never_sees_questions():
     policy = scripted(lambda r: insert("x"))
-    rollout.run([stream()], OPTIONS, RULES, policy, first_note, (0,))
+    rollout.run([stream()], OPTIONS, Players(RULES, policy, first_note), (0,))
     assert all("What is" not in TOKENS.decode(request.prompt_ids) for request in policy.seen)
 
 
 def test_every_request_has_its_own_key_and_the_same_one_again():
     policies = [scripted(lambda r: insert("x")) for _ in range(2)]
     for policy in policies:
-        rollout.run([stream("a"), stream("b")], OPTIONS, RULES, policy, first_note, (0, "train", 7))
+        rollout.run([stream("a"), stream("b")], OPTIONS, Players(RULES, policy, first_note), (0, "train", 7))
     keys = [[request.key for request in policy.seen] for policy in policies]
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == 2 * 2 * 2  # streams × rollouts × steps
     other = scripted(lambda r: insert("x"))
-    rollout.run([stream("a"), stream("b")], OPTIONS, RULES, other, first_note, (0, "train", 8))
+    rollout.run([stream("a"), stream("b")], OPTIONS, Players(RULES, other, first_note), (0, "train", 8))
     assert not set(keys[0]) & {request.key for request in other.seen}
 
 
@@ -114,7 +114,7 @@ def test_every_request_has_its_own_key_and_the_same_one_again():
 def test_global_questions_are_drawn_only_from_many(questions, asked):
     """Convention 9: int(fraction · n) of those with more than the threshold, the same for all rollouts."""
     (group,) = rollout.run(
-        [stream(questions=questions)], OPTIONS, RULES, scripted(lambda r: insert("x")), first_note, (0,)
+        [stream(questions=questions)], OPTIONS, Players(RULES, scripted(lambda r: insert("x")), first_note), (0,)
     )
     texts = [[answer.question.text for answer in trajectory.answers] for trajectory in group]
     assert texts[0] == texts[1]
@@ -122,7 +122,9 @@ def test_global_questions_are_drawn_only_from_many(questions, asked):
 
 
 def test_nonsense_is_data():
-    (group,) = rollout.run([stream()], OPTIONS, RULES, scripted(lambda r: "}{ <|end|> nonsense"), first_note, (0,))
+    (group,) = rollout.run(
+        [stream()], OPTIONS, Players(RULES, scripted(lambda r: "}{ <|end|> nonsense"), first_note), (0,)
+    )
     step = group[0].steps[0]
     assert [outcome.status.value for outcome in step.outcomes] == ["malformed"]
     assert step.answers[0].evidence == ()
@@ -134,7 +136,7 @@ def test_a_failing_reader_is_an_error_not_a_score():
         raise ConnectionError("the reader is down")
 
     with pytest.raises(ConnectionError):
-        rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), down, (0,))
+        rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), down), (0,))
 
 
 # --------------------------------------------------------------------------------------
@@ -170,10 +172,10 @@ class Clock:
 @pytest.mark.parametrize("newest", [False, True])
 def test_order_and_time_do_not_matter(newest):
     streams = [stream("a", 1), stream("b", 3, 2)]
-    expected = rollout.run(streams, OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    expected = rollout.run(streams, OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
     log = []
     policy = Clock("manager", scripted(copy_the_chunk), log, newest)
-    got = rollout.run(streams, OPTIONS, RULES, policy, Clock("reader", first_note, log, not newest), (0,))
+    got = rollout.run(streams, OPTIONS, Players(RULES, policy, Clock("reader", first_note, log, not newest)), (0,))
     assert got == expected
 
 
@@ -181,7 +183,7 @@ def test_nobody_waits_for_the_slowest():
     """The newest request first: one rollout comes to its end before another has begun."""
     log = []
     policy = Clock("manager", scripted(copy_the_chunk), log, newest=True)
-    rollout.run([stream("a", 3)], OPTIONS, RULES, policy, Clock("reader", first_note, log), (0,))
+    rollout.run([stream("a", 3)], OPTIONS, Players(RULES, policy, Clock("reader", first_note, log)), (0,))
     done = [line for line in log if line.startswith("manager does")]
     assert done == [f"manager does {i}" for i in (2, 3, 4, 1, 5, 6)]
 
@@ -189,9 +191,11 @@ def test_nobody_waits_for_the_slowest():
 def test_questions_are_handed_in_as_they_arise_and_hold_nobody_up():
     log = []
     rollout.run(
-        [stream("a", 2)], OPTIONS, RULES, Clock("manager", scripted(copy_the_chunk), log),
-        Clock("reader", first_note, log), (0,),
-    )  # fmt: skip
+        [stream("a", 2)],
+        OPTIONS,
+        Players(RULES, Clock("manager", scripted(copy_the_chunk), log), Clock("reader", first_note, log)),
+        (0,),
+    )
     assert log.index("reader gets 1") < log.index("manager does 2")
     assert log.index("reader does 1") > log.index("manager does 4")
 
@@ -200,7 +204,7 @@ def test_a_refused_prompt_is_an_error_and_the_rest_is_taken_back():
     log = []
     policy = Clock("manager", lambda requests: [Refusal("too long; lower it")], log)
     with pytest.raises(ValueError, match="too long; lower it"):
-        rollout.run([stream("a")], OPTIONS, RULES, policy, first_note, (0,))
+        rollout.run([stream("a")], OPTIONS, Players(RULES, policy, first_note), (0,))
     assert policy.waiting == {} and policy.cancelled == [2]
 
 
@@ -210,7 +214,7 @@ def test_what_a_failing_reader_leaves_is_taken_back():
 
     asked = Clock("reader", down, [])
     with pytest.raises(ConnectionError):
-        rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), asked, (0,))
+        rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), asked), (0,))
     assert asked.waiting == {}
 
 
@@ -221,7 +225,9 @@ def test_what_a_failing_reader_leaves_is_taken_back():
 
 def rolled(needs, policy, answer=first_note, judge=None, **options):
     chosen = dataclasses.replace(OPTIONS, needs=frozenset(needs), **options)
-    ((trajectory, _),) = rollout.run([stream()], chosen, RULES, scripted(policy), answer, (0,), content_judge=judge)
+    ((trajectory, _),) = rollout.run(
+        [stream()], chosen, Players(RULES, scripted(policy), answer, content_judge=judge), (0,)
+    )
     return trajectory
 
 
@@ -306,11 +312,8 @@ def test_answers_that_no_rule_can_score_are_judged():
     ((got, _),) = rollout.run(
         [judged_stream()],
         OPTIONS,
-        RULES,
-        scripted(copy_the_chunk),
-        first_note,
+        Players(RULES, scripted(copy_the_chunk), first_note, answer_judge=workers.Batched(mark)),
         (0,),
-        answer_judge=workers.Batched(mark),
     )
     assert [answer.score for answer in got.answers] == [1.0, None]
     assert [[answer.score for answer in step.answers] for step in got.steps] == [[1.0], [None]]
@@ -319,7 +322,7 @@ def test_answers_that_no_rule_can_score_are_judged():
 
 def test_without_a_judge_they_are_refused():
     with pytest.raises(ValueError, match="'judge' of 'What is the colour number 0.*needs a judge"):
-        rollout.run([judged_stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+        rollout.run([judged_stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
 
 
 class Ready(Clock):
@@ -332,9 +335,16 @@ class Ready(Clock):
 def test_judges_are_asked_while_others_still_write():
     log = []
     rollout.run(
-        [judged_stream()], OPTIONS, RULES, Clock("manager", scripted(copy_the_chunk), log),
-        Ready("reader", first_note, log), (0,), answer_judge=Clock("judge", lambda items: [True for _ in items], log),
-    )  # fmt: skip
+        [judged_stream()],
+        OPTIONS,
+        Players(
+            RULES,
+            Clock("manager", scripted(copy_the_chunk), log),
+            Ready("reader", first_note, log),
+            answer_judge=Clock("judge", lambda items: [True for _ in items], log),
+        ),
+        (0,),
+    )
     assert log.index("judge gets 1") < log.index("manager does 4")
 
 
@@ -354,7 +364,10 @@ def rolled_likely(needs=(), **options):
 
     chosen = dataclasses.replace(OPTIONS, needs=frozenset(needs), **options)
     ((got, _),) = rollout.run(
-        [stream()], chosen, RULES, scripted(copy_the_chunk), answer, (0,), likelihood_scorer=workers.Batched(likely)
+        [stream()],
+        chosen,
+        Players(RULES, scripted(copy_the_chunk), answer, likelihood_scorer=workers.Batched(likely)),
+        (0,),
     )
     return got, claims, counted
 
@@ -399,11 +412,8 @@ def test_probes_without_a_verdict_leave_their_question_out():
     ((got, _),) = rollout.run(
         [judged_stream()],
         options,
-        RULES,
-        scripted(copy_the_chunk),
-        first_note,
+        Players(RULES, scripted(copy_the_chunk), first_note, answer_judge=workers.Batched(mark)),
         (0,),
-        answer_judge=workers.Batched(mark),
     )
     # Nobody could say what the empty memory is worth.
     assert [answer.score for answer in got.answers] == [None, None]
@@ -414,7 +424,7 @@ def test_streams_of_one_name_do_not_mix():
     """Two sources may number their streams alike."""
     one, two = stream("00000"), dataclasses.replace(stream("00000", chunks=3), source="other")
     asked = dataclasses.replace(two, questions=(Question("What is the colour number 2?", ("red2",)),))
-    groups = rollout.run([one, asked], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    groups = rollout.run([one, asked], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
     assert [len(group[0].steps) for group in groups] == [2, 3]
     assert [group[0].answers[0].question.text for group in groups] == [
         "What is the colour number 0?", "What is the colour number 2?"
@@ -424,9 +434,9 @@ def test_streams_of_one_name_do_not_mix():
 
 def test_prompts_are_held_for_training_only():
     options = dataclasses.replace(OPTIONS, keep_prompts=False)
-    (group,) = rollout.run([stream()], options, RULES, scripted(copy_the_chunk), first_note, (0,))
+    (group,) = rollout.run([stream()], options, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
     assert all(step.prompt_ids == step.prompt_cuts == () for one in group for step in one.steps)
-    (other,) = rollout.run([stream()], OPTIONS, RULES, scripted(copy_the_chunk), first_note, (0,))
+    (other,) = rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
     assert all(step.prompt_ids for one in other for step in one.steps)
     assert [step.memory for step in group[0].steps] == [step.memory for step in other[0].steps]
 
@@ -434,7 +444,9 @@ def test_prompts_are_held_for_training_only():
 def test_the_view_is_searched_in_the_memory_as_it_is():
     rules = dataclasses.replace(RULES, view="retrieved", view_tokens=60)
     policy = scripted(copy_the_chunk)
-    rollout.run([stream(chunks=4)], dataclasses.replace(OPTIONS, view_top_k=1), rules, policy, first_note, (0,))
+    rollout.run(
+        [stream(chunks=4)], dataclasses.replace(OPTIONS, view_top_k=1), Players(rules, policy, first_note), (0,)
+    )
     last = TOKENS.decode(policy.seen[-1].prompt_ids)
     # One item is found, all share words with the chunk, and the oldest comes first among equals.
     assert '"id": 1,' in last and "(2 other items are not shown)" in last
