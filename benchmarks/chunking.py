@@ -147,7 +147,7 @@ def main() -> None:
     roll_out = functools.partial(evaluate.run, options=options, players=parts.players, key=(0, "chunking"))
     ways = {
         "manager": methods.manager(roll_out, parts.environment),
-        "rag": methods.baseline(methods.chunks("lucene", 2), parts.environment, parts.answer),
+        "rag": methods.baseline(methods.chunks("lucene", 2), parts.environment, parts.answering.answer),
     }
     claims = []
     for source, read in (("locomo", conversations), ("squality", stories)):

@@ -91,8 +91,8 @@ def measured(parts, asked, order):
     claims = [reader.likelihood_query(question, texts) for question, texts in asked]
     found, spent = {}, {}
     sides = {
-        "generated": lambda: found.update(generated=workers.run_all(parts.answer, queries)),
-        "likelihood": lambda: found.update(likelihood=workers.run_all(parts.likelihood_scorer, claims)),
+        "generated": lambda: found.update(generated=workers.run_all(parts.answering.answer, queries)),
+        "likelihood": lambda: found.update(likelihood=workers.run_all(parts.answering.likelihood_scorer, claims)),
     }
     for name in order:
         spent[name] = 1000 * common.seconds(sides[name]) / len(asked)

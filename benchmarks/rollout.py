@@ -59,8 +59,8 @@ class Setting:
         # Nothing is left of the last rollout; in training, the reader's part would be.
         for sampler in samplers:
             sampler.update(parts.params, repeat)
-        assert isinstance(parts.answer, workers.Memoized)
-        parts.answer._known.clear()
+        assert isinstance(parts.answering.answer, workers.Memoized)
+        parts.answering.answer._known.clear()
         streams = [self.source[repeat * count + i] for i in range(count)]
         options = rollout_options(self.config, evaluation=False)
         players = dataclasses.replace(parts.players, policy=policy or parts.manager)

@@ -24,8 +24,7 @@ from finemem_jax.models.decoder import Compute, Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.reading.answering import Answering
-from finemem_jax.reading.judges import AnswerJudge, ContentJudge
-from finemem_jax.reading.reader import LikelihoodScorer, Query, Reader
+from finemem_jax.reading.reader import Query
 from finemem_jax.rl.method import Method
 from finemem_jax.rl.rollout import Players
 from finemem_jax.runtime import checkpoint
@@ -45,8 +44,8 @@ class Components:
         processes: Those that share the mesh.
         params: The starting weights, on the mesh. Training takes them over; manager and reader hold copies, each
             process on its own devices.
-        manager, answer: What rollouts call to sample from the policy, and to ask the reader.
-        judge, mark, likely: Who else they ask; see `Answering`, which these are of.
+        manager: Samples from the policy.
+        answering: The reader, and judges where there are some.
         embed: What retrieval embeds texts with; None if it needs no embeddings.
         constraint: What the manager must keep to in evaluation; None for nothing.
     """
@@ -59,10 +58,6 @@ class Components:
     environment: Environment
     manager: Sampler
     answering: Answering
-    answer: Reader
-    content_judge: ContentJudge | None
-    answer_judge: AnswerJudge | None
-    likelihood_scorer: LikelihoodScorer | None
     embed: EmbedFn | None
     constraint: Constraint | None = None
 
@@ -72,12 +67,17 @@ class Components:
         return Players(
             self.environment,
             self.manager,
-            self.answer,
+            self.answering.answer,
             embed=self.embed,
-            content_judge=self.content_judge,
-            answer_judge=self.answer_judge,
-            likelihood_scorer=self.likelihood_scorer,
+            content_judge=self.answering.content_judge,
+            answer_judge=self.answering.answer_judge,
+            likelihood_scorer=self.answering.likelihood_scorer,
         )
+
+    def reset(self) -> None:
+        """Empties the slots of all samplers, so that they start as they do in a run that goes on from here."""
+        self.manager.reset()
+        self.answering.reset()
 
 
 def build(config: Config, workdir: pathlib.Path | None = None, processes: Processes | None = None) -> Components:
@@ -112,10 +112,6 @@ def build(config: Config, workdir: pathlib.Path | None = None, processes: Proces
         environment=environment(config, loaded.tokenizer),
         manager=manager,
         answering=asked,
-        answer=asked.answer,
-        content_judge=asked.content_judge,
-        answer_judge=asked.answer_judge,
-        likelihood_scorer=asked.likelihood_scorer,
         embed=embedder(config, model, own, loaded.tokenizer),
         constraint=constraint(config, loaded),
     )
@@ -243,15 +239,15 @@ def use_checkpoint(parts: Components, workdir: pathlib.Path) -> int:
     Raises:
         ValueError: there is none, or it holds other parameters.
     """
-    frozen, trained = lora.split(parts.params)
+    base, trained = lora.split(parts.params)
     step, trained = checkpoint.newest(workdir) or 0, checkpoint.load_params(workdir, trained)
-    parts.manager.update(policy_params(parts, frozen, trained), step)
+    parts.manager.update(policy_params(parts, lora.combine(base, trained)), step)
     return step
 
 
-def policy_params(parts: Components, frozen: Params, trained: Params) -> Params:
+def policy_params(parts: Components, params: Params) -> Params:
     """The weights that this process's manager decodes with: adapters merged, on its own devices."""
-    return sharding.own(lora.merge(parts.model, lora.combine(frozen, trained)), parts.mesh)
+    return sharding.own(lora.merge(parts.model, params), parts.mesh)
 
 
 def _tokenizer(config: Config, loaded):

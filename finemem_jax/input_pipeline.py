@@ -25,6 +25,7 @@ import grain
 from finemem_jax.config import schedules
 from finemem_jax.config.sections import Config
 from finemem_jax.memory.environment import Environment
+from finemem_jax.runtime.distributed import Processes
 from finemem_jax.types import Stream, StreamSource, StreamSpec
 
 Item = TypeVar("Item")
@@ -163,6 +164,18 @@ def training_order(
         ValueError: the stages' starts do not ascend from 0, or the processes cannot share a batch evenly.
     """
     return TrainingOrder(stages, seed, batch_size, process)
+
+
+def batches(config: Config, environment: Environment, train_streams: Mixture, processes: Processes) -> TrainingOrder:
+    """The endless order of training batches that a config asks for: this process's share of each.
+
+    Args:
+        train_streams: The training streams of `data.chunks_per_stream` chunks (`stages`).
+        processes: Those that share out every batch.
+    """
+    share = processes.index, processes.count
+    planned = stages(config, environment, train_streams)
+    return training_order(planned, config.seed, config.rollout.streams_per_step, share)
 
 
 def interleave(shares: Sequence[Sequence[Item]]) -> list[Item]:

@@ -12,15 +12,17 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from finemem_jax import config as config_lib
-from finemem_jax import input_pipeline
 from finemem_jax.config import renamed
 from finemem_jax.config.sections import Config
-from finemem_jax.runtime.display import print_table
+
+if TYPE_CHECKING:  # Loading it takes seconds.
+    from finemem_jax.build import Components
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/smollm2_135m.py.", lock_config=True
@@ -136,52 +138,15 @@ def _run(
 
 
 def _train(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
-    import jax
-
-    from finemem_jax import build
-    from finemem_jax.evaluation import evaluate
-    from finemem_jax.runtime import checkpoint, distributed
+    from finemem_jax.runtime import distributed
     from finemem_jax.training import train
 
-    together = stack.enter_context(
+    processes = stack.enter_context(
         distributed.connect(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, config.train.barrier_seconds
         )
     )
-    # The workdir is claimed before the minutes of loading, and written to only if it is ours.
-    checkpoint.check(workdir, config)
-    parts = _build(config, workdir, stack, together)
-    train_streams = input_pipeline.streams(config, "train", parts.environment)
-    test_streams = input_pipeline.streams(config, "test", parts.environment)
-    build.check(config, parts, train_streams, test_streams)
-    kept = config.train.keep_checkpoints + config.train.keep_best
-    warning = checkpoint.check_space(workdir, train.state_shapes(config, parts), kept)
-    if together.is_first:
-        checkpoint.claim(workdir, config)
-
-    def work():
-        if not together.is_first:
-            with together.explaining():
-                train.train(config, workdir, parts, train_streams, test_streams)
-            return []
-        of_processes = f" of {together.count} processes" if together.count > 1 else ""
-        if warning:
-            print(f"finemem_jax: {warning}", file=sys.stderr)
-        print(
-            f"{config.experiment}: {parts.model.num_parameters / 1e6:.0f}M parameters on {jax.device_count()} "
-            f"{jax.devices()[0].platform} device(s){of_processes} · {config.data.name}: {len(train_streams)} training "
-            f"and {len(test_streams)} held-out streams · workdir {workdir}",
-            flush=True,
-        )
-        with together.explaining():
-            train.train(config, workdir, parts, train_streams, test_streams)
-        summaries = train.read_evaluations(workdir)
-        names = [name for name in ("before", "after") if name in summaries] or list(summaries)[-1:]
-        print_table(config.experiment, *evaluate.table({name: summaries[name] for name in names}))
-        explained = "± is one standard error over streams; the difference is paired, stream by stream."
-        return [explained, *train.closing_lines(workdir)]
-
-    return work
+    return train.prepare(config, workdir, processes, stack)
 
 
 def _evaluate(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
@@ -238,13 +203,13 @@ def _export(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) 
     return lambda: _stop_on_bad_input(lambda: list(work()))
 
 
-def _build(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack, processes=None):
-    """The parts of a run, whose readers are closed when it ends."""
+def _build(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Components:
+    """The components of a run, whose readers are closed when it ends."""
     from finemem_jax import build
 
-    parts = build.build(config, workdir, processes)
-    stack.callback(parts.answering.close)
-    return parts
+    components = build.build(config, workdir)
+    stack.callback(components.answering.close)
+    return components
 
 
 def _sweep(workdir):

@@ -3,15 +3,12 @@
 No JAX, so that it is there at once. As a program it is `finemem_jax.serve` with this agent instead of a model.
 """
 
-import types
-
 from finemem_jax import serve
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.operations import render
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.reading import reader
-from finemem_jax.rl.rollout import RolloutOptions
-from finemem_jax.runtime import workers
+from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.serving import agent
 from finemem_jax.types import Action, Completion, Operation
 
@@ -38,11 +35,8 @@ def write_down(requests):
 
 def make(store=None, policy=write_down, answer=None, waits=True):
     """An agent with this manager and reader."""
-    policy = workers.Batched(policy) if callable(policy) else policy
-    parts = types.SimpleNamespace(
-        environment=ENVIRONMENT, manager=policy, answer=answer or reader.evidence(), embed=None
-    )
-    return agent.MemoryAgent(parts, OPTIONS, store, waits=waits)
+    players = Players(ENVIRONMENT, policy, answer or reader.evidence())
+    return agent.MemoryAgent(players, OPTIONS, store, waits=waits)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def prepare(settings, workdir=None):
 def run(workdir: pathlib.Path, settings) -> None:
     """Trains in `workdir`."""
     checkpoint.check(workdir, settings)
-    prepared = prepare(settings, workdir)
-    with contextlib.closing(prepared[0].answering):
+    parts, train_streams, test_streams = prepare(settings, workdir)
+    with contextlib.closing(parts.answering):
         checkpoint.claim(workdir, settings)
-        train.train(settings, workdir, *prepared)
+        train.train(settings, workdir, parts, train_streams=train_streams, test_streams=test_streams)

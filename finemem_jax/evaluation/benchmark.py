@@ -271,7 +271,7 @@ def _method(
             parts.answering.models.model("evaluate"), asked.summary_tokens, asked.summary_system
         ),
     }
-    return baselines.baseline(keep[name](), parts.environment, parts.answer, parts.answer_judge), 0
+    return baselines.baseline(keep[name](), parts.environment, parts.answering.answer, parts.answering.answer_judge), 0
 
 
 def _manager(

@@ -60,6 +60,15 @@ def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(params, opt_state, sharding.put(np.zeros((), np.int32), where.updates))
 
 
+def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> Any:
+    """Shapes of what training changes: the trained parameters, and what the optimizer keeps of them.
+
+    Args:
+        params: All parameters, adapters included.
+    """
+    return jax.eval_shape(lambda trained: (trained, optimizer.init(trained)), lora.split(params)[1])
+
+
 def state_shardings(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Where a state lives: moments are sharded like their parameters; all else is on every device.
 

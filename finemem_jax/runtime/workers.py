@@ -77,6 +77,11 @@ class Batched(Generic[In, Out]):
         return self._waiting.pop(request_id, None) is not None
 
 
+def as_worker(asked: Worker[In, Out] | Callable[[list[In]], Sequence[Out]]) -> Worker[In, Out]:
+    """A worker as it is; a function of many items as `Batched`."""
+    return Batched(asked) if callable(asked) else asked
+
+
 class Transformed(Generic[In, Out, Inner, InnerOut]):
     """A worker with another in front: what it is given, and what it returns, go through a function each."""
 

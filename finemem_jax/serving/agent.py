@@ -12,7 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finemem_jax import config as config_lib
 from finemem_jax.config import ConfigDict
@@ -23,14 +23,11 @@ from finemem_jax.memory.store import Conflict, Saved, Store
 from finemem_jax.reading import prompts
 from finemem_jax.reading.reader import Query
 from finemem_jax.rl.method import rollout_options
-from finemem_jax.rl.rollout import RolloutOptions
+from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.runtime import files, workers
 from finemem_jax.serving import load as load_lib
 from finemem_jax.serving.scheduler import Calls, Work
 from finemem_jax.types import Chunk, Memory, MemoryItem, Outcome, Refusal, Request, Stream, random_key, to_json
-
-if TYPE_CHECKING:
-    from finemem_jax.build import Components
 
 _COPY_FORMAT = 1
 _LONGEST_NAME = 256
@@ -91,14 +88,14 @@ class MemoryAgent:
 
     def __init__(
         self,
-        parts: Components,
+        players: Players,
         options: RolloutOptions,
         store: str | pathlib.Path | None = None,
         seed: int = 0,
         step: int = 0,
         waits: bool = True,
     ):
-        """An agent of parts that others made; `load` and `from_config` make them.
+        """An agent of players that others made; `load` and `from_config` make them.
 
         Args:
             options: As of evaluation.
@@ -109,7 +106,7 @@ class MemoryAgent:
         Raises:
             ValueError: the store is no file of memories, or cannot be written.
         """
-        self._environment, self._options, self._embed = parts.environment, options, parts.embed
+        self._environment, self._options, self._embed = players.environment, options, players.embed
         self._seed, self._step = seed, step
         # Rules that have the reader name its evidence have it do so in evaluation too; the names are no answer.
         self._cites = "citations" in options.needs and options.cited_by == "reader"
@@ -117,8 +114,7 @@ class MemoryAgent:
         self._closing = contextlib.ExitStack()
         path = store_lib.IN_PROCESS if store is None else pathlib.Path(store).expanduser()
         self._store = self._closing.enter_context(Store(path))
-        answer = workers.Batched(parts.answer) if callable(parts.answer) else parts.answer
-        self._calls = Calls(parts.manager, answer, waits)
+        self._calls = Calls(workers.as_worker(players.policy), workers.as_worker(players.reader), waits)
         self._closing.callback(self._calls.close)
 
     @classmethod
@@ -173,7 +169,7 @@ class MemoryAgent:
             if warm_up is not None:
                 build.warm_up(config, parts, warm_up)
             options = rollout_options(config, evaluation=True, constraint=parts.constraint)
-            agent = cls(parts, options, store, config.seed, step, waits=config.reader.kind != "server")
+            agent = cls(parts.players, options, store, config.seed, step, waits=config.reader.kind != "server")
             # Whoever comes while others are served need not wait until one of these is done.
             parts.manager.poll = agent._calls.is_wanted
             parts.answering.set_poll(agent._calls.is_wanted)

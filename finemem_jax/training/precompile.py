@@ -4,75 +4,71 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
-import optax
 
 from finemem_jax.build import Components
-from finemem_jax.config import checks
 from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
 from finemem_jax.models import logical_axes, sharding
-from finemem_jax.models.decoder import Params
 from finemem_jax.rl import batching, learner, rewards
 from finemem_jax.rl.batching import Batch
-from finemem_jax.rl.learner import LearnerOptions, TrainState
 from finemem_jax.rl.method import Method, reward_sizes
 from finemem_jax.runtime import checksums, compilation
 from finemem_jax.runtime.compilation import Call
+from finemem_jax.training.trainer import Trainer
 from finemem_jax.types import Chunk, Completion, Malformed, Memory, Outcome, Status, Step, Stream, Trajectory
 
 # Responses with more are rare, and some rules' arrays for them would take gigabytes.
 _MOST_OPERATIONS = 64
 
 
-def updates(
-    config: Config,
-    parts: Components,
-    options: LearnerOptions,
-    tx: optax.GradientTransformation,
-    frozen: Params,
-    state: TrainState,
-    scored: Sequence[tuple[LearnerOptions, Params, bool]],
-    say: Callable[[str], None],
-) -> None:
-    """All micro-batches that there can be, the optimizer, and the checksums of checkpoints.
+def updates(config: Config, components: Components, trainer: Trainer, say: Callable[[str], None]) -> None:
+    """Compiles all micro-batches that there can be, the optimizer, and the checksums of checkpoints.
 
     Args:
-        scored: What else computes log-probabilities: options, parameters, and whether a reference is compared with.
         say: Shows a line about it, in place of the last one.
     """
 
-    def progress(done, total):
+    def progress(done: int, total: int) -> None:
         say(f"compiling what updates are computed with: {done} of {total} programs")
 
-    reference, factors = (
-        bool(config.objective.kl_weight),
-        checks.rule_args(config).type_factor_on == "unclipped",
-    )
-    temperature = config.rollout.temperature
-    learner.warm_up(options, tx, frozen, state, _batches(config, parts, reference, factors), temperature, progress)
-    checksums.prepare(state)  # Checkpoints'.
+    def batches(with_reference: bool, with_factors: bool) -> list[Batch]:
+        return _batches(config, components, with_reference=with_reference, with_factors=with_factors)
+
+    reference, factors = bool(config.objective.kl_weight), trainer.method.variant.type_factor_on == "unclipped"
+    learner.warm_up(
+        trainer.options, trainer.optimizer, trainer.base_params, trainer.state, batches(reference, factors),
+        config.rollout.temperature, progress,
+    )  # fmt: skip
+    checksums.prepare(trainer.state)  # Checkpoints'.
+    # Log-probabilities without gradients: of the starting weights, and of the policy where the sampler's do not count.
+    scored = []
+    if trainer.reference_params is not None:
+        scored.append((trainer.reference_options, trainer.reference_params, batches(False, False)))
+    if trainer.scores_policy:
+        scored.append((trainer.options, trainer.params, batches(reference, factors)))
+    temperature = np.float32(config.rollout.temperature)
     calls = [
-        Call((learner.score, params, batch, np.float32(temperature)), {"options": its_options})
-        for its_options, params, compared in scored
-        for batch in _batches(config, parts, reference and compared, factors and compared)
+        Call((learner.score, params, batch, temperature), {"options": options})
+        for options, params, shapes in scored
+        for batch in shapes
     ]
     if calls:
         compilation.prepare_all(calls, progress)
 
 
-def _batches(config: Config, parts, with_reference, with_factors) -> list[Batch]:
+def _batches(config: Config, components: Components, *, with_reference: bool, with_factors: bool) -> list[Batch]:
     """Shapes of all micro-batches, and where they are."""
     multiple, max_response = config.train.length_multiple, config.rollout.max_new_tokens
-    lengths = build.prompt_lengths(config, parts.environment)
+    lengths = build.prompt_lengths(config, components.environment)
     trunk = batching.trunk_length(lengths.trunk, multiple)
     prompt = lengths.trunk - trunk + lengths.text + lengths.view
     blank = functools.partial(
         batching.blank,
-        [[0] * trunk] * logical_axes.size(parts.mesh, logical_axes.ROWS),
+        [[0] * trunk] * logical_axes.size(components.mesh, logical_axes.ROWS),
         config.train.groups_per_microbatch,
         config.rollout.group_size,
         max_response=max_response,
@@ -81,15 +77,15 @@ def _batches(config: Config, parts, with_reference, with_factors) -> list[Batch]
         with_factors=with_factors,
     )
 
-    def place(array):
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding.rows(parts.mesh, len(array)))
+    def place(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding.rows(components.mesh, len(array)))
 
     sizes = batching.all_sizes(prompt, lengths.view, max_response, multiple)
     return [jax.tree.map(place, blank(sizes=size)) for size in sizes]
 
 
-def credit(config: Config, method: Method) -> None:
-    """Rewards, comparisons and their spreading over tokens, for up to so many operations in a response."""
+def credit_kernels(config: Config, method: Method) -> None:
+    """Compiles rewards, comparisons and their spreading over tokens, for up to so many operations in a response."""
     sizes, most = reward_sizes(config), min(config.rollout.max_new_tokens, _MOST_OPERATIONS)
     counts = itertools.takewhile(lambda n: n < 2 * most, (sizes.operations * 2**i for i in itertools.count()))
     for count in counts:
@@ -100,5 +96,5 @@ def credit(config: Config, method: Method) -> None:
         groups *= config.rollout.streams_per_step
         kl = [[[0.0]] * len(group) for group in groups] if config.credit.kl_weight else None
         inputs = rewards.to_arrays(groups, len, kl, sizes, method.rule.needs)
-        _, compared = rewards.compute(inputs, method.settings, method.variant, method.normaliser)
-        rewards.per_token(groups, compared, sizes.tokens)
+        _, advantages = rewards.compute(inputs, method.settings, method.variant, method.normaliser)
+        rewards.per_token(groups, advantages, sizes.tokens)

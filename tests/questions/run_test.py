@@ -7,9 +7,9 @@ import programs
 import pytest
 import smoke_run
 
+from finemem_jax.evaluation import held_out
 from finemem_jax.questions import run
 from finemem_jax.questions.costs import BudgetError
-from finemem_jax.training import train
 from tests.fault_server import FaultServer
 
 
@@ -59,7 +59,7 @@ def test_questions_are_made_and_trained_on(tmp_path, server):
     assert server.asked.total() == asked
     changes = {"data.name": "streams", "data.source_dir": str(tmp_path / "asked" / "questions"), "data.num_train": 0}
     smoke_run.run(tmp_path / "trained", smoke_run.config(**changes, **{"train.num_steps": 1, "data.num_test": 0}))
-    assert train.read_evaluations(tmp_path / "trained")["after"]["estimates"]["chunk_score"]["n"] > 0
+    assert held_out.read_evaluations(tmp_path / "trained")["after"]["estimates"]["chunk_score"]["n"] > 0
 
 
 def test_too_small_a_budget_asks_nothing(tmp_path, server):

@@ -48,9 +48,13 @@ def built(workdir=None, **changes):
 
 def test_the_frozen_model():
     with built() as parts:
-        assert parts.answering.models.has_sampler and parts.likelihood_scorer is None and parts.content_judge is None
-        assert parts.answer_judge is not None
-        assert len(workers.run_all(parts.answer, [Query("Where?", ("Here.",))])) == 1
+        assert (
+            parts.answering.models.has_sampler
+            and parts.answering.likelihood_scorer is None
+            and parts.answering.content_judge is None
+        )
+        assert parts.answering.answer_judge is not None
+        assert len(workers.run_all(parts.answering.answer, [Query("Where?", ("Here.",))])) == 1
         assert parts.answering.take_stats().requests == 1 and parts.answering.take_stats().requests == 0
 
 
@@ -58,24 +62,28 @@ def test_the_evidence_alone():
     with built(**{"reader.kind": "evidence"}) as parts:
         assert (
             not parts.answering.models.has_sampler
-            and parts.answer_judge is None
+            and parts.answering.answer_judge is None
             and parts.answering.take_metrics() == {}
         )
-        assert workers.run_all(parts.answer, [Query("Where?", ("Here.",))]) == ["Here."]
+        assert workers.run_all(parts.answering.answer, [Query("Where?", ("Here.",))]) == ["Here."]
         # It needs no weights, so nothing of it is compiled.
         parts.answering.warm_up(8, 64, lambda line: pytest.fail(line))
     with pytest.raises(ValueError, match="'mem_alpha' needs a judge of contents.*judge.kind"):
         build.build(config(**{"reader.kind": "evidence", "credit.rule": "mem_alpha"}))
     with built(**{"reader.kind": "evidence", "credit.rule": "mem_alpha", "judge.kind": "model"}) as parts:
-        assert parts.content_judge is not None and parts.answer_judge is not None and parts.answering.models.has_sampler
+        assert (
+            parts.answering.content_judge is not None
+            and parts.answering.answer_judge is not None
+            and parts.answering.models.has_sampler
+        )
 
 
 def test_servers_for_all(monkeypatch):
     with FaultServer() as server, built(**servers(server.url) | {"credit.rule": "mem_alpha"}) as parts:
         assert not parts.answering.models.has_sampler
-        (answer,) = workers.run_all(parts.answer, [Query("Where?", ("Here.",))])
+        (answer,) = workers.run_all(parts.answering.answer, [Query("Where?", ("Here.",))])
         assert answer == reply_to("Notes:\n- Here.\nQuestion: Where?").strip()
-        workers.run_all(parts.content_judge, [build.Operation(build.Action.INSERT, "x")])
+        workers.run_all(parts.answering.content_judge, [build.Operation(build.Action.INSERT, "x")])
         # The judge is asked three times, and comes to no verdict.
         metrics = parts.answering.take_metrics()
         assert metrics["reader/servers_answered"] == 4 and metrics["judge/retried"] == 2
@@ -88,7 +96,7 @@ def test_a_judge_of_its_own():
     with FaultServer() as one, FaultServer() as other:
         with built(**servers(one.url) | servers(other.url, name="judge", model="j")) as parts:
             question = dataclasses.replace(QUESTION, metric="judge")
-            workers.run_all(parts.answer_judge, [answering.judges.JudgedAnswer(question, "a")])
+            workers.run_all(parts.answering.answer_judge, [answering.judges.JudgedAnswer(question, "a")])
             assert not one.bodies and {body["model"] for body in other.bodies} == {"j"}
 
 
@@ -98,7 +106,7 @@ QUESTION = answering.judges.Question("Where?", ("Oslo",))
 def test_likelihoods_need_the_model():
     with FaultServer() as server, built(**servers(server.url) | {"likelihood.chunk_share": "0.5"}) as parts:
         claim = answering.reader.likelihood_query(QUESTION, ("Ana lives in Oslo.",))
-        (found,) = workers.run_all(parts.likelihood_scorer, [claim])
+        (found,) = workers.run_all(parts.answering.likelihood_scorer, [claim])
         assert 0 < found.value < 1
         assert parts.answering.take_metrics()["likelihood/claims"] == 1
 
@@ -106,9 +114,10 @@ def test_likelihoods_need_the_model():
 def test_prompts_are_replaced():
     changes = {"reader.system": "READ!", "manager.system": "MANAGE!", "judge.answer_system": "JUDGE!"}
     with FaultServer() as server, built(**servers(server.url) | changes) as parts:
-        workers.run_all(parts.answer, [Query("Where?", ())])
+        workers.run_all(parts.answering.answer, [Query("Where?", ())])
         workers.run_all(
-            parts.answer_judge, [answering.judges.JudgedAnswer(dataclasses.replace(QUESTION, metric="judge"), "a")]
+            parts.answering.answer_judge,
+            [answering.judges.JudgedAnswer(dataclasses.replace(QUESTION, metric="judge"), "a")],
         )
         systems = [body["messages"][0]["content"] for body in server.bodies]
         assert systems[0] == "READ!" and set(systems[1:]) == {"JUDGE!"}
@@ -178,21 +187,21 @@ def test_what_was_asked_in_another_run_is_not_asked_again(tmp_path, on_servers):
     with FaultServer() as server:
         changes = servers(server.url) if on_servers else {}
         with built(tmp_path, **changes) as parts:
-            first = workers.run_all(parts.answer, queries)
+            first = workers.run_all(parts.answering.answer, queries)
             assert parts.answering.take_metrics()["answers/on_file_fraction"] == 0
         assert (tmp_path / "answers.sqlite").exists()
         with built(tmp_path / "other", **changes | {"answers.file": str(tmp_path / "answers.sqlite")}) as parts:
-            assert workers.run_all(parts.answer, queries) == first
+            assert workers.run_all(parts.answering.answer, queries) == first
             assert parts.answering.take_metrics()["answers/on_file_fraction"] == 1
             assert parts.answering.take_stats().requests == 0
         assert server.asked.total() == 5 * on_servers
         # Another model, another answer.
         other = servers(server.url, model="other") if on_servers else {"seed": 1}
         with built(tmp_path, **other) as parts:
-            workers.run_all(parts.answer, queries)
+            workers.run_all(parts.answering.answer, queries)
             assert parts.answering.take_metrics()["answers/on_file_fraction"] == 0
         with built(tmp_path, **changes | {"answers.file": ""}) as parts:
-            workers.run_all(parts.answer, queries)
+            workers.run_all(parts.answering.answer, queries)
             assert "answers/on_file_fraction" not in parts.answering.take_metrics()
 
 

@@ -251,15 +251,15 @@ def test_the_real_model_and_its_tokenizer():
     asked = [q for i in range(24) for chunk in streams[i].chunks for q in chunk.questions][:40]
     texts = [tuple(streams[i // 2].chunks[0].text.split("\n")[:2]) for i in range(len(asked))]
     queries = [Query(question.text, evidence) for question, evidence in zip(asked, texts, strict=True)]
-    answers = workers.run_all(parts.answer, queries)
+    answers = workers.run_all(parts.answering.answer, queries)
     claims = [LikelihoodQuery(query, (answer,)) for query, answer in zip(queries, answers, strict=True)]
     wrong = [LikelihoodQuery(query, (f"{answer}!",)) for query, answer in zip(queries, answers, strict=True)]
     written = [parts.tokenizer.encode(answer) for answer in answers]
     # One that was cut off would have gone on; of the others, greedy decoding wrote just this.
     ended = [len(ids) < settings.reader.max_new_tokens for ids in written]
-    greedy = [found.greedy for found in workers.run_all(parts.likelihood_scorer, claims)]
+    greedy = [found.greedy for found in workers.run_all(parts.answering.likelihood_scorer, claims)]
     assert sum(ended) > 15 and [g for g, e in zip(greedy, ended, strict=True) if e] == [True] * sum(ended)
-    assert not any(found.greedy for found in workers.run_all(parts.likelihood_scorer, wrong))
+    assert not any(found.greedy for found in workers.run_all(parts.answering.likelihood_scorer, wrong))
     model, tokens = parts.model, parts.tokenizer
     for gold in GOLDS:
         prompt_ids, ids = parts.answering.prompt(queries[0]).ids, tokens.encode(gold)
@@ -270,5 +270,5 @@ def test_the_real_model_and_its_tokenizer():
         log_probs = np.asarray(jax.nn.log_softmax(logits.astype(np.float64)))
         end = np.log(np.exp(log_probs[-1, list(tokens.end_ids)]).sum())
         mean = (sum(log_probs[i, token] for i, token in enumerate(ids)) + end) / (len(ids) + 1)
-        (found,) = workers.run_all(parts.likelihood_scorer, [LikelihoodQuery(queries[0], (gold,))])
+        (found,) = workers.run_all(parts.answering.likelihood_scorer, [LikelihoodQuery(queries[0], (gold,))])
         assert found.log_prob == pytest.approx(mean, abs=2e-3), gold

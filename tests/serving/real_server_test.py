@@ -12,8 +12,8 @@ import smoke_run
 
 from finemem_jax.clients import language_models
 from finemem_jax.clients.endpoint import Endpoint, EndpointError
+from finemem_jax.evaluation import held_out
 from finemem_jax.runtime import files, workers
-from finemem_jax.training import train
 from finemem_jax.types import Chat, Message
 
 URL = os.environ.get("FINEMEM_SERVER", "")
@@ -56,4 +56,4 @@ def test_a_run(tmp_path):
     (metrics,) = files.read_metrics(tmp_path)
     assert metrics["reader/servers_answered"] > 0 and metrics["reader/unscored_fraction"] == 0
     assert metrics["reader/questions_asked"] == metrics["reader/servers_answered"]
-    assert "after" in train.read_evaluations(tmp_path)
+    assert "after" in held_out.read_evaluations(tmp_path)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import smoke_run
 
+from finemem_jax.evaluation import held_out
 from finemem_jax.rl import learner
 from finemem_jax.runtime import checkpoint, files
-from finemem_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -84,7 +84,7 @@ def test_streams_without_questions_train_on_the_other_rewards(tmp_path):
     changes = {"data.questions_per_stream": 0, "data.questions_per_chunk": 0, "train.num_steps": 1}
     smoke_run.run(tmp_path, smoke_run.config(**changes))
     assert all(step["rewards"]["credit"] == 0 for record in trajectories(tmp_path) for step in record["steps"])
-    assert train.read_evaluations(tmp_path)["after"]["estimates"]["score"]["n"] == 0
+    assert held_out.read_evaluations(tmp_path)["after"]["estimates"]["score"]["n"] == 0
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_the_sampler_decodes_with_the_trainer_s_arrays(tmp_path, rank):
     smoke_run.run(tmp_path, smoke_run.config(**changes))
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["policy/sampler_difference_largest"] < 1e-3
-    assert "after" in train.read_evaluations(tmp_path)
+    assert "after" in held_out.read_evaluations(tmp_path)
 
 
 def test_a_cut_distribution_is_not_taken_for_the_policy(tmp_path):
