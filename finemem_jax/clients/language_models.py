@@ -54,7 +54,7 @@ class LanguageModels:
 
     def __init__(self, config: Config, local: Local, workdir: pathlib.Path | None):
         """Args:
-        workdir: Where `reply_cache.file="auto"` is; None for no such file.
+        workdir: Where `answers.file="auto"` is; None for no such file.
 
         Raises:
             ValueError: the file of answers cannot be what it is said to be.

@@ -164,17 +164,14 @@ def _contents(name: str, value: Any) -> Any:
 # --------------------------------------------------------------------------------------
 
 
-def flatten(config: Config | ConfigDict) -> dict[str, Any]:
-    """All settings as {dotted name: value}."""
-    return _flatten(config)
-
-
-def _flatten(of: Any) -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
+    """All settings of a Config, a section or a ConfigDict as {dotted name: value}."""
     flat: dict[str, Any] = {}
-    for name, value in _items(of):
-        flat |= (
-            {f"{name}.{inner}": leaf for inner, leaf in _flatten(value).items()} if _is_group(value) else {name: value}
-        )
+    for name, value in _items(config):
+        if _is_group(value):
+            flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
     return flat
 
 

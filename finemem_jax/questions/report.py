@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from finemem_jax import config as config_lib
 from finemem_jax.questions.costs import Prices, Tokens
 from finemem_jax.questions.options import QuestionOptions
 
@@ -126,7 +127,7 @@ def markdown(report: Report, split: str) -> str:
         if examples := report.examples.get(fate):
             rows = [[f"{e.stream_id}, chunk {e.step + 1}", e.question, e.answer, e.reply] for e in examples]
             lines += ["", f"### {fate}", "", *_table(["stream", "question", "answer", "verifier"], rows)]
-    settings = [[f"questions.{name}", str(value)] for name, value in dataclasses.asdict(options).items()]
+    settings = [[f"questions.{name}", str(value)] for name, value in config_lib.flatten(options).items()]
     lines += ["", "## Settings", "", *_table(["setting", "value"], settings)]
     return plain("\n".join(lines) + "\n")
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 from finemem_jax import build as build_lib
 from finemem_jax import input_pipeline
@@ -84,11 +82,7 @@ def options_of(config: Config) -> QuestionOptions:
     Raises:
         ValueError: a setting that cannot be.
     """
-    asked = config.questions
-    named = {one.name for one in dataclasses.fields(QuestionOptions)}
-    settings: dict[str, Any] = {name: value for name, value in vars(asked).items() if name in named}
-    settings |= {"generator_system": asked.generator.system, "verifier_system": asked.verifier.system}
-    return QuestionOptions(**settings, seed=config.seed)
+    return QuestionOptions(**vars(config.questions), seed=config.seed)
 
 
 def _warm_up(models, environment, options, config: Config):

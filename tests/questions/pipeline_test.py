@@ -8,6 +8,7 @@ import re
 import pytest
 
 from finemem_jax.clients import reply_cache
+from finemem_jax.config.sections import QuestionModel
 from finemem_jax.questions import costs, prompts, proposals
 from finemem_jax.questions import pipeline as pipeline_lib
 from finemem_jax.questions import report as question_report
@@ -140,7 +141,7 @@ def adds_up(report):
 
 def one_chunk(text, replies, answer=lambda question: "unknown", **settings):
     """Questions of one chunk, of a generator that replies so, round by round, and a verifier that is a function."""
-    settings = {"keep": 5, "rounds": len(replies)} | settings
+    settings: dict = {"keep": 5, "rounds": len(replies)} | settings
     stream = Stream("one", "made up", (Chunk(text),))
     (got,), report = ask(
         [stream],
@@ -685,7 +686,7 @@ def test_too_small_a_budget_is_refused_before_anything_is_asked(limit):
 
 def test_money_needs_prices():
     with pytest.raises(
-        ValueError, match="pipeline_lib.max_money=5 cannot be kept to without prices; set pipeline_lib.prices, or"
+        ValueError, match="questions.max_money=5 cannot be kept to without prices; set questions.prices, or"
     ):
         ask(fact_streams(1, 1), QuestionOptions(max_money=5.0))
 
@@ -796,7 +797,7 @@ def test_files(tmp_path):
     assert f"{report.kept} questions kept of {report.proposed} proposed" in page
     for name, meaning in question_report.REASONS.items():
         assert f"| {name.replace('_', chr(92) + '_')} | {report.rejected[name]} | " in page and meaning[:20] in page
-    assert "| with 3 questions |" in page and "### kept" in page and "| pipeline_lib.closed\\_book | False |" in page
+    assert "| with 3 questions |" in page and "### kept" in page and "| questions.closed\\_book | False |" in page
     # What is quoted ends no row, and is no markup.
     assert "s0 \\| \\*x\\* ? \\<b\\>, chunk" in page
     tables = [row for row in page.splitlines() if row.startswith("|")]
@@ -862,10 +863,12 @@ def test_the_examples_pass_the_filters():
 
 
 def test_system_messages_can_be_replaced():
-    asked, settings = [], ("generator_system", "verifier_system", "closed_book_system")
-    options = QuestionOptions(closed_book=True, num_examples=0, **{name: name for name in settings})
+    asked, generator, verifier = [], QuestionModel(system="generator"), QuestionModel(system="verifier")
+    options = QuestionOptions(
+        closed_book=True, num_examples=0, generator=generator, verifier=verifier, closed_book_system="closed book"
+    )
     ask(fact_streams(1, 1), options, batched(generate, asked), batched(verify, asked))
-    assert {chat.messages[0].parts for chat in asked} == {(name,) for name in settings}
+    assert {chat.messages[0].parts for chat in asked} == {("generator",), ("verifier",), ("closed book",)}
     assert {len(chat.messages) for chat in asked} == {2}
 
 
@@ -877,21 +880,12 @@ def test_system_messages_can_be_replaced():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"keep": 0}, "pipeline_lib.keep must be at least 1, got 0"),
-        ({"rounds": 0}, "pipeline_lib.rounds must be at least 1, got 0"),
-        ({"chunks_in_flight": 0}, "pipeline_lib.chunks_in_flight must be at least 1, got 0"),
-        ({"max_tokens": -1}, "pipeline_lib.max_tokens must be at least 0, got -1"),
-        ({"temperature": -0.1}, "pipeline_lib.temperature must be at least 0, got -0.1"),
-        ({"samples": -2}, "pipeline_lib.samples must be at least 0, got -2"),
-        ({"duplicate": 0.0}, "pipeline_lib.duplicate must lie in (0, 1], got 0.0"),
-        ({"min_score": 1.5}, "pipeline_lib.min_score must lie in (0, 1], got 1.5"),
-        ({"num_examples": 2}, "pipeline_lib.num_examples must be 0 or 1, got 2"),
-        ({"metric": "bleu"}, "pipeline_lib.metric must be one of "),
+        ({"metric": "bleu"}, "questions.metric must be one of "),
         ({"metric": "judge"}, "(the verifier's answers are scored by rule, not judged); got 'judge'."),
-        ({"temperature": 0.0}, "pipeline_lib.temperature must be above 0 for pipeline_lib.rounds=2"),
+        ({"temperature": 0.0}, "questions.temperature must be above 0 for questions.rounds=2"),
         (
             {"proposals": 2},
-            "pipeline_lib.proposals=2 in each of pipeline_lib.rounds=2 can never make pipeline_lib.keep=5",
+            "questions.proposals=2 in each of questions.rounds=2 can never make questions.keep=5",
         ),
     ],
 )

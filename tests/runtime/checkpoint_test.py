@@ -146,10 +146,10 @@ def test_none_is_good(tmp_path):
 
 def test_what_was_written_is_read_back(tmp_path, monkeypatch):
     right = checksums.checksums
-    monkeypatch.setattr(checksums, "sums", lambda tree: right(tree) | {"params.a": "float32 17"})
+    monkeypatch.setattr(checksums, "checksums", lambda tree: right(tree) | {"params.a": "float32 17"})
     with pytest.raises(checkpoint.CheckpointError, match="params.a reads back as something else.*no older one"):
         save(tmp_path, 1)
-    monkeypatch.setattr(checksums, "sums", right)
+    monkeypatch.setattr(checksums, "checksums", right)
     save(tmp_path, 2)
     assert restored(tmp_path) == (2, [])
 
