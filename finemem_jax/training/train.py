@@ -123,14 +123,14 @@ def train(
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
                 needs = method.rule.needs
                 inputs = rewards.to_arrays(trajectories, parts.environment.count_tokens, kl, sizes, needs)
-                settings = method.settings._replace(likelihood_share=answering.chunk_share(config, step))
-                earned, compared = rewards.compute(inputs, settings, method.variant, method.normaliser)
+                credit = dataclasses.replace(method.credit, likelihood_share=answering.chunk_share(config, step))
+                earned, compared = rewards.compute(inputs, credit, method.normalizer)
                 advantages, factors = rewards.per_token(trajectories, compared, sizes.tokens)
                 groups = batching.groups(
                     trajectories, advantages, compared.alive,
                     drop_dead=config.objective.drop_dead_groups,
                     drop_truncated=config.objective.drop_truncated,
-                    unclipped_factors=factors if method.variant.type_factor_on == "unclipped" else None,
+                    unclipped_factors=factors if method.credit.type_factor_on == "unclipped" else None,
                 )  # fmt: skip
                 whole = lora.combine(frozen, state.params)
                 groups = _with_log_probs(config, parts, options, whole, groups, starting, check)
