@@ -99,6 +99,6 @@ def credit(config: Config, method: Method) -> None:
         groups = [[Trajectory(stream, i, (step,)) for i in range(config.rollout.group_size)]]
         groups *= config.rollout.streams_per_step
         kl = [[[0.0]] * len(group) for group in groups] if config.credit.kl_weight else None
-        inputs = rewards.to_arrays(groups, len, kl, sizes, method.rule.needs)
+        inputs = rewards.to_arrays(groups, len, kl, sizes=sizes, needs=method.rule.needs)
         _, advantages = rewards.compute(inputs, method.credit, method.normalizer)
         rewards.per_token(groups, advantages, sizes.tokens)

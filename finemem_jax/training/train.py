@@ -122,7 +122,7 @@ def train(
                 starting = _score_all(config, parts, options, reference, trajectories, check)
                 kl = _divergence(trajectories, starting) if config.credit.kl_weight else None
                 needs = method.rule.needs
-                inputs = rewards.to_arrays(trajectories, parts.environment.count_tokens, kl, sizes, needs)
+                inputs = rewards.to_arrays(trajectories, parts.environment.count_tokens, kl, sizes=sizes, needs=needs)
                 credit = dataclasses.replace(method.credit, likelihood_share=answering.chunk_share(config, step))
                 earned, compared = rewards.compute(inputs, credit, method.normalizer)
                 advantages, factors = rewards.per_token(trajectories, compared, sizes.tokens)
@@ -402,11 +402,8 @@ def _evaluate(config: Config, workdir, parts, test_streams, name, display, step)
 def _write_trajectories(workdir, step, trajectories, inputs, earned, compared, parts):
     if not parts.processes.is_first:
         return
-    lines = (
-        records.trajectory(one, (s, i), inputs, earned, compared, parts.tokenizer.decode)
-        for s, rollouts in enumerate(trajectories)
-        for i, one in enumerate(rollouts)
-    )
+    decode = parts.tokenizer.decode
+    lines = records.trajectories(trajectories, inputs, earned, advantages=compared, decode=decode)
     files.write_records(workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
 
 
