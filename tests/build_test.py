@@ -27,9 +27,9 @@ def config(**changes):
 def test_the_default_is_the_paper():
     method = Method.from_config(Config())
     assert method.rule is credit_rules.RULES["full"]
-    assert method.settings == credit_rules.CreditConfig() and method.variant == credit_rules.Variant()
-    assert (method.settings.beta, method.settings.chunk_weight, method.settings.compression_weight) == (0.5, 0.5, 0.05)
-    assert (method.normaliser.scale, method.normaliser.ddof, method.normaliser.epsilon) == ("std", 1, 1e-6)
+    assert method.credit == credit_rules.CreditConfig()
+    assert (method.credit.beta, method.credit.chunk_weight, method.credit.compression_weight) == (0.5, 0.5, 0.05)
+    assert (method.normalizer.scale, method.normalizer.ddof, method.normalizer.epsilon) == ("std", 1, 1e-6)
     assert method.objective.kl_weight == method.objective.dual_clip == method.objective.importance_cap == 0
     assert (method.objective.clip_low, method.objective.clip_high, method.objective.ratio) == (0.2, 0.2, "token")
 
@@ -65,13 +65,13 @@ def test_evaluation_measures_nothing_that_only_credit_needs():
 
 
 @pytest.mark.parametrize("layout", ["flat", "typed"])
-@pytest.mark.parametrize("wire", ["json_lines", "hermes", "qwen_agent"])
-def test_test_phrases_are_operations_of_the_dialect(layout, wire):
-    settings = config(**{"memory.layout": layout, "manager.wire": wire})
+@pytest.mark.parametrize("call_format", ["json_lines", "hermes", "qwen_agent"])
+def test_test_phrases_are_operations_of_the_dialect(layout, call_format):
+    settings = config(**{"memory.layout": layout, "manager.tool_call_format": call_format})
     parts = build.build(settings)
     phrases = [parts.tokenizer.token_bytes(i).decode() for i in range(258, parts.tokenizer.vocab_size)]
     assert parts.tokenizer.vocab_size == parts.model.vocab_size
-    found = [parse(phrase, dialect=Dialect(layout, wire)) for phrase in phrases]
+    found = [parse(phrase, dialect=Dialect(layout, call_format)) for phrase in phrases]
     assert all(len(one) == 1 and isinstance(one[0], Operation) for one in found)
     actions = {one[0].action for one in found}
     assert actions == set(Action) - ({Action.SKIP} if layout == "typed" else set())

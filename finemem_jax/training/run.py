@@ -176,10 +176,8 @@ class Run:
         """Trajectories first: a step that stands in metrics.jsonl has them."""
         if self._processes.is_first:
             decode = self._components.tokenizer.decode
-            lines = (
-                records.trajectory(one, (s, i), earned.inputs, earned.rewards, earned.advantages, decode)
-                for s, rollouts in enumerate(trajectories)
-                for i, one in enumerate(rollouts)
+            lines = records.trajectories(
+                trajectories, earned.inputs, earned.rewards, advantages=earned.advantages, decode=decode
             )
             files.write_records(self._workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
         self._metric_writer.write(step - 1, self._metrics)
