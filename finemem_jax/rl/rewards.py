@@ -109,7 +109,7 @@ def to_arrays(
 
 def _size(expected, sizes):
     largest = max(sizes, default=0)
-    return expected if largest <= expected else compilation.rounded(largest)
+    return expected if largest <= expected else compilation.bucket(largest)
 
 
 def _padded(values, into):

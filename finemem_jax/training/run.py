@@ -17,7 +17,7 @@ from finemem_jax.evaluation.held_out import HeldOut
 from finemem_jax.input_pipeline import Mixture, TrainingOrder
 from finemem_jax.rl import records
 from finemem_jax.runtime import compilation, files
-from finemem_jax.runtime.checkpoint import Checkpoints
+from finemem_jax.runtime.checkpoint import Checkpoints, Retention
 from finemem_jax.runtime.display import Display
 from finemem_jax.runtime.distributed import StoppedByPeer
 from finemem_jax.runtime.metric_writer import MetricWriter
@@ -77,10 +77,9 @@ class Run:
 
     def _open_checkpoints(self) -> Checkpoints:
         train = self._config.train
-        return Checkpoints(
-            self._workdir, train.keep_checkpoints, train.keep_best, train.best_metric, self.display.say,
-            self._processes, config.flatten(self._config),
-        )  # fmt: skip
+        retention = Retention(train.keep_checkpoints, train.keep_best, train.best_metric)
+        settings = config.flatten(self._config)
+        return Checkpoints(self._workdir, retention, say=self.display.say, processes=self._processes, config=settings)
 
     def begin(self, trainer: Trainer, batches: TrainingOrder) -> int:
         """Restores the newest checkpoint, compiles, and makes the evaluation that is due.
