@@ -145,7 +145,9 @@ class Checkpoints:
         """Training steps behind the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, position: dict[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self, step: int, state: Any, position: dict[str, Any], *, metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Saves in the background; atomic, so that a kill leaves the previous checkpoint as the newest.
 
         Args:

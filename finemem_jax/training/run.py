@@ -193,7 +193,7 @@ class Run:
             evaluated = self._held_out.newest()
             if evaluated or not self._held_out.ranks_checkpoints:
                 ranking = self._metrics | evaluated
-        self._checkpoints.save(self._step, self._trainer.state, self._position, ranking)
+        self._checkpoints.save(self._step, self._trainer.state, self._position, metrics=ranking)
 
     def _save_if_stopped(self, _: object, error: BaseException | None, __: object) -> None:
         """On the way out by a signal, a silent server or a broken limit: saves, and says how to go on."""

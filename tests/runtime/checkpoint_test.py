@@ -160,10 +160,10 @@ def test_keeps_the_best(tmp_path, metric, best):
     scores = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.3, 5: float("nan"), 6: 0.6}
     with checkpoint.Checkpoints(tmp_path, Retention(1, 1, metric)) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, state(), {}, {"score": score})
-        checkpoints.save(7, state(), {}, None)
+            checkpoints.save(step, state(), {}, metrics={"score": score})
+        checkpoints.save(7, state(), {}, metrics=None)
         with pytest.raises(ValueError, match=r"train.best_metric='-?score'.*one of these.*: other"):
-            checkpoints.save(8, state(), {}, {"other": 1.0})
+            checkpoints.save(8, state(), {}, metrics={"other": 1.0})
     assert steps_in(tmp_path) == [best, "7"]
 
 
