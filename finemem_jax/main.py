@@ -143,7 +143,11 @@ def _train(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -
 
     processes = stack.enter_context(
         distributed.connect(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, config.train.barrier_seconds
+            coordinator=_COORDINATOR.value,
+            count=_NUM_PROCESSES.value,
+            index=_PROCESS_ID.value,
+            detect=_CLUSTER.value,
+            timeout_seconds=config.train.barrier_seconds,
         )
     )
     return train.prepare(config, workdir, processes, stack)

@@ -38,7 +38,8 @@ def few_programs():
     yield
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and len(maps.read_text().splitlines()) > _MOST_MAPPINGS:
-        compilation.forget()
+        compilation._programs.clear()
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

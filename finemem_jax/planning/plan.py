@@ -214,9 +214,9 @@ def _attention(config: Config, where):
 def _lengths(config: Config, model):
     multiple = config.train.length_multiple
     trunk = batching.trunk_length(INSTRUCTION_TOKENS, multiple)
-    branch = compilation.rounded(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
+    branch = compilation.bucket(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
     response = config.rollout.max_new_tokens
-    view = compilation.rounded(config.memory.view_tokens + response, multiple) - response
+    view = compilation.bucket(config.memory.view_tokens + response, multiple) - response
     if trunk + branch + view + response > model.max_length:
         raise ValueError(
             f"instructions ({INSTRUCTION_TOKENS}, as the plan assumes) + manager.chunk_tokens "

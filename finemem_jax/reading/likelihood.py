@@ -101,7 +101,7 @@ class Likelihoods:
             longest: Tokens beyond it, of prompt and answers.
             say: See `Engine.warm_up`.
         """
-        lengths = sorted({_length(length) for length in compilation.all_up_to(longest, _UNIT)})
+        lengths = sorted({_length(length) for length in compilation.buckets_up_to(longest, _UNIT)})
         self._engine.warm_up_teacher(trunk, [(self._rows(length), length) for length in lengths], say)
 
     def take_stats(self) -> LikelihoodStats:
@@ -225,7 +225,7 @@ class Likelihoods:
 
 def _length(longest):
     """How long rows are of which the longest has so many tokens."""
-    return compilation.rounded(max(longest, 2 * _UNIT), _UNIT)
+    return compilation.bucket(max(longest, 2 * _UNIT), _UNIT)
 
 
 def _likelihood(row, sums, means, tops):

@@ -212,8 +212,8 @@ def all_sizes(prompt: int, leaf: int, max_response: int, length_multiple: int) -
         leaf: As much of it as the rows of a group may not share.
         max_response: A.
     """
-    branches = compilation.all_up_to(prompt, length_multiple)
-    leaves = compilation.all_up_to(leaf + max_response, length_multiple)
+    branches = compilation.buckets_up_to(prompt, length_multiple)
+    leaves = compilation.buckets_up_to(leaf + max_response, length_multiple)
     # A size is only needed for lengths above the size before; both together are a row.
     return [
         (branch, own)
@@ -247,8 +247,8 @@ def _pack(selected, trunks, num_groups, multiple, max_response, pad_id):
     rows_per_group = len(parts[0][1])
     longest = max(len(branch) for branch, _ in parts)
     # Rows with nothing in common have no branch.
-    branch_size = compilation.rounded(longest, multiple) if longest else 0
-    leaf_size = compilation.rounded(
+    branch_size = compilation.bucket(longest, multiple) if longest else 0
+    leaf_size = compilation.bucket(
         max(len(rest) + len(response) for _, leaves in parts for rest, response in leaves), multiple
     )
 

@@ -95,7 +95,7 @@ def _enough(sizes: Sizes, rollouts: Sequence[Trajectory]) -> Sizes:
 
 def _size(expected: int, sizes: Iterable[int]) -> int:
     largest = max(sizes, default=0)
-    return expected if largest <= expected else compilation.rounded(largest)
+    return expected if largest <= expected else compilation.bucket(largest)
 
 
 def _empty(rollouts: Sequence[Trajectory], shape: tuple[int, int], sizes: Sizes, needs: frozenset[str]) -> RewardInputs:

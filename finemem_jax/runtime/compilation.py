@@ -1,7 +1,8 @@
-"""Programs compiled ahead of their first call; and a count of every compilation there is.
+"""Compiles programs ahead of their first call, counts compilations, and rounds sizes so that few shapes occur.
 
-`jax.jit` compiles at the first call, and has no way to do it before without computing something. Programs live as long
-as the process, and are shared by all who call the same function with arguments of the same shapes.
+`jax.jit` compiles at the first call, and has no way to do it before without computing something. Here functions are
+lowered and compiled explicitly (https://docs.jax.dev/en/latest/aot.html). Programs live as long as the process, and
+are shared by all who call the same function with arguments of the same shapes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-# What JAX reports once for each program that it has compiled.
+# The event that JAX reports once for each program that it has compiled.
 _EVENT = "/jax/core/compile/backend_compile_duration"
 # Compilers of large programs take gigabytes of the host's memory each.
-_MOST_AT_ONCE = 8
+_MAX_COMPILERS = 8
 
 
 @dataclasses.dataclass
@@ -31,7 +32,12 @@ class Counts:
 
 
 class Call(NamedTuple):
-    """A call to the device: a jitted function with its arguments, and the static ones."""
+    """A call to the device.
+
+    Attributes:
+        arguments: A jitted function, then its array arguments (or their shapes).
+        statics: Its static arguments, by name.
+    """
 
     arguments: tuple[Any, ...]
     statics: Mapping[str, Any] = {}
@@ -39,17 +45,17 @@ class Call(NamedTuple):
 
 _counts = Counts()
 _programs: dict[Hashable, Callable[..., Any]] = {}
-_places: dict[Hashable, int] = {}
+_placements: dict[Hashable, int] = {}
 _lock = threading.Lock()
 
 
 def counts() -> Counts:
-    """What has been compiled in this process since this module was imported, by whomever."""
+    """Returns what has been compiled in this process since this module was imported, by whomever."""
     return dataclasses.replace(_counts)
 
 
 def call(function: Any, *arguments: Any, **statics: Hashable) -> Any:
-    """function(*arguments, **statics), by a program that was compiled for such arguments; now, if need be.
+    """Returns function(*arguments, **statics), by a program compiled for such arguments; now, if need be.
 
     Args:
         function: Jitted; `statics` are its static arguments, and it has no others.
@@ -58,9 +64,10 @@ def call(function: Any, *arguments: Any, **statics: Hashable) -> Any:
 
 
 def prepare(function: Any, *arguments: Any, **statics: Hashable) -> Callable[..., Any]:
-    """The program that `call` would call: compiled, but not run. It takes the arguments without the static ones."""
+    """Returns the program that `call` would call: compiled, but not run. It takes no static arguments."""
     key = _key(function, *arguments, **statics)
     if key not in _programs:
+        # Not under the lock: compiling takes seconds to minutes, and `prepare_all` does several at a time.
         compiled = function.lower(*arguments, **statics).compile()
         with _lock:
             _programs.setdefault(key, compiled)
@@ -76,7 +83,7 @@ def prepare_all(calls: Sequence[Call], say: Callable[[int, int], None]) -> None:
     """
     programs = {_key(*call.arguments, **call.statics): call for call in calls}
     # Where processes share devices, compilers may talk to one another: in the same order everywhere.
-    workers = 1 if jax.process_count() > 1 else min(_MOST_AT_ONCE, os.cpu_count() or 1)
+    workers = 1 if jax.process_count() > 1 else min(_MAX_COMPILERS, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(prepare, *call.arguments, **call.statics) for call in programs.values()]
@@ -88,51 +95,53 @@ def prepare_all(calls: Sequence[Call], say: Callable[[int, int], None]) -> None:
     say(len(programs), len(programs))
 
 
-def _key(function, *arguments, **statics):
+def _key(function: Any, *arguments: Any, **statics: Hashable) -> Hashable:
+    """Identifies the program of a call: the function, its static arguments, and shapes, dtypes and placements."""
     leaves, tree = jax.tree.flatten(arguments)
-    shapes = tuple((x.shape, x.dtype, _placed(getattr(x, "sharding", None), x.shape)) for x in leaves)
+    shapes = tuple((x.shape, x.dtype, _placement(getattr(x, "sharding", None), x.shape)) for x in leaves)
     return (function, tree, shapes, *sorted(statics.items()))
 
 
 @functools.lru_cache(maxsize=100_000)
-def _placed(sharding, shape):
-    """Which part of an array is where: what a program returns is where its arguments were, under another name."""
+def _placement(sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]) -> int | None:
+    """Numbers the ways in which arrays are spread over devices.
+
+    Equal placements have several descriptions in JAX (PartitionSpec() and PartitionSpec(None), say), and what a program
+    returns often has another than its arguments. Keyed by these, a program would be compiled again for its own output.
+    """
     if sharding is None:
         return None
     parts = sharding.devices_indices_map(shape).items()
-    where = ((device.id, *((part.start, part.stop) for part in index)) for device, index in parts)
-    # A number: of many devices, the rest is long, and would be hashed at every call.
+    where = ((device.id, *((part.start, part.stop) for part in index or ())) for device, index in parts)
+    # A number, because the full description grows with the number of devices and is hashed at every call.
     with _lock:
-        return _places.setdefault((tuple(sorted(where, key=str)), sharding.memory_kind), len(_places))
+        return _placements.setdefault((tuple(sorted(where, key=str)), sharding.memory_kind), len(_placements))
 
 
-def forget() -> None:
-    """Drops all programs, and those that JAX keeps; whoever needs them again compiles them again."""
-    with _lock:
-        _programs.clear()
-    jax.clear_caches()
-
-
-def _note(event: str, duration_secs: float, **_) -> None:
+def _count(event: str, duration_secs: float, **_: Any) -> None:
     if event == _EVENT:
         with _lock:
             _counts.programs += 1
             _counts.seconds += duration_secs
 
 
-jax.monitoring.register_event_duration_secs_listener(_note)
+jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-def rounded(size: int, unit: int = 1) -> int:
-    """A size of at least 1 rounded up: to 1 to 8 units, then four to an octave (10, 12, 14, 16, 20, 24, … units)."""
+def bucket(size: int, unit: int = 1) -> int:
+    """Rounds a size up to one of few: 1 to 8 units, then four to an octave (10, 12, 14, 16, 20, 24, … units).
+
+    Every shape costs a compilation and every padded element costs computing. With four buckets to an octave, padding
+    adds at most a quarter, and the number of shapes grows with the logarithm of the largest.
+    """
     units = -(-max(size, 1) // unit)
     step = 2 ** max((units - 1).bit_length() - 3, 0)
     return unit * step * -(-units // step)
 
 
-def all_up_to(size: int, unit: int = 1) -> list[int]:
-    """What sizes from 1 to `size` are rounded to, from the least."""
-    found = [rounded(1, unit)]
+def buckets_up_to(size: int, unit: int = 1) -> list[int]:
+    """Returns the buckets of the sizes from 1 to `size`, in order."""
+    found = [bucket(1, unit)]
     while found[-1] < size:
-        found.append(rounded(found[-1] + 1, unit))
+        found.append(bucket(found[-1] + 1, unit))
     return found

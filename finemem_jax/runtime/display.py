@@ -14,7 +14,7 @@ import rich.table
 class Display:
     """Shows the progress of a run: a table that refreshes in place on a terminal, one line per step elsewhere."""
 
-    # What is shown of the metrics: column title, metric, format.
+    # Column title, metric, format.
     COLUMNS = (
         ("reward", "reward/total", "{:.3f}"),
         ("global", "reward/outcome", "{:.3f}"),
@@ -27,8 +27,11 @@ class Display:
     )
 
     def __init__(self, num_steps: int, silent: bool = False):
-        """Args:
-        silent: Show nothing: another process does.
+        """Prepares; the table is shown within the `with` block.
+
+        Args:
+            num_steps: Steps of the whole run; 0 where there are none to count.
+            silent: Show nothing, because another process does.
         """
         self._silent = silent
         self._console = rich.console.Console()
@@ -46,7 +49,7 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._phase = ""
         if self._live:
             self._live.stop()
@@ -74,13 +77,13 @@ class Display:
             shown = " · ".join(f"{title} {cell}" for (title, *_), cell in zip(self.COLUMNS, cells, strict=True))
             print(f"step {step + 1}/{self._num_steps} · {shown} · left {self._time_left(step)}", flush=True)
 
-    def _time_left(self, step):
-        # The first step compiles; the median of the last few says more than the mean.
+    def _time_left(self, step: int) -> str:
+        # The median of the last few steps, because the first one compiles, which would distort a mean.
         recent = sorted(self._durations[-5:])
         seconds = recent[len(recent) // 2] * (self._num_steps - step - 1)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
-    def _table(self):
+    def _table(self) -> rich.table.Table:
         table = rich.table.Table(box=None, pad_edge=False)
         for title in ("step", *(title for title, *_ in self.COLUMNS), "left"):
             table.add_column(title, justify="right")
@@ -92,7 +95,7 @@ class Display:
 
 
 def print_table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Prints a table, plain where the output is no terminal."""
+    """Prints a table; without colors, and 110 characters wide, where the output is no terminal."""
     table = rich.table.Table(title=title, title_justify="left")
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")

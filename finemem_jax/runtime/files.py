@@ -1,4 +1,7 @@
-"""Writes and reads the JSON Lines files of a workdir, whole or not at all."""
+"""Writes files of a workdir so that a kill or a full disk leaves the old file or the new one, and reads metrics.
+
+Both writers fill a file beside the target and rename it, which POSIX does atomically.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a workdir's metrics.jsonl, oldest first; a line that a kill cut short is left out."""
+    """Returns the lines of a workdir's metrics.jsonl, oldest first, without one that a kill cut short."""
     path = workdir / "metrics.jsonl"
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -25,7 +28,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader sees the old text or the new one, never half of it."""
+    """Writes a text file, whole or not at all."""
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""What a run leaves behind as it goes: metrics.jsonl, TensorBoard events, trajectories, and lines on the terminal."""
+"""Writes the metrics of a run, step by step, to metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ class MetricWriter:
     """Appends metrics to `metrics.jsonl` and TensorBoard events in a workdir. A context manager."""
 
     def __init__(self, workdir: pathlib.Path, silent: bool = False):
-        """Args:
-        silent: Write nothing: another process does.
+        """Makes the workdir, and opens a file of events in it.
+
+        Args:
+            silent: Write nothing, because another process does.
         """
         self._silent = silent
         if silent:
@@ -32,7 +34,7 @@ class MetricWriter:
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._silent:
             self._events.close()
 
@@ -47,10 +49,11 @@ class MetricWriter:
             self._events.add_scalar(name, value, step)
 
     def rewind(self, step: int) -> None:
-        """Drops lines from `step` on: a resumed run writes them again."""
+        """Drops what was written from `step` on, because a resumed run does these steps again."""
         if self._silent:
             return
         kept = [line for line in read_metrics(self._workdir) if line["step"] < step]
         replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        # TensorBoard's files cannot be cut; `purge_step` has it ignore events from that step on.
         self._events.close()
         self._events = self._open_events(purge_step=step)

@@ -93,8 +93,8 @@ def test_every_token_is_found_again(count, size, per_batch, shares):
 def test_lengths_are_rounded_multiples(multiple):
     for batch in pack(some_groups(0, 6, 3), multiple=multiple):
         assert batch.trunk.shape[1] == len(TRUNK) // multiple * multiple
-        assert batch.branch.shape[1] == compilation.rounded(int(batch.branch_length.max()), multiple)
-        assert batch.leaf.shape[1] == compilation.rounded(int(batch.leaf_length.max()), multiple)
+        assert batch.branch.shape[1] == compilation.bucket(int(batch.branch_length.max()), multiple)
+        assert batch.leaf.shape[1] == compilation.bucket(int(batch.leaf_length.max()), multiple)
         assert batch.response.shape[1] == LONGEST
 
 

@@ -15,6 +15,7 @@ from finemem_jax import config as config_lib
 from finemem_jax.config.sections import Config
 from finemem_jax.rl import learner
 from finemem_jax.runtime import checkpoint, checksums
+from finemem_jax.runtime.checkpoint import Retention
 
 
 def state(value=1.0):
@@ -22,10 +23,10 @@ def state(value=1.0):
 
 
 def test_round_trip(tmp_path):
-    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, Retention(2)) as checkpoints:
         assert checkpoints.latest is None
         checkpoints.save(3, state(7.0), {"next_index": 5})
-    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, Retention(2)) as checkpoints:
         restored, step, position = checkpoints.restore(state(0.0))
     assert (step, position) == (3, {"next_index": 5})
     assert isinstance(restored, learner.TrainState)
@@ -33,14 +34,14 @@ def test_round_trip(tmp_path):
 
 
 def test_keeps_the_newest(tmp_path):
-    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, Retention(2)) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, state(step), {})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "3"]
 
 
 def test_saving_a_step_twice_is_harmless(tmp_path):
-    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, Retention(2)) as checkpoints:
         checkpoints.save(1, state(), {})
         checkpoints.save(1, state(), {})
         assert checkpoints.latest == 1
@@ -55,7 +56,7 @@ def steps_in(tmp_path):
 
 
 def save(tmp_path, *steps, **options):
-    with checkpoint.Checkpoints(tmp_path, **{"keep": 3} | options) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, Retention(3), **options) as checkpoints:
         for step in steps:
             checkpoints.save(step, state(float(step)), {"next_index": step})
 
@@ -63,7 +64,7 @@ def save(tmp_path, *steps, **options):
 def restored(tmp_path):
     """Step, value and position of what is restored, and what was said."""
     said = []
-    with checkpoint.Checkpoints(tmp_path, keep=3, say=said.append) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, Retention(3), say=said.append) as checkpoints:
         found, step, position = checkpoints.restore(state(0.0))
     jax.tree.map(np.testing.assert_array_equal, found, state(float(step)))
     assert position == {"next_index": step}
@@ -157,12 +158,12 @@ def test_what_was_written_is_read_back(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("metric", "best"), [("score", "2"), ("-score", "3")])
 def test_keeps_the_best(tmp_path, metric, best):
     scores = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.3, 5: float("nan"), 6: 0.6}
-    with checkpoint.Checkpoints(tmp_path, keep=1, keep_best=1, best_metric=metric) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path, Retention(1, 1, metric)) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, state(), {}, {"score": score})
-        checkpoints.save(7, state(), {}, None)
+            checkpoints.save(step, state(), {}, metrics={"score": score})
+        checkpoints.save(7, state(), {}, metrics=None)
         with pytest.raises(ValueError, match=r"train.best_metric='-?score'.*one of these.*: other"):
-            checkpoints.save(8, state(), {}, {"other": 1.0})
+            checkpoints.save(8, state(), {}, metrics={"other": 1.0})
     assert steps_in(tmp_path) == [best, "7"]
 
 
@@ -193,7 +194,7 @@ def test_space(tmp_path, monkeypatch):
 
 
 def test_nothing_to_restore(tmp_path):
-    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints, pytest.raises(FileNotFoundError):
+    with checkpoint.Checkpoints(tmp_path, Retention(2)) as checkpoints, pytest.raises(FileNotFoundError):
         checkpoints.restore(state())
 
 

@@ -88,13 +88,3 @@ def test_what_others_compile_is_counted():
     before = compilation.counts()
     assert compiled_by(lambda: function(np.ones(11)))[0] == 0
     assert before.seconds > 0
-
-
-def test_what_is_forgotten_is_compiled_again():
-    x = {"a": np.arange(6.0)}
-    compilation.call(scaled, x, factor=7.0)
-    assert compiled_by(lambda: compilation.call(scaled, x, factor=7.0))[0] == 0
-    compilation.forget()
-    count, result = compiled_by(lambda: compilation.call(scaled, x, factor=7.0))
-    assert count == 1
-    np.testing.assert_array_equal(result["a"], 7 * np.arange(6.0))

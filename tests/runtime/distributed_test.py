@@ -46,7 +46,7 @@ def together(action, count=3, seconds=60.0):
 
     def run(index):
         try:
-            with Processes(index, count, store, seconds) as one:
+            with Processes(index=index, count=count, client=store, timeout_seconds=seconds) as one:
                 return action(one)
         except (PeerError, KeyboardInterrupt, RuntimeError) as error:
             return error
@@ -141,7 +141,7 @@ def test_one_that_has_failed_is_not_waited_for():
 
 
 def test_after_an_error_of_the_devices_the_missing_one_is_named(monkeypatch):
-    monkeypatch.setattr(distributed, "_ROLL_CALL", 0.3)
+    monkeypatch.setattr(distributed, "_ROLL_CALL_SECONDS", 0.3)
 
     def action(one):
         if one.index == 1:

@@ -66,7 +66,7 @@ def trained(workdir, config, model=SMALL):
     params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(x.dtype), params)
     params = jax.tree.map(lambda x: x.astype(config.model.param_dtype), params)
     checkpoint.claim(workdir, config)
-    with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+    with checkpoint.Checkpoints(workdir, checkpoint.Retention(1)) as checkpoints:
         checkpoints.save(STEP, learner.init(params, optax.sgd(1.0)), {})
     return params
 

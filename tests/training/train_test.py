@@ -30,7 +30,7 @@ def trajectories(workdir):
 def final_state(workdir, settings):
     parts, *_ = smoke_run.prepare(settings)
     state = learner.init(parts.params, learner.make_optimizer(settings.optimizer))
-    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+    with checkpoint.Checkpoints(workdir, checkpoint.Retention(2)) as checkpoints:
         return checkpoints.restore(state)
 
 
