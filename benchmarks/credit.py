@@ -11,7 +11,6 @@ compared first. NumPy runs on one core, XLA on all of them. About two minutes, 3
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import sys
 
@@ -24,12 +23,13 @@ import numpy as np
 
 from finemem_jax.rl import advantages
 from finemem_jax.rl import credit_rules as rules
-from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Variant
-from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.rl.advantages import Advantages
+from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Rewards
+from finemem_jax.rl.grpo import Normalizer
 
 S, G, T, O, Q, K, J = 64, 8, 128, 4, 100, 20, 5  # noqa: E741
 REPEATS, CALLS = 7, 5
-SETTINGS, VARIANT, NORMALISER = CreditConfig(), Variant(), Normaliser()
+CONFIG, NORMALIZER = CreditConfig(), Normalizer()
 
 
 def random_inputs(dtype) -> RewardInputs:
@@ -89,7 +89,7 @@ def with_numpy(x: RewardInputs, add, sum_last) -> np.ndarray:
     def total(values):
         return sum_last(values, dtype)
 
-    s = SETTINGS
+    s = CONFIG
     rollouts = np.arange(S * G, dtype=np.int32).reshape(S, G, 1, 1)
     num_steps = total(x.step_mask)[..., None]
     num_questions = np.maximum(total(x.question_mask), 1)[..., None]
@@ -130,13 +130,13 @@ def with_numpy(x: RewardInputs, add, sum_last) -> np.ndarray:
     centred = reward - reward.mean(1, keepdims=True)
     std = np.sqrt((centred**2).sum(1, keepdims=True) / (G - 1))
     equal = np.abs(centred).max(1, keepdims=True) <= 1e-6 * np.maximum(1, np.abs(reward).max(1, keepdims=True))
-    return np.where(equal | ~x.step_mask, 0, centred / (std + NORMALISER.epsilon))
+    return np.where(equal | ~x.step_mask, 0, centred / (std + NORMALIZER.epsilon))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def with_jax(x: RewardInputs, settings: CreditConfig, variant: Variant):
-    earned, channels = rules.step_rewards(x, settings, variant)
-    return earned, advantages.compare(x, channels, settings, variant, NORMALISER)
+@jax.jit
+def with_jax(x: RewardInputs, config: CreditConfig) -> tuple[Rewards, Advantages]:
+    rewards, terms = rules.step_rewards(x, config)
+    return rewards, advantages.compute(x, terms, config, NORMALIZER)
 
 
 def often(function, *arguments):
@@ -152,10 +152,10 @@ def often(function, *arguments):
 def measure(dtype, name):
     host = random_inputs(dtype)
     device = jax.tree.map(jax.numpy.asarray, host)
-    settings = CreditConfig(*(np.dtype(dtype).type(value) for value in SETTINGS))
+    config = jax.tree.map(np.dtype(dtype).type, CONFIG)
 
     def ours():
-        return jax.block_until_ready(with_jax(device, settings, VARIANT))
+        return jax.block_until_ready(with_jax(device, config))
 
     _, compared = ours()
     claims = []

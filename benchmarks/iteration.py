@@ -120,11 +120,11 @@ class Ours:
             texts = [tokens.decode(tokenizer.strip_end(tokens, one.ids)) for one in group]
             rewards.append([[reward(text, prompt["answers"])] for text in texts])
             steps.append([Step(tuple(prompt["ids"]), tuple(prompt["cuts"]), one, (), Memory()) for one in group])
-        exists = np.ones((len(steps), 1), bool)
-        compared = grpo.group_advantage(np.asarray(rewards, np.float32), exists, self.method.normaliser)
+        scores = np.asarray(rewards, np.float32)
+        standardized, _ = grpo.standardize(scores, np.ones(scores.shape, bool), 1, self.method.normalizer)
         groups = []
         for s, group in enumerate(steps):
-            advantages = np.asarray(compared.advantages[s]).repeat(MAX_NEW_TOKENS, axis=1)
+            advantages = np.asarray(standardized[s]).repeat(MAX_NEW_TOKENS, axis=1)
             each = tuple(row[: len(step.completion.ids)] for row, step in zip(advantages, group, strict=True))
             groups.append(batching.Group(s, 0, tuple(group), each, (True,) * len(group)))
         packed = batching.microbatches(

@@ -27,9 +27,9 @@ def config(**changes):
 def test_the_default_is_the_paper():
     method = Method.from_config(Config())
     assert method.rule is credit_rules.RULES["full"]
-    assert method.settings == credit_rules.CreditConfig() and method.variant == credit_rules.Variant()
-    assert (method.settings.beta, method.settings.chunk_weight, method.settings.compression_weight) == (0.5, 0.5, 0.05)
-    assert (method.normaliser.scale, method.normaliser.ddof, method.normaliser.epsilon) == ("std", 1, 1e-6)
+    assert method.credit == credit_rules.CreditConfig()
+    assert (method.credit.beta, method.credit.chunk_weight, method.credit.compression_weight) == (0.5, 0.5, 0.05)
+    assert (method.normalizer.scale, method.normalizer.ddof, method.normalizer.epsilon) == ("std", 1, 1e-6)
     assert method.objective.kl_weight == method.objective.dual_clip == method.objective.importance_cap == 0
     assert (method.objective.clip_low, method.objective.clip_high, method.objective.ratio) == (0.2, 0.2, "token")
 

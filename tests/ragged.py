@@ -9,7 +9,7 @@ import random
 import jax
 import numpy as np
 
-from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs
+from finemem_jax.rl.credit_rules import RewardInputs
 
 STEPS, OPERATIONS, QUESTIONS, PER_CHUNK, EVIDENCE, PLAYERS = 5, 3, 4, 3, 3, 3
 # Memory types: flat, core (exempt), semantic, episodic.
@@ -154,10 +154,10 @@ def padded(groups, larger: int = 0, garbage: np.random.Generator | None = None) 
     return x
 
 
-def float64(function, inputs, settings, *rest):
-    """Calls a function as `rewards.judge` does."""
+def float64(function, inputs, config):
+    """Calls a function as `rewards.compute` does."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, function(inputs, CreditConfig(*map(np.float64, settings)), *rest))
+        return jax.tree.map(np.asarray, function(inputs, jax.tree.map(np.float64, config)))
 
 
 def _fill(x, at, rollout, o):
@@ -204,14 +204,14 @@ def mean(values):
     return sum(values) / len(values) if values else 0.0
 
 
-def slow_credit(rule, rollout, settings, transform="prob", conserves=False):
+def slow_credit(rule, rollout, config, transform="prob", conserves=False):
     """What a rule makes of one rollout's global scores."""
     steps, questions = rollout.num_steps, len(rollout.asked)
     r_global = mean(one.score for one in rollout.asked)
-    earned = {(t, None): 0.0 for t in range(steps)}
+    credited = {(t, None): 0.0 for t in range(steps)}
 
     def give(t, o, amount):
-        earned[t, o] = earned.get((t, o), 0.0) + amount
+        credited[t, o] = credited.get((t, o), 0.0) + amount
 
     if rule in ("outcome", "chunk", "type_weight"):
         for t in range(steps):
@@ -222,7 +222,7 @@ def slow_credit(rule, rollout, settings, transform="prob", conserves=False):
     elif rule in ("persession", "cumulative"):
         over = max(0.0, rollout.memory_tokens - 0.7 * rollout.stream_tokens) / rollout.stream_tokens
         per_step = [
-            mean(a.score for a in rollout.asked if t in (a.gold or (steps - 1,))) - settings.bloat_weight * over
+            mean(a.score for a in rollout.asked if t in (a.gold or (steps - 1,))) - config.bloat_weight * over
             for t in range(steps)
         ]
         for t in range(steps):
@@ -231,7 +231,7 @@ def slow_credit(rule, rollout, settings, transform="prob", conserves=False):
 
         def value(scores):
             if transform == "log":
-                scores = [math.log(max(s, math.exp(settings.gain_floor))) for s in scores]
+                scores = [math.log(max(s, math.exp(config.gain_floor))) for s in scores]
             return mean(scores)
 
         before = value(rollout.empty)
@@ -241,11 +241,11 @@ def slow_credit(rule, rollout, settings, transform="prob", conserves=False):
                 before = value(scores)
     else:
         for t in range(steps):
-            give(t, None, (1 - settings.beta) * r_global / steps)
+            give(t, None, (1 - config.beta) * r_global / steps)
         for one in rollout.asked:
             for t, o, amount in _worths(rule, one, steps, conserves):
-                give(t, o, settings.beta * amount / questions)
-    return earned
+                give(t, o, config.beta * amount / questions)
+    return credited
 
 
 def _worths(rule, one, steps, conserves):
@@ -277,23 +277,23 @@ def _worths(rule, one, steps, conserves):
         yield item.step, item.operation, gain
 
 
-def slow_parts(rule, rollout, settings, transform="prob", conserves=False, chunk=True, content=False):
+def slow_parts(rule, rollout, config, transform="prob", conserves=False, chunk=True, content=False):
     """r_t of every step, and the same as if the step were like each of its operations: lists, and lists of lists."""
     compression = 1 - rollout.memory_tokens / rollout.stream_tokens
-    earned = slow_credit(rule, rollout, settings, transform, conserves)
+    credited = slow_credit(rule, rollout, config, transform, conserves)
     totals, per_operation = [], []
     for t, valid in enumerate(rollout.operations):
         n = len(valid)
         own = [0.0] * n
-        whole = settings.global_weight * earned[t, None] + settings.compression_weight * compression
-        whole -= settings.kl_weight * (rollout.kl[t] if rollout.kl else 0.0)
+        whole = config.global_weight * credited[t, None] + config.compression_weight * compression
+        whole -= config.kl_weight * (rollout.kl[t] if rollout.kl else 0.0)
         judged = [v for v in rollout.verdicts[t] if v is not None] if rollout.verdicts else []
         for o in range(n):
-            own[o] += settings.global_weight * earned.get((t, o), 0.0) + settings.format_weight * valid[o] / n
+            own[o] += config.global_weight * credited.get((t, o), 0.0) + config.format_weight * valid[o] / n
             if content and rollout.verdicts[t][o] is not None:
-                own[o] += settings.content_weight * rollout.verdicts[t][o] / len(judged)
+                own[o] += config.content_weight * rollout.verdicts[t][o] / len(judged)
         for one in rollout.chunk[t] if chunk else ():
-            weight = settings.chunk_weight * one.score / len(rollout.chunk[t])
+            weight = config.chunk_weight * one.score / len(rollout.chunk[t])
             for item in one.evidence:
                 if item.step == t:
                     own[item.operation] += weight / len(one.evidence)

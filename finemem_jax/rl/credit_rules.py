@@ -12,9 +12,10 @@ Knows nothing of text, readers or rollouts. Sizes as in `credit`; S streams, G r
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,11 @@ from finemem_jax.rl.credit import Array, Credit
 # Memory types as numbers: flat, core, semantic, episodic.
 NUM_TYPES = 4
 CORE_TYPE = 1
+
+
+def _static(default: Any) -> Any:
+    """Returns a field that `jit` compiles for."""
+    return dataclasses.field(default=default, metadata={"static": True})
 
 
 class RewardInputs(NamedTuple):
@@ -86,8 +92,13 @@ class RewardInputs(NamedTuple):
     likelihood_mask: Bool[Array, "*SG T J"] | None = None
 
 
-class CreditConfig(NamedTuple):
-    """Numbers of the rules; `config.default().credit` says what each means.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CreditConfig:
+    """The credit rule, its numbers and its choices; `config.sections.Credit` and `config.rules` say what each means.
+
+    A pytree of its numbers, so that `jit` compiles once for all of them; rule and choices are part of the compilation
+    key.
 
     Attributes:
         likelihood_share: How much of the chunk reward is the gold answers' likelihood, instead of generated answers'
@@ -106,17 +117,12 @@ class CreditConfig(NamedTuple):
     type_factor: float = 4.0
     gain_floor: float = -5.0
     likelihood_share: float = 0.0
-
-
-class Variant(NamedTuple):
-    """What is chosen, not weighed. Static: part of the compilation key."""
-
-    rule: str = "full"
-    gain_transform: str = "prob"
-    ablation_conserves: bool = False
-    type_factor_on: str = "advantage"
-    standardize_channels: bool = False
-    per_operation: bool = False
+    rule: str = _static("full")
+    gain_transform: str = _static("prob")
+    ablation_conserves: bool = _static(False)
+    type_factor_on: str = _static("advantage")
+    standardize_channels: bool = _static(False)
+    per_operation: bool = _static(False)
 
 
 class Rewards(NamedTuple):
@@ -170,7 +176,7 @@ def _contribution(x: RewardInputs, share: Float[Array, "Q K"]) -> Credit:
     return credit.contribution(x.scores, share, x.slot, x.question_mask, x.step_mask, x.written.shape[-1])
 
 
-def outcome(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def outcome(x: RewardInputs, config: CreditConfig) -> Credit:
     """r_global / T at every step. Conserves r_global.
 
     The final score alone, as Memory-R1 (2508.19828), AgeMem (2601.01885), AtomMem (2601.08323) and MemAgent
@@ -179,13 +185,13 @@ def outcome(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit
     return _step_credit(x, credit.evenly(_outcome_score(x), x.step_mask))
 
 
-def evidence(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def evidence(x: RewardInputs, config: CreditConfig) -> Credit:
     """r_EARA(t) = (1 - β) r_global / T + β N_t      (Fine-Mem, 2601.08435). Conserves r_global for every β."""
     contribution = _contribution(x, credit.equal_share(x.is_evidence))
-    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, config.beta)
 
 
-def cited(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def cited(x: RewardInputs, config: CreditConfig) -> Credit:
     """EARA with N_t shared by the items that the answer rests on: 1 / #cited instead of 1 / |M_j|.
 
     Repairs "retrieved = used". Conserves r_global; equals `evidence` where all is cited, or nothing. Ours.
@@ -193,26 +199,26 @@ def cited(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
     # Citations are missing where nothing was retrieved for any question: then there is nothing to share.
     share = credit.equal_share(x.is_evidence) if x.cited is None else credit.cited_share(x.cited, x.is_evidence)
     contribution = _contribution(x, share)
-    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, config.beta)
 
 
-def persession(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def persession(x: RewardInputs, config: CreditConfig) -> Credit:
     """mean of s_j over questions whose gold evidence lies in chunk t, minus λ bloat      (Memory-R2, 2605.21768).
 
     Questions without gold evidence go to the last step; a step without questions gets -λ bloat. Does not conserve.
     """
     last = jnp.maximum(x.step_mask.sum() - 1, 0)
     by_gold = credit.by_gold(x.scores, x.gold, x.question_mask, last, "mean")
-    penalty = settings.bloat_weight * credit.bloat(x.memory_tokens, x.stream_tokens, x.scores.dtype)
+    penalty = config.bloat_weight * credit.bloat(x.memory_tokens, x.stream_tokens, x.scores.dtype)
     return _step_credit(x, by_gold - penalty)
 
 
-def cumulative(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def cumulative(x: RewardInputs, config: CreditConfig) -> Credit:
     """Mean of `persession` over this and all later steps      (Memory-R2, 2605.21768). Does not conserve."""
-    return _step_credit(x, credit.to_go(persession(x, settings, variant).step, x.step_mask, 1.0, "mean"))
+    return _step_credit(x, credit.to_go(persession(x, config).step, x.step_mask, 1.0, "mean"))
 
 
-def step_gain(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def step_gain(x: RewardInputs, config: CreditConfig) -> Credit:
     """V(M_t) - V(M_{t-1}), V = mean_j of what the memory scores      (after IGPO, 2510.14967).
 
     Conserves the gain V(M_T) - V(∅), and charges whoever deletes, overwrites or crowds out what answered. Each
@@ -220,29 +226,29 @@ def step_gain(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Cred
     here; otherwise it is the score of a generated answer.
     """
     assert x.state_scores is not None
-    gain = credit.state_gain(x.state_scores, x.question_mask, variant.gain_transform, settings.gain_floor)
+    gain = credit.state_gain(x.state_scores, x.question_mask, config.gain_transform, config.gain_floor)
     return Credit(gain.reshape(x.written.shape), jnp.zeros(x.step_mask.shape, gain.dtype))
 
 
-def ablation(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def ablation(x: RewardInputs, config: CreditConfig) -> Credit:
     """EARA with N_t = (1/Q) Σ_j (s_j - s_j without the item): leave-one-out.
 
-    The nearest to AttriMem (2607.21106) whose formula is unpublished. Signed; with Variant.ablation_conserves scaled so
+    The nearest to AttriMem (2607.21106) whose formula is unpublished. Signed; with ablation_conserves scaled so
     that N_t conserves r_global.
     """
     assert x.without is not None
     worth = credit.ablation_worth(
-        x.scores if x.full is None else x.full, x.without, x.is_evidence, variant.ablation_conserves
+        x.scores if x.full is None else x.full, x.without, x.is_evidence, config.ablation_conserves
     )
     operation = credit.attribute(worth, x.slot, x.question_mask, x.written.shape)
     contribution = Credit(operation, jnp.zeros(x.step_mask.shape, operation.dtype))
-    if variant.ablation_conserves:
+    if config.ablation_conserves:
         # What no evidence holds goes to all steps, as in EARA.
         contribution = contribution._replace(step=_contribution(x, credit.equal_share(x.is_evidence)).step)
-    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, config.beta)
 
 
-def shapley(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def shapley(x: RewardInputs, config: CreditConfig) -> Credit:
     """EARA with N_t = (1/Q) Σ_j φ_j(item): each item's exact Shapley value in the answer's score. Ours.
 
     N sums to mean_j (v_full - v_∅), and is signed. A deleted item that would have been retrieved takes part as two
@@ -253,10 +259,10 @@ def shapley(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit
     worth = jnp.where(x.is_player, credit.shapley_worth(x.subset_scores), 0)
     operation = credit.attribute(worth, x.player_slot, x.question_mask, x.written.shape)
     contribution = Credit(operation, jnp.zeros(x.step_mask.shape, operation.dtype))
-    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, settings.beta)
+    return credit.evidence_reward(_outcome_score(x), contribution, x.step_mask, config.beta)
 
 
-def broadcast(x: RewardInputs, settings: CreditConfig, variant: Variant) -> Credit:
+def broadcast(x: RewardInputs, config: CreditConfig) -> Credit:
     """r_global at every step, undivided      (Mem-alpha's r1, 2509.25911). Does not conserve."""
     return _step_credit(x, _outcome_score(x))
 
@@ -274,7 +280,7 @@ class Rule(NamedTuple):
             2601.05488).
     """
 
-    attribute: Callable[[RewardInputs, CreditConfig, Variant], Credit] | None
+    attribute: Callable[[RewardInputs, CreditConfig], Credit] | None
     chunk: bool
     needs: frozenset[str] = frozenset()
     sums_to: str = ""
@@ -319,9 +325,9 @@ def rule(name: str) -> Rule:
 # --------------------------------------------------------------------------------------
 
 
-def _channels(x: RewardInputs, settings: CreditConfig, variant: Variant) -> dict[str, Credit]:
-    """The parts of one rollout's reward, before their weights."""
-    used, dtype = rule(variant.rule), x.scores.dtype
+def _terms(x: RewardInputs, config: CreditConfig) -> dict[str, Credit]:
+    """Computes the terms of one rollout's reward by name, before their weights."""
+    used, dtype = rule(config.rule), x.scores.dtype
     compression = credit.compression_reward(x.memory_tokens, x.stream_tokens, dtype)
     no_score = _step_credit(x, jnp.zeros(x.step_mask.shape, dtype))
     likelihood = content = no_score
@@ -332,7 +338,7 @@ def _channels(x: RewardInputs, settings: CreditConfig, variant: Variant) -> dict
     if x.content is not None and x.content_mask is not None:
         content = credit.mean_over_operations(x.content, x.content_mask & x.written)
     return {
-        "credit": used.attribute(x, settings, variant) if used.attribute else no_score,
+        "credit": used.attribute(x, config) if used.attribute else no_score,
         "chunk": credit.chunk_reward(
             x.chunk_scores, x.chunk_mask, x.chunk_slot, x.chunk_is_evidence, x.written.shape[-1]
         ),
@@ -344,61 +350,61 @@ def _channels(x: RewardInputs, settings: CreditConfig, variant: Variant) -> dict
     }
 
 
-def weights(settings: CreditConfig, variant: Variant) -> dict[str, float]:
-    """What each part of the reward counts, by its name among the channels; 0 for what the rule leaves out."""
-    used = rule(variant.rule)
+def weights(config: CreditConfig) -> dict[str, float]:
+    """Returns the weight of each term of the reward by name; 0 for what the rule leaves out."""
+    used = rule(config.rule)
     return {
-        "credit": settings.global_weight,
-        "chunk": settings.chunk_weight * (1 - settings.likelihood_share) if used.chunk else 0.0,
-        "likelihood": settings.chunk_weight * settings.likelihood_share if used.chunk else 0.0,
-        "format": settings.format_weight,
-        "compression": settings.compression_weight,
-        "content": settings.content_weight if "content" in used.needs else 0.0,
-        "kl": -settings.kl_weight,
+        "credit": config.global_weight,
+        "chunk": config.chunk_weight * (1 - config.likelihood_share) if used.chunk else 0.0,
+        "likelihood": config.chunk_weight * config.likelihood_share if used.chunk else 0.0,
+        "format": config.format_weight,
+        "compression": config.compression_weight,
+        "content": config.content_weight if "content" in used.needs else 0.0,
+        "kl": -config.kl_weight,
     }
 
 
-def weighted_sum(channels: Mapping[str, Credit], weights: Mapping[str, float]) -> Credit:
-    """r_t, and what of it belongs to operations."""
-    parts = [jax.tree.map(lambda part, w=weights[name]: w * part, channel) for name, channel in channels.items()]
-    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
+def weighted_sum(terms: Mapping[str, Credit], weights: Mapping[str, float]) -> Credit:
+    """Computes r_t, and what of it belongs to operations."""
+    weighted = [jax.tree.map(lambda part, w=weights[name]: w * part, term) for name, term in terms.items()]
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), weighted)
 
 
-def per_operation(channel: Credit, written: Bool[Array, "*SG T O"]) -> Float[Array, "*SG T O"]:
-    """A step's credit as if all of it were like one of its operations.
+def per_operation(term: Credit, written: Bool[Array, "*SG T O"]) -> Float[Array, "*SG T O"]:
+    """Computes a step's credit as if all of it were like one of its operations.
 
         n c_o + c,   n operations written, c_o credit of this one, c of the step as a whole
 
     Its mean over the operations is the step's credit, so that crediting operations instead of steps moves credit
     within a response, and changes no response's sum.
     """
-    value = written.sum(-1, dtype=jnp.int32, keepdims=True) * channel.operation + channel.step[..., None]
+    value = written.sum(-1, dtype=jnp.int32, keepdims=True) * term.operation + term.step[..., None]
     return jnp.where(written, value, 0)
 
 
-@functools.partial(jax.jit, static_argnames="variant")
-def step_rewards(inputs: RewardInputs, settings: CreditConfig, variant: Variant) -> tuple[Rewards, dict[str, Credit]]:
-    """Rewards of every rollout of every stream, and their parts as `advantages.compare` takes them, [S, G, ...]."""
+@jax.jit
+def step_rewards(inputs: RewardInputs, config: CreditConfig) -> tuple[Rewards, dict[str, Credit]]:
+    """Computes the rewards of every rollout of every stream, and their terms, [S, G, ...]."""
 
-    def one(x: RewardInputs):
-        channels = _channels(x, settings, variant)
-        total = weighted_sum(channels, weights(settings, variant))
+    def one(x: RewardInputs) -> tuple[Rewards, dict[str, Credit]]:
+        terms = _terms(x, config)
+        total = weighted_sum(terms, weights(config))
         contribution = _contribution(x, credit.equal_share(x.is_evidence))
         count = credit.at_least_one(x.written, -1, keepdims=True)
         rewards = Rewards(
             total=total.total,
-            credit=channels["credit"].total,
+            credit=terms["credit"].total,
             contribution=contribution.total,
-            chunk=channels["chunk"].total,
-            likelihood=channels["likelihood"].total,
-            format=channels["format"].total,
-            compression=channels["compression"].total,
-            content=channels["content"].total,
-            kl=channels["kl"].total,
+            chunk=terms["chunk"].total,
+            likelihood=terms["likelihood"].total,
+            format=terms["format"].total,
+            compression=terms["compression"].total,
+            content=terms["content"].total,
+            kl=terms["kl"].total,
             outcome=_outcome_score(x),
-            operation_credit=jnp.where(x.written, per_operation(channels["credit"], x.written) / count, 0),
+            operation_credit=jnp.where(x.written, per_operation(terms["credit"], x.written) / count, 0),
             operation_total=per_operation(total, x.written),
         )
-        return rewards, channels
+        return rewards, terms
 
     return jax.vmap(jax.vmap(one))(inputs)

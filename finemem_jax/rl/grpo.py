@@ -30,7 +30,7 @@ AGGREGATIONS = ("row", "token", "stream", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
-class Normaliser:
+class Normalizer:
     """How rewards of a group are compared.
 
     Attributes:
@@ -51,7 +51,7 @@ def standardize(
     x: Float[Array, "*shape"],
     mask: Bool[Array, "*shape"],
     axis: int | tuple[int, ...],
-    normaliser: Normaliser,
+    normalizer: Normalizer,
     weight: Float[Array, "*shape"] | None = None,
 ) -> tuple[Float[Array, "*shape"], Bool[Array, "*_"]]:
     """Compares each entry with its group: the entries along `axis`.
@@ -65,7 +65,7 @@ def standardize(
         weight: w, how much an entry counts in mean and std; 1 unless given.
 
     Returns:
-        The standardised entries, and whether each group has unequal ones; of that `axis` keeps size 1.
+        The standardized entries, and whether each group has unequal ones; of that `axis` keeps size 1.
     """
     weight = jnp.where(mask, jnp.ones_like(x) if weight is None else weight, 0)
     x = jnp.where(mask, x, 0)
@@ -74,45 +74,15 @@ def standardize(
     # Equal but for rounding: the mean of equal numbers need not be that number.
     noise = _ROUNDING * jnp.maximum(1, jnp.abs(x).max(axis, keepdims=True))
     alive = jnp.abs(centred).max(axis, keepdims=True) > noise
-    if normaliser.scale == "std":
-        variance = (weight * centred**2).sum(axis, keepdims=True) / jnp.maximum(total - normaliser.ddof, 1e-12)
+    if normalizer.scale == "std":
+        variance = (weight * centred**2).sum(axis, keepdims=True) / jnp.maximum(total - normalizer.ddof, 1e-12)
         std = jnp.sqrt(jnp.where(alive, variance, 1))
-        scale = jnp.maximum(std, normaliser.std_floor) + normaliser.epsilon
-    elif normaliser.scale == "none":
+        scale = jnp.maximum(std, normalizer.std_floor) + normalizer.epsilon
+    elif normalizer.scale == "none":
         scale = jnp.ones_like(total)
     else:
-        raise ValueError(f"objective.advantage_scale must be 'std' or 'none', got {normaliser.scale!r}.")
+        raise ValueError(f"objective.advantage_scale must be 'std' or 'none', got {normalizer.scale!r}.")
     return jnp.where(alive, centred / scale, 0), alive
-
-
-class Group(NamedTuple):
-    """Group-relative advantages.
-
-    Attributes:
-        advantages: A_{t,i}; 0 at steps that do not exist.
-        alive: Whether a group has unequal rewards, and so something to learn from.
-    """
-
-    advantages: Float[Array, "S G T"]
-    alive: Bool[Array, "S T"]
-
-
-def group_advantage(
-    rewards: Float[Array, "S G T"], step_mask: Bool[Array, "S T"], normaliser: Normaliser = Normaliser()
-) -> Group:
-    """Compares the rollouts of one stream at the same step.
-
-        A_{t,i} = (r_{t,i} - mean_i r_{t,i}) / (std_i r_{t,i} + ε)      (Fine-Mem; std with ddof 1)
-
-    Normalising per step is unbiased because the stream, not the policy, fixes the number of steps.
-
-    Args:
-        rewards: r_{t,i}; i runs along axis 1.
-        step_mask: True at steps that exist.
-    """
-    mask = jnp.broadcast_to(step_mask[:, None], rewards.shape)
-    advantages, alive = standardize(rewards, mask, 1, normaliser)
-    return Group(advantages, alive[:, 0])
 
 
 # --------------------------------------------------------------------------------------
@@ -122,7 +92,7 @@ def group_advantage(
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveOptions:
-    """Which surrogate is maximised; see `clipped_objective`. Static: part of the compilation key.
+    """Which surrogate is maximized; see `clipped_objective`. Static: part of the compilation key.
 
     Raises:
         ValueError: `kl_estimator` is "k1", or a name is unknown.
@@ -177,7 +147,7 @@ class Rows(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A sum to maximise, and what to divide it by once all micro-batches and devices are summed."""
+    """A sum to maximize, and what to divide it by once all micro-batches and devices are summed."""
 
     numerator: Float[Array, ""]
     denominator: Float[Array, ""]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from finemem_jax.config import checks
 from finemem_jax.config.sections import Config
 from finemem_jax.memory import retrieval
 from finemem_jax.reading.answering import chunk_share
 from finemem_jax.rl import credit_rules, probes
-from finemem_jax.rl.credit_rules import CreditConfig, Rule, Variant
-from finemem_jax.rl.grpo import Normaliser, ObjectiveOptions
+from finemem_jax.rl.credit_rules import CreditConfig, Rule
+from finemem_jax.rl.grpo import Normalizer, ObjectiveOptions
 from finemem_jax.rl.rewards import Sizes
 from finemem_jax.rl.rollout import RolloutOptions
 from finemem_jax.types import Constraint
@@ -25,9 +26,8 @@ class Method:
     """How scores become gradients: the credit rule, its numbers, how rewards are compared, the objective."""
 
     rule: Rule
-    settings: CreditConfig
-    variant: Variant
-    normaliser: Normaliser
+    credit: CreditConfig
+    normalizer: Normalizer
     objective: ObjectiveOptions
 
     @classmethod
@@ -56,18 +56,21 @@ class Method:
         return cls(
             rule=rule,
             # The share of likelihoods is a matter of the training step.
-            settings=CreditConfig(**{name: chosen[name] for name in CreditConfig._fields if name in chosen}),
-            variant=Variant(**{name: chosen[name] for name in Variant._fields}),
-            normaliser=Normaliser(
+            credit=CreditConfig(**{name: chosen[name] for name in _names_of(CreditConfig) if name in chosen}),
+            normalizer=Normalizer(
                 scale=config.objective.advantage_scale,
                 ddof=config.objective.advantage_ddof,
                 epsilon=config.objective.advantage_epsilon,
                 std_floor=config.objective.std_floor,
             ),
             objective=ObjectiveOptions(
-                **{field.name: getattr(config.objective, field.name) for field in dataclasses.fields(ObjectiveOptions)}
+                **{name: getattr(config.objective, name) for name in _names_of(ObjectiveOptions)}
             ),
         )
+
+
+def _names_of(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def reward_sizes(config: Config) -> Sizes:

@@ -11,7 +11,7 @@ from finemem_jax.rl.advantages import Advantages
 from finemem_jax.rl.credit_rules import RewardInputs, Rewards
 from finemem_jax.types import Answer, Chunk, Malformed, Outcome, Step, Trajectory, to_json
 
-# Parts of a step's reward that a record holds, as `rules.Rewards` names them.
+# Parts of a step's reward that a record holds, as `credit_rules.Rewards` names them.
 _STEP_REWARDS = ("total", "credit", "contribution", "chunk", "likelihood", "format", "compression", "content", "kl")
 
 Decode = Callable[[Sequence[int]], str]
@@ -22,14 +22,14 @@ def trajectory(
     at: tuple[int, int],
     inputs: RewardInputs,
     rewards: Rewards,
-    compared: Advantages,
+    advantages: Advantages,
     decode: Decode,
 ) -> dict[str, Any]:
     """One rollout with its rewards and advantages.
 
     Args:
         at: Its index (stream, rollout) in the arrays.
-        inputs, rewards, compared: Of the whole batch, float64 (see `rewards.judge`).
+        inputs, rewards, advantages: Of the whole batch, float64 (see `rewards.compute`).
         decode: Token ids to text.
     """
     steps = []
@@ -39,7 +39,7 @@ def trajectory(
         for o, operation in enumerate(written["operations"]):
             operation["credit"] = float(rewards.operation_credit[*here, o])
             operation["reward"] = float(rewards.operation_total[*here, o])
-            operation["advantage"] = float(compared.operation[*here, o])
+            operation["advantage"] = float(advantages.operation[*here, o])
         steps.append(
             {
                 "step": t,
@@ -52,7 +52,7 @@ def trajectory(
                 "policy_version": step.completion.policy_version,
                 "token_operations": list(step.token_operations),
                 "rewards": {name: float(getattr(rewards, name)[here]) for name in _STEP_REWARDS},
-                "advantage": float(compared.step[here]),
+                "advantage": float(advantages.step[here]),
             }
         )
     return {

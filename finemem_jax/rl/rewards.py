@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from finemem_jax.rl import advantages, credit_rules
+from finemem_jax.rl import advantages as advantages_lib
+from finemem_jax.rl import credit_rules
 from finemem_jax.rl.advantages import Advantages
-from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Rewards, Variant
-from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Rewards
+from finemem_jax.rl.grpo import Normalizer
 from finemem_jax.runtime import compilation
 from finemem_jax.types import MEMORY_TYPES, Action, Answer, Malformed, Trajectory
 
@@ -192,26 +193,24 @@ def _fill_probes(x, at, rollout):
         x.subset_scores[at][j] = np.resize(game.scores, x.subset_scores.shape[-1])
 
 
-def compute(
-    inputs: RewardInputs, settings: CreditConfig, variant: Variant, normaliser: Normaliser
-) -> tuple[Rewards, Advantages]:
-    """Rewards and advantages of every rollout, [S, G, T], as float64 NumPy arrays.
+def compute(inputs: RewardInputs, config: CreditConfig, normalizer: Normalizer) -> tuple[Rewards, Advantages]:
+    """Computes rewards and advantages of every rollout, [S, G, T], as float64 NumPy arrays.
 
     float64, because an advantage divides a difference of rewards by their spread: in float32 the rounding of
     rewards near 2 is a visible part of a spread of 0.001.
     """
     # On the host: these are a few thousand numbers, and not every accelerator has float64.
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        settings = CreditConfig(*(np.float64(value) for value in settings))
-        earned, channels = credit_rules.step_rewards(inputs, settings, variant)
-        compared = advantages.compare(inputs, channels, settings, variant, normaliser)
-        return jax.tree.map(np.asarray, (earned, compared))
+        config = jax.tree.map(np.float64, config)
+        rewards, terms = credit_rules.step_rewards(inputs, config)
+        advantages = advantages_lib.compute(inputs, terms, config, normalizer)
+        return jax.tree.map(np.asarray, (rewards, advantages))
 
 
 def per_token(
-    groups: Sequence[Sequence[Trajectory]], compared: Advantages, tokens: int = 1
+    groups: Sequence[Sequence[Trajectory]], advantages: Advantages, tokens: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages and factors of the unclipped term for every token of every response, float32 [S, G, T, A].
+    """Spreads advantages, and factors of the unclipped term, over the tokens of every response, float32 [S, G, T, A].
 
     Tokens of an operation have the operation's, the others their step's.
 
@@ -219,9 +218,9 @@ def per_token(
         tokens: A, unless a response is longer.
     """
     length = _size(tokens, (len(step.completion.ids) for group in groups for r in group for step in r.steps))
-    owners = np.full((*compared.step.shape, length), -1, np.int32)
+    owners = np.full((*advantages.step.shape, length), -1, np.int32)
     for s, group in enumerate(groups):
         for g, rollout in enumerate(group):
             for t, step in enumerate(rollout.steps):
                 owners[s, g, t, : len(step.token_operations)] = step.token_operations
-    return jax.tree.map(np.asarray, advantages.per_token(compared, owners))
+    return jax.tree.map(np.asarray, advantages_lib.per_token(advantages, owners))

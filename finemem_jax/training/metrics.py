@@ -16,25 +16,25 @@ from finemem_jax.sampling.sampler import SamplerStats
 from finemem_jax.types import Action, Operation, Trajectory
 
 
-def of_rewards(inputs: RewardInputs, earned: Rewards, compared: Advantages) -> dict[str, float]:
-    """What steps earned and groups differed in: means over a training step."""
+def of_rewards(inputs: RewardInputs, rewards: Rewards, advantages: Advantages) -> dict[str, float]:
+    """Averages rewards, and what they were computed from, over a training step."""
     mask = inputs.step_mask
     count = mask.sum()
     with_questions = inputs.chunk_mask.any(-1)
     asked = inputs.question_mask.any(-1)
     groups = mask[:, 0].sum()
     return {
-        "reward/total": float(earned.total.sum() / count),
-        "reward/credit": float(earned.credit.sum() / count),
-        "reward/format": float(earned.format.sum() / count),
-        "reward/compression": float(earned.compression.sum() / count),
-        "reward/content": float(earned.content.sum() / count),
-        "reward/kl": float(earned.kl.sum() / count),
+        "reward/total": float(rewards.total.sum() / count),
+        "reward/credit": float(rewards.credit.sum() / count),
+        "reward/format": float(rewards.format.sum() / count),
+        "reward/compression": float(rewards.compression.sum() / count),
+        "reward/content": float(rewards.content.sum() / count),
+        "reward/kl": float(rewards.kl.sum() / count),
         # Means over what was asked: chunks without questions, and streams without them, say nothing here.
-        "reward/chunk": float(earned.chunk[with_questions].mean()) if with_questions.any() else 0.0,
-        "reward/likelihood": float(earned.likelihood.sum() / count),
-        "reward/outcome": float(earned.outcome[asked].mean()) if asked.any() else 0.0,
-        "reward/alive_groups": float(compared.alive.sum() / groups),
+        "reward/chunk": float(rewards.chunk[with_questions].mean()) if with_questions.any() else 0.0,
+        "reward/likelihood": float(rewards.likelihood.sum() / count),
+        "reward/outcome": float(rewards.outcome[asked].mean()) if asked.any() else 0.0,
+        "reward/alive_groups": float(advantages.alive.sum() / groups),
         "data/chunks_per_stream": float(count / mask[:, :, 0].size),
         "memory/tokens": float(inputs.memory_tokens.mean()),
         "operations/valid_fraction": float(inputs.valid.sum() / max(inputs.written.sum(), 1)),

@@ -96,5 +96,5 @@ def credit_kernels(config: Config, method: Method) -> None:
         groups *= config.rollout.streams_per_step
         kl = [[[0.0]] * len(group) for group in groups] if config.credit.kl_weight else None
         inputs = rewards.to_arrays(groups, len, kl, sizes, method.rule.needs)
-        _, advantages = rewards.compute(inputs, method.settings, method.variant, method.normaliser)
+        _, advantages = rewards.compute(inputs, method.credit, method.normalizer)
         rewards.per_token(groups, advantages, sizes.tokens)

@@ -171,8 +171,8 @@ class Trainer:
         kl = _kl_of_steps(trajectories, reference) if self._config.credit.kl_weight else None
         method, count_tokens = self.method, self._components.environment.count_tokens
         inputs = rewards.to_arrays(trajectories, count_tokens, kl, self._sizes, method.rule.needs)
-        settings = method.settings._replace(likelihood_share=chunk_share(self._config, step))
-        earned, advantages = rewards.compute(inputs, settings, method.variant, method.normaliser)
+        credit = dataclasses.replace(method.credit, likelihood_share=chunk_share(self._config, step))
+        earned, advantages = rewards.compute(inputs, credit, method.normalizer)
         return StepRewards(inputs, earned, advantages, reference)
 
     def _reference_log_probs(self, trajectories: Groups) -> LogProbs:
@@ -235,7 +235,7 @@ class Trainer:
             earned.advantages.alive,
             drop_dead=self._config.objective.drop_dead_groups,
             drop_truncated=self._config.objective.drop_truncated,
-            unclipped_factors=factors if self.method.variant.type_factor_on == "unclipped" else None,
+            unclipped_factors=factors if self.method.credit.type_factor_on == "unclipped" else None,
         )
         if self._config.objective.kl_weight:
             reference = earned.reference_log_probs

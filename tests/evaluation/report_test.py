@@ -13,8 +13,8 @@ from small_trajectories import ENVIRONMENT, TOKENS, answer, answers, deleted, in
 from finemem_jax.evaluation import report, report_plots
 from finemem_jax.memory import operations
 from finemem_jax.rl import records, rewards
-from finemem_jax.rl.credit_rules import CreditConfig, Variant
-from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.rl.credit_rules import CreditConfig
+from finemem_jax.rl.grpo import Normalizer
 from finemem_jax.runtime import files
 from finemem_jax.types import (
     Action,
@@ -97,7 +97,7 @@ def rollouts(chunks=("Ana moved to Oslo.", "Rain."), content="Ana lives in Oslo.
 def recorded(group, rule="full", kl=None):
     """Records of a group, judged by a rule."""
     inputs = rewards.to_arrays([group], ENVIRONMENT.count_tokens, kl)
-    judged = rewards.compute(inputs, CreditConfig(), Variant(rule), Normaliser())
+    judged = rewards.compute(inputs, CreditConfig(rule=rule), Normalizer())
     return [records.trajectory(one, (0, i), inputs, *judged, TOKENS.decode) for i, one in enumerate(group)]
 
 

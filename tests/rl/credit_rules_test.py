@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/rules.py: every rule against a slow loop, and its laws."""
+"""Tests of finemem_jax/rl/credit_rules.py: every rule against a slow loop, and its laws."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from ragged import Asked, Evidence, Rollout
 
 from finemem_jax.config.rules import RULE_NAMES
 from finemem_jax.rl import credit_rules
-from finemem_jax.rl.credit_rules import CreditConfig, Variant
+from finemem_jax.rl.credit_rules import CreditConfig
 
 GROUP = 3
 PAPER = CreditConfig()
@@ -19,8 +19,8 @@ CREDITING = [name for name, rule in credit_rules.RULES.items() if rule.attribute
 CONSERVING = [name for name, rule in credit_rules.RULES.items() if rule.sums_to == "r_global"]
 
 
-def earned(inputs, settings=PAPER, **variant):
-    return ragged.float64(credit_rules.step_rewards, inputs, settings, Variant(**variant))[0]
+def rewards(inputs, config=PAPER, **choices):
+    return ragged.float64(credit_rules.step_rewards, inputs, dataclasses.replace(config, **choices))[0]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_step_rewards_by_hand():
         memory_tokens=20,
         stream_tokens=100,
     )
-    got = earned(ragged.padded([[rollout]]))
+    got = rewards(ragged.padded([[rollout]]))
     expected = [7 / 24 + 1 + 1 / 4 + 1 / 25, 3 / 16 + 0 + 0 + 1 / 25, 13 / 48 + 1 + 1 / 4 + 1 / 25]
     np.testing.assert_allclose(got.total[0, 0], [*expected, 0, 0], rtol=1e-12)
     np.testing.assert_allclose(got.compression[0, 0], [0.8, 0.8, 0.8, 0, 0])
@@ -63,14 +63,12 @@ def test_step_rewards_by_hand():
     assert got.operation_credit[0, 0, 3:].max() == 0
 
 
-@pytest.mark.parametrize("settings", [CreditConfig(), OTHER], ids=["paper", "other"])
+@pytest.mark.parametrize("config", [CreditConfig(), OTHER], ids=["paper", "other"])
 @pytest.mark.parametrize("rule", CREDITING)
-def test_agrees_with_a_slow_loop(groups, inputs, rule, settings):
-    got = earned(inputs, settings, rule=rule)
+def test_agrees_with_a_slow_loop(groups, inputs, rule, config):
+    got = rewards(inputs, config, rule=rule)
     used = credit_rules.RULES[rule]
-    slow = functools.partial(
-        ragged.slow_parts, rule, settings=settings, chunk=used.chunk, content="content" in used.needs
-    )
+    slow = functools.partial(ragged.slow_parts, rule, config=config, chunk=used.chunk, content="content" in used.needs)
     total, operations = np.zeros_like(got.total), np.zeros_like(got.operation_total)
     for s, group in enumerate(groups):
         for g, rollout in enumerate(group):
@@ -82,14 +80,14 @@ def test_agrees_with_a_slow_loop(groups, inputs, rule, settings):
 
 
 @pytest.mark.parametrize(
-    ("rule", "variant", "slow"),
+    ("rule", "choices", "slow"),
     [
         ("step_gain", dict(gain_transform="log"), dict(transform="log")),
         ("ablation", dict(ablation_conserves=True), dict(conserves=True)),
     ],
 )
-def test_variants_agree_with_a_slow_loop(groups, inputs, rule, variant, slow):
-    got = earned(inputs, OTHER, rule=rule, **variant).credit
+def test_variants_agree_with_a_slow_loop(groups, inputs, rule, choices, slow):
+    got = rewards(inputs, OTHER, rule=rule, **choices).credit
     for s, group in enumerate(groups):
         for g, rollout in enumerate(group):
             amounts = ragged.slow_credit(rule, rollout, OTHER, **slow)
@@ -101,7 +99,7 @@ def test_variants_agree_with_a_slow_loop(groups, inputs, rule, variant, slow):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("rule", CONSERVING)
 def test_credit_is_conserved(groups, inputs, rule, beta):
-    got = earned(inputs, CreditConfig(beta=beta), rule=rule)
+    got = rewards(inputs, CreditConfig(beta=beta), rule=rule)
     outcome = [[ragged.mean(a.score for a in r.asked) for r in group] for group in groups]
     np.testing.assert_allclose(got.credit.sum(-1), outcome, rtol=0, atol=1e-12)
     np.testing.assert_allclose(got.contribution.sum(-1), outcome, rtol=0, atol=1e-12)
@@ -109,12 +107,12 @@ def test_credit_is_conserved(groups, inputs, rule, beta):
 
 
 def test_ablation_conserves_if_asked_to(groups, inputs):
-    got = earned(inputs, CreditConfig(beta=1.0), rule="ablation", ablation_conserves=True)
+    got = rewards(inputs, CreditConfig(beta=1.0), rule="ablation", ablation_conserves=True)
     np.testing.assert_allclose(got.credit.sum(-1), got.outcome, rtol=0, atol=1e-12)
 
 
 def test_step_gain_sums_to_the_gain(groups, inputs):
-    got = earned(inputs, rule="step_gain")
+    got = rewards(inputs, rule="step_gain")
     for s, group in enumerate(groups):
         for g, rollout in enumerate(group):
             states = [rollout.empty, *(state for step in rollout.states for state in step)]
@@ -123,7 +121,7 @@ def test_step_gain_sums_to_the_gain(groups, inputs):
 
 
 def test_shapley_sums_to_what_all_players_gain(groups, inputs):
-    got = earned(inputs, CreditConfig(beta=1.0), rule="shapley")
+    got = rewards(inputs, CreditConfig(beta=1.0), rule="shapley")
     for s, group in enumerate(groups):
         for g, rollout in enumerate(group):
             expected = ragged.mean(a.coalitions[-1] - a.coalitions[0] for a in rollout.asked)
@@ -137,21 +135,21 @@ def test_shapley_of_one_item_is_the_gain_of_its_step():
     )
     rollout = Rollout(((True,), (True,)), ((), ()), (asked,), empty=(0.2,), states=(((0.2,),), ((0.9,),)))
     x = ragged.padded([[rollout]])
-    shapley = earned(x, CreditConfig(beta=1.0), rule="shapley").credit[0, 0]
+    shapley = rewards(x, CreditConfig(beta=1.0), rule="shapley").credit[0, 0]
     np.testing.assert_allclose(shapley, [0, 0.7, 0, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(earned(x, rule="step_gain").credit[0, 0], shapley, atol=1e-12)
-    np.testing.assert_allclose(earned(x, CreditConfig(beta=1.0), rule="ablation").credit[0, 0], shapley, atol=1e-12)
+    np.testing.assert_allclose(rewards(x, rule="step_gain").credit[0, 0], shapley, atol=1e-12)
+    np.testing.assert_allclose(rewards(x, CreditConfig(beta=1.0), rule="ablation").credit[0, 0], shapley, atol=1e-12)
 
 
 def test_evidence_without_beta_is_the_outcome(inputs):
-    a, b = earned(inputs, CreditConfig(beta=0.0), rule="evidence"), earned(inputs, rule="outcome")
+    a, b = rewards(inputs, CreditConfig(beta=0.0), rule="evidence"), rewards(inputs, rule="outcome")
     np.testing.assert_array_equal(a.credit, b.credit)
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["all cited", "none cited"])
 def test_cited_is_evidence_when_nothing_is_told_apart(inputs, everything):
     x = inputs._replace(cited=np.full_like(inputs.cited, everything))
-    np.testing.assert_allclose(earned(x, rule="cited").credit, earned(inputs, rule="full").credit, atol=1e-12)
+    np.testing.assert_allclose(rewards(x, rule="cited").credit, rewards(inputs, rule="full").credit, atol=1e-12)
 
 
 def test_a_harmful_delete_is_charged():
@@ -160,13 +158,13 @@ def test_a_harmful_delete_is_charged():
     asked = Asked(0.0, players=(Evidence(0, 0), Evidence(1, 0)), coalitions=(0.0, 1.0, 0.0, 0.0))
     rollout = Rollout(((True,), (True,)), ((), ()), (asked,), empty=(0.0,), states=(((1.0,),), ((0.0,),)))
     x = ragged.padded([[rollout]])
-    np.testing.assert_allclose(earned(x, CreditConfig(beta=1.0), rule="shapley").credit[0, 0, :2], [0.5, -0.5])
-    np.testing.assert_allclose(earned(x, rule="step_gain").credit[0, 0, :2], [1, -1])
+    np.testing.assert_allclose(rewards(x, CreditConfig(beta=1.0), rule="shapley").credit[0, 0, :2], [0.5, -0.5])
+    np.testing.assert_allclose(rewards(x, rule="step_gain").credit[0, 0, :2], [1, -1])
 
 
 @pytest.mark.parametrize("rule", ["full", "shapley", "hindsight"])
 def test_padding_changes_nothing(groups, inputs, rule):
-    expected, got = (earned(x, rule=rule) for x in (ragged.padded(groups), inputs))
+    expected, got = (rewards(x, rule=rule) for x in (ragged.padded(groups), inputs))
     for name, a, b in zip(credit_rules.Rewards._fields, got, expected, strict=True):
         if a.ndim > 2:
             assert not a[:, :, ragged.STEPS :].any(), name
@@ -176,9 +174,9 @@ def test_padding_changes_nothing(groups, inputs, rule):
 
 def test_float32_is_the_default_and_agrees(groups):
     x = ragged.padded([[dataclasses.replace(r, stream_tokens=400) for r in group] for group in groups])
-    got, _ = credit_rules.step_rewards(x, CreditConfig(), Variant())
+    got, _ = credit_rules.step_rewards(x, CreditConfig())
     assert {part.dtype for part in got} == {np.dtype(np.float32)}
-    expected = earned(x)
+    expected = rewards(x)
     assert {part.dtype for part in expected} == {np.dtype(np.float64)}
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
@@ -186,7 +184,7 @@ def test_float32_is_the_default_and_agrees(groups):
 
 def test_a_stream_without_questions_earns_no_credit():
     rollout = Rollout(((True,), (True,)), ((Asked(1.0),), (Asked(0.0),)), memory_tokens=10, stream_tokens=20)
-    got = earned(ragged.padded([[rollout]]))
+    got = rewards(ragged.padded([[rollout]]))
     assert not got.outcome.any() and not got.contribution.any() and not got.credit.any()
     # What is left: 1 + 1/2 * r_chunk + 1/20 * 1/2.
     np.testing.assert_allclose(got.total[0, 0, :2], [1 + 0.5 + 0.025, 1 + 0.025])
@@ -202,7 +200,7 @@ def test_unknown_rules_are_refused():
 
 
 def test_rules_differ_where_they_must(inputs):
-    credits = {name: earned(inputs, rule=name).credit for name in CREDITING}
+    credits = {name: rewards(inputs, rule=name).credit for name in CREDITING}
     same = [{"outcome", "chunk", "type_weight"}, {"evidence", "full"}]
     for a in credits:
         for b in credits:

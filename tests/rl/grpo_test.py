@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import statistics
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from finemem_jax.rl import grpo
-from finemem_jax.rl.grpo import Normaliser, ObjectiveOptions, Rows
+from finemem_jax.rl.grpo import Normalizer, ObjectiveOptions, Rows
 
 S, G, T = 5, 4, 3
 N, A = 6, 7
@@ -19,11 +20,22 @@ CLIP = dict(clip_low=0.2, clip_high=0.28)
 AGGREGATIONS = grpo.AGGREGATIONS
 
 
-def float64_advantage(rewards, step_mask, **normaliser):
-    """As `rewards.judge` calls it."""
+class Group(NamedTuple):
+    advantages: np.ndarray
+    alive: np.ndarray
+
+
+def group_advantage(rewards, step_mask, normalizer=Normalizer()):  # noqa: B008  It cannot be changed.
+    """Compares the rollouts of a stream at the same step: rewards [S, G, T], step_mask [S, T]."""
+    mask = np.broadcast_to(step_mask[:, None], rewards.shape)
+    advantages, alive = grpo.standardize(rewards, mask, 1, normalizer)
+    return Group(np.asarray(advantages), np.asarray(alive[:, 0]))
+
+
+def float64_advantage(rewards, step_mask, **normalizer):
+    """As `rewards.compute` calls it."""
     with jax.enable_x64(True):
-        group = grpo.group_advantage(np.asarray(rewards, np.float64), step_mask, Normaliser(**normaliser))
-        return jax.tree.map(np.asarray, group)
+        return group_advantage(np.asarray(rewards, np.float64), step_mask, Normalizer(**normalizer))
 
 
 def all_steps(rewards):
@@ -43,7 +55,7 @@ def rewards():
 @pytest.mark.parametrize(("epsilon", "expected"), [(0.0, [-1, 0, 1]), (1.0, [-0.5, 0, 0.5])])
 def test_advantage_by_hand(epsilon, expected):
     # Rewards 1, 2, 3: mean 2, std sqrt((1 + 0 + 1) / (3 - 1)) = 1; divided by 1 + ε. (ddof 0 would give 0.816.)
-    got = grpo.group_advantage(np.array([[[1.0], [2.0], [3.0]]]), np.array([[True]]), Normaliser(epsilon=epsilon))
+    got = group_advantage(np.array([[[1.0], [2.0], [3.0]]]), np.array([[True]]), Normalizer(epsilon=epsilon))
     np.testing.assert_allclose(got.advantages[0, :, 0], expected, rtol=1e-6)
     assert got.alive.all()
 
@@ -51,7 +63,7 @@ def test_advantage_by_hand(epsilon, expected):
 def test_steps_are_compared_apart():
     # Step 0: -1, 0, 1 as above. Step 1, ten times larger: 10 / 10, the same. Step 2: equal, so 0.
     rewards = np.array([[[1.0, 10.0, 5.0], [2.0, 20.0, 5.0], [3.0, 30.0, 5.0]]])
-    got = grpo.group_advantage(rewards, all_steps(rewards), Normaliser(epsilon=0.0))
+    got = group_advantage(rewards, all_steps(rewards), Normalizer(epsilon=0.0))
     np.testing.assert_allclose(got.advantages[0], [[-1, -1, 0], [0, 0, 0], [1, 1, 0]], atol=1e-6)
     np.testing.assert_array_equal(got.alive, [[True, True, False]])
 
@@ -83,7 +95,7 @@ def test_equal_rewards_give_exactly_zero(dtype, ulp, level):
     noise = level * ulp * np.array([0, 1, -1, 3])
     rewards = (level + noise).astype(dtype).reshape(1, G, 1)
     with jax.enable_x64(dtype == np.float64):
-        got = grpo.group_advantage(rewards, np.array([[True]]))
+        got = group_advantage(rewards, np.array([[True]]))
         assert got.advantages.dtype == dtype
         np.testing.assert_array_equal(np.asarray(got.advantages), 0)
         assert not got.alive.any()
@@ -107,7 +119,7 @@ def test_masked_steps_get_zero(rewards, garbage):
 
 
 def test_a_group_of_one_teaches_nothing():
-    got = grpo.group_advantage(np.array([[[1.0, 2.0]]]), np.array([[True, True]]))
+    got = group_advantage(np.array([[[1.0, 2.0]]]), np.array([[True, True]]))
     assert not got.advantages.any()
     assert not got.alive.any()
 
@@ -117,12 +129,12 @@ def test_a_group_of_one_teaches_nothing():
 # --------------------------------------------------------------------------------------
 
 
-def standardized(x, mask=None, weight=None, axis=-1, **normaliser):
-    """As `rewards.judge` calls it."""
+def standardized(x, mask=None, weight=None, axis=-1, **normalizer):
+    """As `rewards.compute` calls it."""
     with jax.enable_x64(True):
         x = np.asarray(x, np.float64)
         mask = np.ones(x.shape, bool) if mask is None else mask
-        return jax.tree.map(np.asarray, grpo.standardize(x, mask, axis, Normaliser(**normaliser), weight))
+        return jax.tree.map(np.asarray, grpo.standardize(x, mask, axis, Normalizer(**normalizer), weight))
 
 
 def test_standardize_by_hand():
@@ -143,7 +155,7 @@ def test_standardize_by_hand():
         (dict(epsilon=1.0), 0.5),
     ],
 )
-def test_normalisers_by_hand(settings, expected):
+def test_normalizers_by_hand(settings, expected):
     got, _ = standardized([1, 2, 3], **({"epsilon": 0.0} | settings))
     np.testing.assert_allclose(got, [-expected, 0, expected], atol=1e-12)
 
@@ -157,11 +169,11 @@ def test_weights_count_entries_as_repeats():
 
 
 @pytest.mark.parametrize(
-    "normaliser",
+    "normalizer",
     [dict(), dict(ddof=0, epsilon=0.01, std_floor=0.8), dict(scale="none")],
     ids=["paper", "careful", "no std"],
 )
-def test_standardize_agrees_with_numpy_on_random_groups(normaliser):
+def test_standardize_agrees_with_numpy_on_random_groups(normalizer):
     """1,000 batches of eight ragged groups of at most six."""
     rng = np.random.default_rng(0)
     shape = (1_000, 8, 6)
@@ -170,8 +182,8 @@ def test_standardize_agrees_with_numpy_on_random_groups(normaliser):
         rng.integers(1, 4, shape),
         rng.random(shape) < rng.random(shape[:2])[..., None],
     )
-    got, _ = standardized(np.where(mask, x, np.nan), mask, weight.astype(float), **normaliser)
-    chosen, expected = Normaliser(**normaliser), np.zeros(shape)
+    got, _ = standardized(np.where(mask, x, np.nan), mask, weight.astype(float), **normalizer)
+    chosen, expected = Normalizer(**normalizer), np.zeros(shape)
     for at in np.ndindex(shape[:2]):
         held = mask[at]
         if held.sum() > 1:

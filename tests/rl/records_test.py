@@ -7,8 +7,8 @@ import pytest
 from small_trajectories import TOKENS, deleted, inserted, item, trajectory, updated
 
 from finemem_jax.rl import records, rewards
-from finemem_jax.rl.credit_rules import CreditConfig, Variant
-from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.rl.credit_rules import CreditConfig
+from finemem_jax.rl.grpo import Normalizer
 from finemem_jax.types import (
     Action,
     Answer,
@@ -54,15 +54,15 @@ GROUP = [
 ]
 
 
-def judged(group, variant):
+def computed(group, **choices):
     inputs = rewards.to_arrays([group], lambda text: len(TOKENS.encode(text)))
-    return inputs, *rewards.compute(inputs, CreditConfig(), variant, Normaliser())
+    return inputs, *rewards.compute(inputs, CreditConfig(**choices), Normalizer())
 
 
 @pytest.fixture(scope="module")
 def both():
     """Records of both rollouts, under the paper's rule and weights."""
-    arrays = judged(GROUP, Variant("full", per_operation=True))
+    arrays = computed(GROUP, per_operation=True)
     return [records.trajectory(one, (0, i), *arrays, TOKENS.decode) for i, one in enumerate(GROUP)]
 
 
@@ -150,7 +150,7 @@ def test_what_was_replaced_is_kept():
 
 def test_verdicts_stand_beside_what_they_are_about():
     rollout = trajectory([step(OUTCOMES, (OSLO,), verdicts=(True, None, None))], rollout=0)
-    arrays = judged([rollout, rollout], Variant("mem_alpha"))
+    arrays = computed([rollout, rollout], rule="mem_alpha")
     first, unknown, malformed = records.trajectory(rollout, (0, 0), *arrays, TOKENS.decode)["steps"][0]["operations"]
     assert (first["content"], first["verdict"]) == ("Ana lives in Oslo.", True)
     assert unknown["verdict"] is malformed["verdict"] is None
@@ -184,8 +184,8 @@ def test_rewards_can_be_computed_again(both):
 
 
 def test_advantages_can_be_computed_again():
-    inputs, earned, compared = judged(GROUP, Variant("full"))
-    both = [records.trajectory(one, (0, i), inputs, earned, compared, TOKENS.decode) for i, one in enumerate(GROUP)]
+    arrays = computed(GROUP)
+    both = [records.trajectory(one, (0, i), *arrays, TOKENS.decode) for i, one in enumerate(GROUP)]
     totals = np.array([[step_["rewards"]["total"] for step_ in one["steps"]] for one in both])
     wanted = (totals - totals.mean(0)) / (totals.std(0, ddof=1) + 1e-6)
     np.testing.assert_allclose([[s["advantage"] for s in one["steps"]] for one in both], wanted, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/rewards.py: ragged trajectories to arrays, and the reward of a small case worked by hand."""
+"""Tests of finemem_jax/rl/rewards.py: ragged trajectories to arrays, and the reward of a small case worked by hand."""
 
 import dataclasses
 
@@ -8,14 +8,13 @@ import small_trajectories as small
 from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
 from finemem_jax.rl import credit_rules, rewards
-from finemem_jax.rl.credit_rules import CreditConfig, Variant
-from finemem_jax.rl.grpo import Normaliser
+from finemem_jax.rl.credit_rules import CreditConfig
+from finemem_jax.rl.grpo import Normalizer
 from finemem_jax.rl.rewards import Sizes
 from finemem_jax.types import Game, Likelihood, Probes
 
 PAPER = CreditConfig(beta=0.5, global_weight=1.0, chunk_weight=0.5, compression_weight=0.05, format_weight=1.0)
-FULL = Variant("full")
-STANDARD = Normaliser()
+STANDARD = Normalizer()
 
 LONG = ("aaaa", "bbbbbb")  # 10 characters, which `len` counts as tokens.
 # One rollout that does well and one that does nothing; and a shorter stream without questions, twice the same.
@@ -32,9 +31,9 @@ SKIPPED = trajectory([step([SKIP])], chunks=["cc"], name="short")
 GROUPS = [[GOOD_ROLLOUT, IDLE_ROLLOUT], [SKIPPED, dataclasses.replace(SKIPPED, rollout=1)]]
 
 
-def judge(groups, settings=PAPER, variant=FULL, normaliser=STANDARD, kl=None):
-    inputs = rewards.to_arrays(groups, len, kl, needs=credit_rules.rule(variant.rule).needs)
-    return rewards.compute(inputs, settings, variant, normaliser)
+def computed(groups, config=PAPER, normalizer=STANDARD, kl=None, **choices):
+    inputs = rewards.to_arrays(groups, len, kl, needs=credit_rules.rule(choices.get("rule", "full")).needs)
+    return rewards.compute(inputs, dataclasses.replace(config, **choices), normalizer)
 
 
 # --------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def test_types_and_actions_are_numbered():
     np.testing.assert_array_equal(got.chunk_type[0, 0, 0], [[3, 1]])
 
 
-def test_verdicts_of_the_content_judge():
+def test_verdicts_of_the_content_computed():
     outcomes = [inserted(), inserted(), MALFORMED]
     rollout = trajectory([step(outcomes, verdicts=(True, False, None))])
     got = rewards.to_arrays([[rollout]], len)
@@ -114,15 +113,15 @@ def test_the_chunk_reward_is_scores_and_likelihoods_in_parts(share):
         answer(0.0, likelihood=Likelihood(-2.0, True)),
     ]
     rollout = trajectory([step([inserted()], chunk)])
-    settings = PAPER._replace(likelihood_share=share, chunk_weight=0.8)
-    earned, _ = judge([[rollout, rollout]], settings)
+    config = dataclasses.replace(PAPER, likelihood_share=share, chunk_weight=0.8)
+    earned, _ = computed([[rollout, rollout]], config)
     scores, likelihoods = 0.5, (np.exp(-1) + np.exp(-2)) / 2
     np.testing.assert_allclose((earned.chunk[0, 0, 0], earned.likelihood[0, 0, 0]), (scores, likelihoods))
-    without, _ = judge([[rollout, rollout]], settings._replace(chunk_weight=0.0))
+    without, _ = computed([[rollout, rollout]], dataclasses.replace(config, chunk_weight=0.0))
     wanted = 0.8 * ((1 - share) * scores + share * likelihoods)
     np.testing.assert_allclose((earned.total - without.total)[0, 0], wanted)
     # A rule without a chunk reward takes neither.
-    earned, _ = judge([[rollout, rollout]], settings, Variant("evidence"))
+    earned, _ = computed([[rollout, rollout]], config, rule="evidence")
     np.testing.assert_allclose(earned.total, without.total)
 
 
@@ -132,7 +131,7 @@ def test_an_answer_without_a_verdict_is_left_out():
     got = rewards.to_arrays([[rollout]], len)
     np.testing.assert_array_equal(got.question_mask[0, 0], [True, False, True])
     np.testing.assert_array_equal(got.chunk_mask[0, 0], [[False, True], [False, False]])
-    earned, _ = judge([[rollout, rollout]])
+    earned, _ = computed([[rollout, rollout]])
     assert earned.outcome[0, 0] == 0.5
     np.testing.assert_array_equal(earned.chunk[0, 0], [1.0, 0.0])
 
@@ -144,7 +143,7 @@ def test_ablation_compares_like_with_like():
     rollout = trajectory(written, asked, probes=probes)
     got = rewards.to_arrays([[rollout]], len)
     np.testing.assert_array_equal(got.full[0, 0], [0.75])
-    earned, _ = judge([[rollout, rollout]], PAPER._replace(beta=1.0), Variant("ablation"))
+    earned, _ = computed([[rollout, rollout]], dataclasses.replace(PAPER, beta=1.0), rule="ablation")
     np.testing.assert_allclose(earned.credit[0, 0], [0.25])
 
 
@@ -220,11 +219,11 @@ def test_arrays_are_as_large_as_is_said_unless_more_comes():
 
 @pytest.mark.parametrize("rule", list(credit_rules.RULES))
 def test_larger_arrays_change_no_reward(rule):
-    variant = Variant(rule=rule)
+    config = dataclasses.replace(PAPER, rule=rule)
     needs = credit_rules.rule(rule).needs
     sizes = Sizes(steps=7, operations=8, chunk_questions=3, questions=5, evidence=4)
     (want, compared), (got, again) = (
-        rewards.compute(rewards.to_arrays(GROUPS, len, None, some, needs), PAPER, variant, STANDARD)
+        rewards.compute(rewards.to_arrays(GROUPS, len, None, some, needs), config, STANDARD)
         for some in (Sizes(), sizes)
     )
     steps = want.total.shape[2]
@@ -237,8 +236,8 @@ def test_rounding_up_changes_no_reward():
     inputs = rewards.to_arrays([[GOOD_ROLLOUT, crowded]], len)
     assert inputs.written.shape == (1, 2, 2, 16)
     np.testing.assert_array_equal(inputs.slot[0, 0, 0], [0, 1, 16])
-    alone, _ = judge([[GOOD_ROLLOUT, IDLE_ROLLOUT]])
-    beside, _ = rewards.compute(inputs, PAPER, FULL, STANDARD)
+    alone, _ = computed([[GOOD_ROLLOUT, IDLE_ROLLOUT]])
+    beside, _ = rewards.compute(inputs, PAPER, STANDARD)
     np.testing.assert_allclose(beside.total[0, 0], alone.total[0, 0], rtol=1e-12)
 
 
@@ -255,7 +254,7 @@ def test_judge_by_hand():
     # r_fmt = 1/2, 1.  r_chunk = 1/2, 0.  r_comp = 1 - 3/10 = 7/10.
     # r_0 = 5/12 + 1/2 + 1/4 + 7/200 = 721/600,  r_1 = 1/3 + 1 + 0 + 7/200 = 821/600.
     # Rollout 1 wrote nothing: r = 0.05 · 1. Stream 1 skipped: r = 1 + 0.05.
-    earned, compared = judge(GROUPS)
+    earned, compared = computed(GROUPS)
     close = dict(rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(earned.outcome, [[3 / 4, 0], [0, 0]], **close)
     np.testing.assert_allclose(earned.contribution[0], [[11 / 24, 7 / 24], [0, 0]], **close)
@@ -277,7 +276,7 @@ def test_operations_by_hand():
     #   Credit: 1/12 + 1/16 = 7/48 for the two that wrote evidence, 1/16 for the malformed; 1/12 + 1/4 in step 1.
     # In r_0, operation 0 has 1/12, half of the 1/2 that the chunk's question gave, and 1/4 of r_fmt: 7/12; operation 1
     # has 1/12 + 1/4 = 1/3; the step has 1/4 + 7/200 = 57/200. Were all four like one of them: 4 · 7/12 + 57/200, …
-    earned, _ = judge(GROUPS)
+    earned, _ = computed(GROUPS)
     close = dict(rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(earned.operation_credit[0, 0], [[7 / 48, 7 / 48, 1 / 16, 1 / 16], [1 / 3, 0, 0, 0]])
     whole = 57 / 200
@@ -287,7 +286,7 @@ def test_operations_by_hand():
 
 
 def test_judge_is_float64_on_the_host():
-    earned, compared = judge(GROUPS)
+    earned, compared = computed(GROUPS)
     for array in (*earned, compared.step, compared.operation, compared.unclipped_factor):
         assert isinstance(array, np.ndarray)
         assert array.dtype == np.float64
@@ -296,7 +295,7 @@ def test_judge_is_float64_on_the_host():
 @pytest.mark.parametrize("part", ["credit", "chunk", "compression", "format"])
 def test_a_weight_of_zero_takes_its_part_out(part):
     weight = "global_weight" if part == "credit" else f"{part}_weight"
-    earned, _ = judge(GROUPS, PAPER._replace(**{weight: 0.0}))
+    earned, _ = computed(GROUPS, dataclasses.replace(PAPER, **{weight: 0.0}))
     parts = {
         "credit": earned.credit,
         "chunk": 0.5 * earned.chunk,
@@ -310,8 +309,8 @@ def test_a_weight_of_zero_takes_its_part_out(part):
 
 def test_divergence_is_subtracted():
     kl = [[[0.5, -0.25], [1.0, 2.0]], [[3.0], [4.0]]]
-    without, _ = judge(GROUPS, kl=kl)
-    with_it, _ = judge(GROUPS, PAPER._replace(kl_weight=0.1), kl=kl)
+    without, _ = computed(GROUPS, kl=kl)
+    with_it, _ = computed(GROUPS, dataclasses.replace(PAPER, kl_weight=0.1), kl=kl)
     np.testing.assert_array_equal(with_it.kl, [[[0.5, -0.25], [1.0, 2.0]], [[3.0, 0.0], [4.0, 0.0]]])
     np.testing.assert_allclose(with_it.total, without.total - 0.1 * with_it.kl, rtol=1e-12)
 
@@ -320,13 +319,13 @@ def test_a_blank_stream_does_not_divide_by_zero():
     blank = trajectory([step([SKIP])], chunks=[""], name="blank")
     inputs = rewards.to_arrays([[blank, blank]], len)
     assert inputs.stream_tokens.tolist() == [[1, 1]]
-    earned, _ = rewards.compute(inputs, PAPER, FULL, STANDARD)
+    earned, _ = rewards.compute(inputs, PAPER, STANDARD)
     assert np.isfinite(earned.total).all()
 
 
 def test_swapping_rollouts_swaps_their_rewards():
-    one, one_compared = judge(GROUPS)
-    other, other_compared = judge([group[::-1] for group in GROUPS])
+    one, one_compared = computed(GROUPS)
+    other, other_compared = computed([group[::-1] for group in GROUPS])
     np.testing.assert_array_equal(one.total, other.total[:, ::-1])
     np.testing.assert_array_equal(one_compared.step, other_compared.step[:, ::-1])
 
@@ -337,7 +336,7 @@ def test_shapley_credits_the_players_of_each_game():
     games = (Game(((0, 1), (1, 0)), (0.0, 0.25, 0.5, 1.0)), Game(((1, 1),), (0.0, 1.0)))
     steps = [step([inserted(), inserted()]), step([inserted(), inserted()])]
     rollout = trajectory(steps, answers(1.0, 1.0), probes=Probes(games=games))
-    earned, _ = judge([[rollout, rollout]], variant=Variant("shapley"))
+    earned, _ = computed([[rollout, rollout]], "shapley")
     np.testing.assert_allclose(earned.credit[0, 0], [11 / 32, 21 / 32], rtol=1e-12)
     # Of 1/4 for the step as a whole, each of its two operations has half.
     operation = np.array([[0, 3 / 32], [5 / 32, 1 / 4]]) + 1 / 8
@@ -348,7 +347,7 @@ def test_step_gain_credits_each_change_of_the_memory():
     steps = [step([inserted(), deleted(item())]), step([inserted()])]
     probes = Probes(empty=(0.0,), states=(((1.0,), (0.25,)), ((0.5,),)))
     rollout = trajectory(steps, answers(0.5), probes=probes)
-    earned, _ = judge([[rollout, rollout]], variant=Variant("step_gain"))
+    earned, _ = computed([[rollout, rollout]], "step_gain")
     np.testing.assert_allclose(earned.operation_credit[0, 0], [[1.0, -0.75], [0.25, 0.0]], rtol=1e-12)
 
 
@@ -373,8 +372,8 @@ WROTE_ONE = trajectory([step([inserted()], response="ab", token_operations=(0, 0
 )
 def test_tokens_carry_the_advantage_of_their_operation(per_operation, first, second):
     groups = [[WROTE_TWO, WROTE_ONE]]
-    variant = Variant("outcome", per_operation=per_operation)
-    _, compared = judge(groups, ONLY_FORMAT, variant, Normaliser(scale="none"))
+    plain = Normalizer(scale="none")
+    _, compared = computed(groups, ONLY_FORMAT, plain, rule="outcome", per_operation=per_operation)
     advantages, factors = rewards.per_token(groups, compared)
     assert advantages.shape == factors.shape == (1, 2, 1, 5)
     np.testing.assert_allclose(advantages[0, 0, 0], first, rtol=1e-6)
@@ -396,15 +395,14 @@ def test_tokens_carry_the_factor_of_their_operation():
         ]
     )
     groups = [[first, dataclasses.replace(WROTE_ONE, stream=first.stream)]]
-    variant = Variant("type_weight", type_factor_on="unclipped", per_operation=True)
-    _, compared = judge(groups, variant=variant)
+    _, compared = computed(groups, rule="type_weight", type_factor_on="unclipped", per_operation=True)
     _, factors = rewards.per_token(groups, compared)
     np.testing.assert_array_equal(factors[0, 0, 0], [4, 1, 1, 1])
     np.testing.assert_array_equal(factors[0, 1, 0], [1, 1, 1, 1])
 
 
 def test_spread_is_what_training_takes():
-    _, compared = judge(GROUPS)
+    _, compared = computed(GROUPS)
     advantages, factors = rewards.per_token(GROUPS, compared)
     assert advantages.shape[:3] == compared.step.shape
     # No token belongs to an operation here, so each has its step's.
@@ -419,7 +417,7 @@ def test_no_rule_needs_global_questions(rule):
         trajectory([step([written]), step([inserted()])], rollout=i, chunks=LONG)
         for i, written in enumerate((MALFORMED, inserted()))
     ]
-    earned, compared = judge([rollouts], variant=Variant(rule=rule))
+    earned, compared = computed([rollouts], rule=rule)
     # r_global is 0; only Memory-R2's penalty for bloat needs no question.
     assert not earned.credit.any() or rule in ("persession", "cumulative")
     assert np.isfinite(compared.step).all()

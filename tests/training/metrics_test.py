@@ -11,9 +11,9 @@ import small_trajectories as small
 from small_trajectories import answer, answers, trajectory
 
 from finemem_jax.rl import rewards
-from finemem_jax.rl.advantages import Normaliser
+from finemem_jax.rl.advantages import Normalizer
 from finemem_jax.rl.batching import Group
-from finemem_jax.rl.credit_rules import CreditConfig, Variant
+from finemem_jax.rl.credit_rules import CreditConfig
 from finemem_jax.runtime import compilation
 from finemem_jax.sampling.sampler import SamplerStats
 from finemem_jax.training import metrics
@@ -34,7 +34,7 @@ from finemem_jax.types import (
 
 
 def of_rewards(inputs):
-    return metrics.of_rewards(inputs, *rewards.compute(inputs, CreditConfig(), Variant(), Normaliser()))
+    return metrics.of_rewards(inputs, *rewards.compute(inputs, CreditConfig(), Normalizer()))
 
 
 def step(outcomes, num_ids=3, finish_reason="stop", log_prob=-1.0):
