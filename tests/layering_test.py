@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 ROOMS = (
     ("types", "config"),
     ("models",),
-    ("memory", "runtime"),
+    ("runtime",),
+    ("memory",),
     ("input_pipeline", "sampling", "weights"),
     ("clients", "testing"),
     ("reading",),
@@ -121,7 +122,7 @@ def test_the_equations_import_only_jax(name):
     ("file", "source", "wrong"),
     [
         ("memory/store.py", "from finemem_jax import types\nfrom finemem_jax.config import default", []),
-        ("memory/store.py", "from finemem_jax.runtime import files", ["memory.store -> runtime.files"]),
+        ("runtime/files.py", "from finemem_jax.memory import store", ["runtime.files -> memory.store"]),
         ("memory/store.py", "def later():\n    import finemem_jax.rl.grpo", ["memory.store -> rl.grpo"]),
         ("memory/store.py", "from finemem_jax.models.decoder import Params", []),
         ("models/decoder.py", "from finemem_jax.memory.store import Store", ["models.decoder -> memory.store"]),

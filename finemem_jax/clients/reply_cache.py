@@ -11,20 +11,20 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import sqlite3
-import threading
 import time
 from collections.abc import Mapping
 
+from finemem_jax.runtime.database import Database
 from finemem_jax.runtime.workers import Worker
 from finemem_jax.types import Chat
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, text BLOB NOT NULL, used REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS by_use ON replies (used);
+SELECT key, text, used FROM replies LIMIT 1;
 """
-# How long one process waits for another that is writing (s).
-_PATIENCE = 60.0
+# What a crash of the machine takes are the last replies only; a crash of the process takes none.
+_PRAGMAS = ("synchronous=NORMAL",)
 # A file that has reached its limit is emptied to this part of it, so that this is not done for every reply.
 _KEPT = 0.9
 # Uses are noted so many at a time: a write for every read would make reading slow.
@@ -49,27 +49,13 @@ class ReplyCache:
         Raises:
             ValueError: there is something else under that name, or it cannot be written.
         """
-        self._path, self._max_bytes = path, max_bytes
+        self._max_bytes = max_bytes
         self._used: set[bytes] = set()
-        self._lock = threading.RLock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise ValueError(f"{path} cannot be opened for answers ({error}); name another file.") from error
-        try:
-            self._file.execute("PRAGMA journal_mode = WAL")
-            # What a crash of the machine takes are the last replies only; a crash of the process takes none.
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.executescript(_SCHEMA)
-            self._file.execute("SELECT key, text, used FROM replies LIMIT 1").fetchone()
-        except sqlite3.Error as error:
-            self._file.close()
-            raise ValueError(f"{path} is no file of answers ({error}); move it away, or name another.") from error
+        self._file = Database(path, _SCHEMA, holds="replies", pragmas=_PRAGMAS)
 
     def get(self, key: bytes) -> str | None:
         """The reply under a key, if there is one."""
-        with self._lock:
+        with self._file.lock:
             found = self._file.execute("SELECT text FROM replies WHERE key = ?", (key,)).fetchone()
             if found is None:
                 return None
@@ -86,45 +72,26 @@ class ReplyCache:
         """
         now = time.time()
         rows = [(key, text.encode("utf-8", "surrogatepass"), now) for key, text in replies.items()]
-        with self._writing():
+        with self._file.transaction():
             self._file.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
             if self._bytes() > self._max_bytes:
                 self._make_room()
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._file.lock:
             return self._file.execute("SELECT count(*) FROM replies").fetchone()[0]
 
     def close(self) -> None:
         """Notes what was used, and closes the file."""
-        with self._lock:
+        with self._file.lock:
             # Only uses may be lost here, which say what to forget first.
             with contextlib.suppress(OSError):
                 self._note_uses()
             self._file.close()
 
-    @contextlib.contextmanager
-    def _writing(self):
-        """All of it is written, or nothing."""
-        with self._lock:
-            try:
-                self._file.execute("BEGIN IMMEDIATE")
-                try:
-                    yield
-                except BaseException:
-                    if self._file.in_transaction:  # A full disk has ended it already.
-                        self._file.execute("ROLLBACK")
-                    raise
-                self._file.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise OSError(
-                    f"{self._path} cannot be written ({error}); free some space, or name another file of answers. "
-                    "Then the same command goes on."
-                ) from error
-
     def _note_uses(self):
         used, self._used = self._used, set()
-        with self._writing():
+        with self._file.transaction():
             self._file.executemany("UPDATE replies SET used = ? WHERE key = ?", [(time.time(), key) for key in used])
 
     def _bytes(self):

@@ -1,14 +1,12 @@
-"""Memories on file, in SQLite: what was saved survives a kill, half of it is never seen, and no update is lost."""
+"""Saves memories by name in a SQLite file: a kill loses nothing that was saved, and no update is lost."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
-import sqlite3
-import threading
 from typing import Any, NamedTuple
 
+from finemem_jax.runtime.database import Database
 from finemem_jax.types import Memory, MemoryItem
 
 # Versions count all that was ever saved in the file: no number comes twice, not even after its memory was removed.
@@ -20,7 +18,10 @@ CREATE TABLE IF NOT EXISTS items (
 );
 CREATE TABLE IF NOT EXISTS versions (version INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
 """
-_BUSY_SECONDS = 30.0
+_PRAGMAS = (
+    "synchronous=FULL",  # A power cut loses nothing that was saved.
+    "secure_delete=ON",  # What is forgotten is overwritten, not only marked as free.
+)
 # As a path: memories that are gone when the store is closed.
 IN_PROCESS = pathlib.Path(":memory:")
 
@@ -51,28 +52,17 @@ class Store:
         Raises:
             ValueError: it is none of ours, or cannot be written.
         """
-        self._path = path
-        self._lock = threading.RLock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute("PRAGMA synchronous=FULL")  # A power cut loses nothing that was saved.
-            self._file.execute("PRAGMA secure_delete=ON")  # What is forgotten is overwritten, not only marked as free.
-            self._file.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
-            raise ValueError(f"{path} cannot be used as a file of memories ({error}); name another one.") from error
+        self._file = Database(path, _TABLES, holds="memories", pragmas=_PRAGMAS)
 
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Closes the file."""
-        with self._lock:
-            self._file.close()
+        self._file.close()
 
     def load(self, name: str) -> tuple[Memory, dict[str, Any]]:
         """Returns a memory and the state saved with it; the empty memory and {} for an unknown name."""
@@ -81,7 +71,7 @@ class Store:
 
     def read(self, name: str) -> Saved:
         """Returns what is saved under a name, all of one moment; the empty memory for an unknown one."""
-        with self._transaction("BEGIN"):
+        with self._file.transaction("BEGIN"):
             found = self._file.execute("SELECT next_id, state FROM memories WHERE name = ?", (name,)).fetchone()
             rows, version = self._rows(name), self._version(name)
         if found is None:
@@ -90,12 +80,12 @@ class Store:
 
     def version(self, name: str) -> int:
         """The version of what is saved under a name; 0 if nothing is."""
-        with self._transaction("BEGIN"):
+        with self._file.transaction("BEGIN"):
             return self._version(name)
 
     def names(self) -> list[str]:
         """All names that a memory is saved under, in order."""
-        with self._transaction("BEGIN"):
+        with self._file.transaction("BEGIN"):
             return [name for (name,) in self._file.execute("SELECT name FROM memories ORDER BY name")]
 
     def save(self, name: str, memory: Memory, state: dict[str, Any], version: int | None = None) -> int:
@@ -112,7 +102,7 @@ class Store:
             OSError: it cannot be written; the message names the file.
         """
         # Once looked at, the file must stay as it is: whoever wants to write waits from here on.
-        with self._transaction("BEGIN IMMEDIATE"):
+        with self._file.transaction():
             self._check(name, version)
             held = {row[0]: row for row in self._rows(name)}
             now = {
@@ -135,41 +125,22 @@ class Store:
         Args, Raises:
             As of `save`.
         """
-        with self._transaction("BEGIN IMMEDIATE"):
+        with self._file.transaction():
             self._check(name, version)
             for table in ("items", "memories", "versions"):
                 self._file.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
 
-    def _rows(self, name):
+    def _rows(self, name: str) -> list[tuple[Any, ...]]:
         return self._file.execute(
             "SELECT item_id, text, source_step, source_operation, memory_type FROM items WHERE name = ? "
             "ORDER BY item_id",
             (name,),
         ).fetchall()
 
-    def _version(self, name):
+    def _version(self, name: str) -> int:
         found = self._file.execute("SELECT version FROM versions WHERE name = ?", (name,)).fetchone()
         return found[0] if found else 0
 
-    def _check(self, name, version):
+    def _check(self, name: str, version: int | None) -> None:
         if version is not None and version != self._version(name):
             raise Conflict(f"The memory {name!r} is no longer version {version}; read it again.")
-
-    @contextlib.contextmanager
-    def _transaction(self, begin):
-        """What is read is of one moment; what is written is written whole, or not at all."""
-        with self._lock:
-            try:
-                self._file.execute(begin)
-                try:
-                    yield
-                    self._file.execute("COMMIT")
-                except BaseException:
-                    if self._file.in_transaction:  # A full disk has ended it already.
-                        self._file.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise OSError(
-                    f"{self._path} cannot be read or written ({error}); see that the disk has room and nobody holds "
-                    "the file, then try again."
-                ) from error
