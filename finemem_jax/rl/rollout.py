@@ -1,4 +1,8 @@
-"""Rollouts: the manager through whole streams, and every question answered. Plain Python around two workers."""
+"""Runs the manager through whole streams, and has every question answered from the memories that it writes.
+
+Plain Python around two workers, the manager and the reader: `_Manager` observes, samples and applies, chunk by chunk;
+`_Questions` retrieves evidence and asks readers and judges. Neither waits for the other.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
@@ -21,9 +25,11 @@ from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
 from finemem_jax.types import (
     Action,
+    Answer,
     Completion,
     Constraint,
     Memory,
+    MemoryItem,
     Operation,
     Probes,
     Question,
@@ -51,17 +57,30 @@ class RolloutOptions:
     top_k: int
     global_question_fraction: float
     global_question_threshold: int
-    needs: frozenset[str] = frozenset()  # What the credit rule must have measured (`rules.Rule.needs`).
+    needs: frozenset[str] = frozenset()  # What the credit rule must have measured (`credit_rules.Rule.needs`).
     keep_prompts: bool = True  # Whether steps hold their prompts, which training needs, and nobody else.
     view_top_k: int = 32  # Items found for the manager's view of the memory, where it is searched.
     cited_by: str = "reader"  # Who says which evidence an answer rests on, where the rule needs it.
-    draw_top_k: int = 0  # Which tokens the manager may draw (`drawing.Sampling`); `top_k` is of retrieval.
+    draw_top_k: int = 0  # Which tokens the manager may sample (`SamplingParams`); `top_k` is of retrieval.
     draw_top_p: float = 1.0
     constraint: Constraint | None = None  # What the manager's responses must keep to.
     chunk_answers: bool = True  # Whether answers to the chunks' own questions are generated, ...
     chunk_likelihoods: bool = False  # ... and whether the likelihoods of their gold answers are computed.
     final_likelihoods: bool = False  # The same for the global questions, whose answers are always generated.
     probe_likelihoods: bool = False  # Whether probes are likelihoods, and not scores of generated answers.
+
+    def request(self, prompt: EncodedChat, key: tuple[int, int]) -> Request:
+        """Returns the request to the manager for one prompt."""
+        return Request(
+            prompt.ids,
+            prompt.cuts,
+            self.max_new_tokens,
+            self.temperature,
+            key,
+            self.draw_top_k,
+            self.draw_top_p,
+            self.constraint,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,22 +132,21 @@ def run(
         for asked in [_global_questions(stream, options, key)]
         for rollout in range(options.group_size)
     ]
-    writing = _Writing(options, players, key)
-    questions = _Asking(options, players)
+    manager, questions = _Manager(options, players, key), _Questions(options, players)
     try:
         for state in states:
-            writing.go_on(state)
-        while writing.states:
-            moved = writing.collect()
-            questions.ask(moved)
-            for state in moved:
-                if not state.written:
-                    writing.go_on(state)
+            manager.submit(state)
+        while manager.busy:
+            stepped = manager.collect()
+            questions.ask(stepped)
+            for state in stepped:
+                if not state.is_written:
+                    manager.submit(state)
             # What servers have answered meanwhile may be what judges are to be asked about.
             questions.collect(wait=False)
         questions.finish()
     except BaseException:
-        writing.cancel()
+        manager.cancel()
         questions.cancel()
         raise
     trajectories = [state.finish() for state in states]
@@ -142,7 +160,10 @@ class RolloutState:
     Attributes:
         number: Of its stream in this call; streams of several sources may have one id.
         asked: The global questions, put to it once all is written.
-        index: One for the whole state: from step to step, only few items change.
+        index: One for the whole rollout: from step to step, only few items change.
+        memory: M_t of the last step.
+        verdicts, chunk_answers: Of each step; filled in as judges and readers get to it.
+        answers: To `asked`, once all is written.
     """
 
     number: int
@@ -158,11 +179,17 @@ class RolloutState:
     probes: Probes = dataclasses.field(default_factory=Probes)
 
     @property
-    def written(self) -> bool:
-        """Whether it has come to the end of its stream."""
+    def is_written(self) -> bool:
+        """Whether the manager has come to the end of the stream."""
         return len(self.steps) == len(self.stream.chunks)
 
+    def search(self, text: str, k: int) -> tuple[MemoryItem, ...]:
+        """Finds the K items of the memory, as it is now, that are most like a text."""
+        self.index.update(self.memory.items)
+        return self.index.retrieve(text, k)
+
     def finish(self) -> Trajectory:
+        """Returns the trajectory; all that was asked must have been answered."""
         steps = tuple(
             dataclasses.replace(step, answers=_finished(pending), verdicts=tuple(verdicts))
             for step, pending, verdicts in zip(self.steps, self.chunk_answers, self.verdicts, strict=True)
@@ -170,71 +197,65 @@ class RolloutState:
         return Trajectory(self.stream, self.rollout, steps, _finished(self.answers), self.probes)
 
 
-def _finished(pending):
+def _finished(pending: Sequence[PendingAnswer]) -> tuple[Answer, ...]:
     return tuple(one.finish() for one in pending)
 
 
-class _Writing:
-    """The manager at work: observe, write, apply."""
+class _Manager:
+    """Runs the manager: observe, sample, apply."""
 
     def __init__(self, options: RolloutOptions, players: Players, key: Sequence[int | str]):
         policy = players.policy
         self._options, self._environment, self._key = options, players.environment, key
         self._policy: Policy = workers.Batched(policy) if callable(policy) else policy
-        self.states: dict[int, tuple[RolloutState, EncodedChat]] = {}
-        # Rollouts of a group often hold equal memories (at t = 0, all of them): their prompt is the same object. By
-        # stream and step, until the whole group is past it.
+        # What has been submitted, by request id.
+        self._waiting: dict[int, tuple[RolloutState, EncodedChat]] = {}
+        # Rollouts of a group often hold equal memories (at t = 0, all of them): they share one prompt object. By stream
+        # and step, until the whole group is past it.
         self._prompts: dict[tuple[int, int], dict[Memory, EncodedChat]] = collections.defaultdict(dict)
         self._past: collections.Counter[tuple[int, int]] = collections.Counter()
 
-    def go_on(self, state):
-        """Asks the manager for the state's next step."""
+    @property
+    def busy(self) -> bool:
+        """Whether responses are still to come."""
+        return bool(self._waiting)
+
+    def submit(self, state: RolloutState) -> None:
+        """Asks the manager for a rollout's next step."""
         t = len(state.steps)
         prompts = self._prompts[state.number, t]
         if state.memory not in prompts:
-            search = functools.partial(self._search, state)
+            search = functools.partial(state.search, k=self._options.view_top_k)
             prompts[state.memory] = self._environment.observe(state.stream.chunks[t], state.memory, search)
-        chat, options = prompts[state.memory], self._options
-        request = Request(
-            chat.ids,
-            chat.cuts,
-            options.max_new_tokens,
-            options.temperature,
-            random_key(*self._key, state.stream.stream_id, state.rollout, t),
-            options.draw_top_k,
-            options.draw_top_p,
-            options.constraint,
-        )
-        self.states[self._policy.submit(request)] = state, chat
+        prompt = prompts[state.memory]
+        key = random_key(*self._key, state.stream.stream_id, state.rollout, t)
+        self._waiting[self._policy.submit(self._options.request(prompt, key))] = state, prompt
 
-    def _search(self, state, text):
-        state.index.update(state.memory.items)
-        return state.index.retrieve(text, self._options.view_top_k)
-
-    def collect(self):
-        """Applies what the manager has written, and returns whose steps these are."""
-        moved = []
+    def collect(self) -> list[RolloutState]:
+        """Applies the responses that are there, and returns the rollouts that have made a step."""
+        stepped = []
         for request_id, completion in self._policy.collect():
-            state, chat = self.states.pop(request_id)
+            state, prompt = self._waiting.pop(request_id)
             if isinstance(completion, Refusal):
                 raise ValueError(completion.reason)
             t = len(state.steps)
             state.memory, outcomes, owners = self._environment.act(state.memory, completion.ids, t)
-            prompt = (chat.ids, chat.cuts) if self._options.keep_prompts else ((), ())
-            state.steps.append(Step(*prompt, completion, outcomes, state.memory, token_operations=owners))
+            ids, cuts = (prompt.ids, prompt.cuts) if self._options.keep_prompts else ((), ())
+            state.steps.append(Step(ids, cuts, completion, outcomes, state.memory, token_operations=owners))
             self._past[state.number, t] += 1
             if self._past[state.number, t] == self._options.group_size:
                 self._prompts.pop((state.number, t))
-            moved.append(state)
-        return moved
+            stepped.append(state)
+        return stepped
 
-    def cancel(self):
-        for request_id in self.states:
+    def cancel(self) -> None:
+        """Gives up all responses that are still to come."""
+        for request_id in self._waiting:
             self._policy.cancel(request_id)
 
 
-class _Asking:
-    """Readers and judges at work: evidence for every question, then its answer and score."""
+class _Questions:
+    """Has questions answered and scored: retrieves evidence for each, and asks readers and judges."""
 
     def __init__(self, options: RolloutOptions, players: Players):
         self._options, self._embed = options, players.embed
@@ -242,61 +263,63 @@ class _Asking:
         self._answers = QuestionAnswering(players.reader, players.answer_judge, players.likelihood_scorer, cited_by)
         self._judge = Pending(players.content_judge)
         self._pending = (*self._answers.pending, self._judge)
-        self._probed, self._plans = probes.Asked(), []
+        # The questions that a credit rule asks beyond the ones that are scored: each once, whatever rollouts ask it.
+        self._asked = probes.Asked()
         self._probes: list[PendingAnswer] = []
+        self._plans: list[tuple[RolloutState, probes.Plan]] = []
 
-    def ask(self, states):
-        """Asks all that is to be asked after the states' last step."""
+    def ask(self, states: Sequence[RolloutState]) -> None:
+        """Asks all that is to be asked after the last step of some rollouts."""
         if self._embed is not None:
             # In one call, which is all an embedder needs to be fast; it remembers, and the indexes ask it again.
             self._embed(sorted({text for state in states for text in _texts(state)}))
         options = self._options
         for state in states:
             state.verdicts.append(self._judge_content(state.steps[-1]))
-            chunk = state.stream.chunks[len(state.steps) - 1]
-            pending = self._drafts(state, chunk.questions)
+            pending = self._with_evidence(state, state.stream.chunks[len(state.steps) - 1].questions)
             state.chunk_answers.append(pending)
             self._answers.put(pending, options.chunk_answers, options.chunk_likelihoods)
-            if state.written:
-                state.answers = self._drafts(state, state.asked)
+            if state.is_written:
+                state.answers = self._with_evidence(state, state.asked)
                 self._answers.put(state.answers, True, options.final_likelihoods)
                 self._plans.append((state, self._probe(state)))
 
-    def _drafts(self, state, questions):
+    def _with_evidence(self, state: RolloutState, questions: Sequence[Question]) -> list[PendingAnswer]:
         if questions:
             state.index.update(state.memory.items)
         return [
             PendingAnswer(question, state.index.retrieve(question.text, self._options.top_k)) for question in questions
         ]
 
-    def _judge_content(self, step):
+    def _judge_content(self, step: Step) -> list[bool | None]:
         """Asks for a verdict on every INSERT and UPDATE that is well-formed; returns where the verdicts will be."""
         if "content" not in self._options.needs:
             return []
         assert self._judge.has_worker, "the rule needs a content judge"
-        verdicts = [None] * len(step.outcomes)
+        verdicts: list[bool | None] = [None] * len(step.outcomes)
         for place, outcome in enumerate(step.outcomes):
             if isinstance(outcome.operation, Operation) and outcome.operation.action in (Action.INSERT, Action.UPDATE):
                 self._judge.submit(outcome.operation, functools.partial(verdicts.__setitem__, place))
         return verdicts
 
-    def _probe(self, state):
-        options, known = self._options, len(self._probed.pairs)
+    def _probe(self, state: RolloutState) -> probes.Plan:
+        """Asks the further questions of the credit rule, of which other rollouts may have asked some already."""
+        options, known = self._options, len(self._asked.pairs)
         final = [(one.question, one.items) for one in state.answers]
         plan = probes.plan(
-            options.needs, state.steps, final, state.index, options.top_k, self._probed, options.probe_likelihoods
+            options.needs, state.steps, final, state.index, options.top_k, self._asked, options.probe_likelihoods
         )
-        pending = [PendingAnswer(*pair) for pair in self._probed.pairs[known:]]
+        pending = [PendingAnswer(*pair) for pair in self._asked.pairs[known:]]
         self._probes += pending
         self._answers.put(pending, not options.probe_likelihoods, options.probe_likelihoods)
         return plan
 
-    def collect(self, wait):
+    def collect(self, wait: bool) -> None:
         """Takes in what has been answered; see `qa.collect`."""
         qa.collect(self._pending, wait)
 
-    def finish(self):
-        """Waits for all answers, and fills them in."""
+    def finish(self) -> None:
+        """Waits for all answers, and fills in what they say of the probes."""
         qa.finish(self._pending)
         if self._options.probe_likelihoods:
             scores = [one.likelihood.value if one.likelihood else None for one in self._probes]
@@ -308,12 +331,13 @@ class _Asking:
                 # Half of what a rule needs to know of a question is no use to it.
                 state.answers[number].score = None
 
-    def cancel(self):
+    def cancel(self) -> None:
+        """Gives up all answers that are still to come."""
         qa.cancel(self._pending)
 
 
-def _global_questions(stream, options, key):
-    """The global questions asked this time: a draw for streams with many, the same for all their rollouts."""
+def _global_questions(stream: Stream, options: RolloutOptions, key: Sequence[int | str]) -> tuple[Question, ...]:
+    """Chooses the global questions to ask: a random part where there are many, the same for a stream's rollouts."""
     count = len(stream.questions)
     if count <= options.global_question_threshold:
         return stream.questions
@@ -322,9 +346,9 @@ def _global_questions(stream, options, key):
     return tuple(stream.questions[i] for i in kept)
 
 
-def _texts(state):
-    """What retrieval is about to compare."""
+def _texts(state: RolloutState) -> Iterator[str]:
+    """Lists what retrieval is about to compare after a rollout's last step."""
     yield from (question.text for question in state.stream.chunks[len(state.steps) - 1].questions)
     yield from (item.text for item in state.memory.items)
-    if state.written:
+    if state.is_written:
         yield from (question.text for question in state.asked)

@@ -27,7 +27,7 @@ from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.runtime import files, workers
 from finemem_jax.serving import load as load_lib
 from finemem_jax.serving.scheduler import Calls, Work
-from finemem_jax.types import Chunk, Memory, MemoryItem, Outcome, Refusal, Request, Stream, random_key, to_json
+from finemem_jax.types import Chunk, Memory, MemoryItem, Outcome, Refusal, Stream, random_key, to_json
 
 _COPY_FORMAT = 1
 _LONGEST_NAME = 256
@@ -307,11 +307,8 @@ class MemoryAgent:
             return held.find(text, options.view_top_k)
 
         options, t = self._options, held.saved.state.get("step", 0)
-        chat = self._environment.observe(chunk, held.saved.memory, search)
-        return Request(
-            chat.ids, chat.cuts, options.max_new_tokens, options.temperature, random_key(self._seed, "agent", user, t),
-            options.draw_top_k, options.draw_top_p, options.constraint,
-        )  # fmt: skip
+        prompt = self._environment.observe(chunk, held.saved.memory, search)
+        return options.request(prompt, random_key(self._seed, "agent", user, t))
 
     def _write(self, user, completion, held):
         """Applies a response to the memory that it was written for, and saves that; raises Conflict if it changed."""

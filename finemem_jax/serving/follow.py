@@ -18,7 +18,7 @@ from finemem_jax.rl.method import rollout_options
 from finemem_jax.rl.rollout import RolloutOptions
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.display import Display
-from finemem_jax.types import Chunk, Memory, Refusal, Request, Stream, random_key
+from finemem_jax.types import Chunk, Memory, Refusal, Stream, random_key
 
 FILE = "memory.sqlite"
 # How often to look whether the file has grown.
@@ -86,11 +86,8 @@ class _Reader:
             self._index.update(memory.items)
             return self._index.retrieve(text, self._options.view_top_k)
 
-        chat, options = self._environment.observe(chunk, memory, search), self._options
-        request = Request(
-            chat.ids, chat.cuts, options.max_new_tokens, options.temperature, random_key(self._seed, "follow", t),
-            constraint=options.constraint,
-        )  # fmt: skip
+        prompt = self._environment.observe(chunk, memory, search)
+        request = self._options.request(prompt, random_key(self._seed, "follow", t))
         (completion,) = workers.run_all(self._policy, [request])
         if isinstance(completion, Refusal):
             raise ValueError(completion.reason)
