@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     config.memory.core_tokens = 512
     config.memory.retrieval = "okapi"
     config.memory.top_k = 20
-    config.manager.wire = "qwen_agent"
+    config.manager.tool_call_format = "qwen_agent"
     config.manager.repair_json = True
 
     # r1 + r2 + 0.05 r3 + 0.1 r4 (content_weight of credit.rule_args), all steps of a stream's rollouts in one group.

@@ -65,13 +65,13 @@ def test_evaluation_measures_nothing_that_only_credit_needs():
 
 
 @pytest.mark.parametrize("layout", ["flat", "typed"])
-@pytest.mark.parametrize("wire", ["json_lines", "hermes", "qwen_agent"])
-def test_test_phrases_are_operations_of_the_dialect(layout, wire):
-    settings = config(**{"memory.layout": layout, "manager.wire": wire})
+@pytest.mark.parametrize("call_format", ["json_lines", "hermes", "qwen_agent"])
+def test_test_phrases_are_operations_of_the_dialect(layout, call_format):
+    settings = config(**{"memory.layout": layout, "manager.tool_call_format": call_format})
     parts = build.build(settings)
     phrases = [parts.tokenizer.token_bytes(i).decode() for i in range(258, parts.tokenizer.vocab_size)]
     assert parts.tokenizer.vocab_size == parts.model.vocab_size
-    found = [parse(phrase, dialect=Dialect(layout, wire)) for phrase in phrases]
+    found = [parse(phrase, dialect=Dialect(layout, call_format)) for phrase in phrases]
     assert all(len(one) == 1 and isinstance(one[0], Operation) for one in found)
     actions = {one[0].action for one in found}
     assert actions == set(Action) - ({Action.SKIP} if layout == "typed" else set())

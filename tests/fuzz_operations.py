@@ -2,8 +2,8 @@
 
     python tests/fuzz_operations.py --count=1000000 [--seed=0]
 
-In all layouts and wires, with and without repair. Nothing may raise, entries must agree with spans, operations must
-survive being rendered, the memory's invariants must hold, and the time must be linear in the length of the text. Two
+In all layouts and call formats, with and without repair. Nothing may raise, entries must agree with spans, operations
+must survive being rendered, the memory's invariants must hold, and the time must be linear in the length of the text. Two
 processes; the same seed tries the same texts. tests/operations_test.py runs a sample.
 """
 
@@ -26,7 +26,9 @@ from finemem_jax.models import tokenizer
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Malformed, Memory, MemoryItem, Operation, Status
 
-DIALECTS = tuple(Dialect(layout, wire) for layout in operations.LAYOUTS for wire in operations.WIRES)
+DIALECTS = tuple(
+    Dialect(layout, call_format) for layout in operations.LAYOUTS for call_format in operations.TOOL_CALL_FORMATS
+)
 # Memories start anew when they are full. In small ones texts and ids meet more often, in large ones time would show.
 MAX_ITEMS = (8, 300)
 MAX_SECONDS_PER_TEXT = 5.0
@@ -330,7 +332,7 @@ def check_growth(seed, num_random, limit=3.0):
             if ratio > limit:
                 ratio = min(ratio, growth(unit, dialect, repair)[0])
             assert ratio <= limit, f"8 times the text took {8 * ratio:.0f} times as long: {unit!a} in {dialect}"
-            worst = max(worst, (ratio, f"{unit[:60]!a} in {dialect.layout} {dialect.wire}"))
+            worst = max(worst, (ratio, f"{unit[:60]!a} in {dialect.layout} {dialect.tool_call_format}"))
     return worst
 
 

@@ -11,6 +11,7 @@ from finemem_jax.config.sections import Server
 
 # The same value under another name.
 _MOVED = {
+    "manager.wire": "manager.tool_call_format",
     "prompts.manager": "manager.system",
     "prompts.reader": "reader.system",
     "prompts.answer_judge": "judge.answer_system",

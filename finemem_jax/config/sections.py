@@ -135,7 +135,7 @@ class Manager:
     long_chunk: str = field("split", "What happens to a longer one.", choices=("split", "refuse"))
     repair_json: bool = field(False, "Try json-repair on calls that strict parsing refuses.")
     constrained: bool = field(False, "Evaluation writes well-formed calls only (needs llguidance).")
-    wire: str = field(
+    tool_call_format: str = field(
         "json_lines", 'How calls are written: "json_lines", "hermes" (Qwen) or "qwen_agent" (Mem-alpha).',
         choices=("json_lines", "hermes", "qwen_agent"),
     )  # fmt: skip

@@ -35,7 +35,7 @@ def environment(config: Config, tokens: Tokenizer) -> Environment:
 
 
 def dialect(config: Config):
-    return operations.Dialect(config.memory.layout, config.manager.wire)
+    return operations.Dialect(config.memory.layout, config.manager.tool_call_format)
 
 
 class PromptLengths(NamedTuple):

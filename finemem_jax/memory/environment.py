@@ -1,4 +1,4 @@
-"""What a manager sees and what its words do: chunk and memory to prompt, completion to the next memory."""
+"""Turns chunk and memory into the manager's prompt, and its completion into the next memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from finemem_jax.memory import operations, prompts, transition
 from finemem_jax.memory.operations import Dialect
 from finemem_jax.models import tokenizer
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
-from finemem_jax.types import CORE, Action, Chunk, Memory, MemoryItem, Message, Operation, Outcome, Stream
+from finemem_jax.types import (
+    CORE,
+    Action,
+    Chunk,
+    Malformed,
+    Memory,
+    MemoryItem,
+    Message,
+    Operation,
+    Outcome,
+    Question,
+    Stream,
+)
 
 VIEWS = ("recent", "retrieved", "both")
 # Finds the items of a memory that are most like a text, best first.
@@ -30,13 +42,13 @@ class Environment:
         chunk_tokens: Longest chunk, in tokens.
         long_chunk: What happens to a longer one: "split" into several, or "refuse".
         repair_json: Whether json-repair may mend calls that strict parsing refuses.
-        dialect: Layout of the memory, and wire format of the calls.
+        dialect: Layout of the memory, and how calls are written.
         view_items: At most so many items of each type are shown; 0 means no such limit.
         core_tokens: Longest core memory, in tokens; a longer update is shortened, and says so.
         view: Which items are shown: the newest ones ("recent"), those most like the chunk ("retrieved"), or half of
             each ("both"); the prompt says how many are not.
         budget_tokens: Longest memory, in tokens; 0 means no limit. After a step that exceeds it items go by the rule of
-            `eviction` (`memory.evict`), which the manager is told.
+            `eviction` (`transition.evict`), which the manager is told.
         task: What the manager is told to do, in place of our own words, if not empty; how calls are written is not part
             of it, except in the flat layout's JSON lines.
 
@@ -72,7 +84,7 @@ class Environment:
             )
 
     def observe(self, chunk: Chunk, memory: Memory, search: SearchFn | None = None) -> EncodedChat:
-        """The manager's prompt for a chunk, given M_{t-1}.
+        """Returns the manager's prompt for a chunk, given M_{t-1}.
 
         Args:
             search: Searches that memory; views other than "recent" need it. Without it all is hidden that they would
@@ -81,18 +93,14 @@ class Environment:
         return tokenizer.encode_chat(self.tokenizer, self.messages(chunk, memory, search))
 
     def messages(self, chunk: Chunk, memory: Memory, search: SearchFn | None = None) -> list[Message]:
-        """The same in words."""
+        """Returns the same in words."""
         found = search(chunk.text) if search is not None and self.view != "recent" else ()
-        shown, hidden = self._view(memory, found)
-        around = self.num_examples, self._render, self._manager_system, self._hidden
-        if self.dialect.layout == "typed":
-            return prompts.typed_manager(chunk.text, shown, hidden, *around)
-        return prompts.manager(chunk.text, shown, hidden[""], *around)
+        return self._prompt.messages(chunk.text, *self._view(memory, found))
 
     def act(
         self, memory: Memory, completion_ids: Sequence[int], step: int
     ) -> tuple[Memory, tuple[Outcome, ...], tuple[int, ...]]:
-        """M_t = 𝒯(M_{t-1}, P_t). Total: whatever the manager wrote, this returns.
+        """Applies a completion: M_t = 𝒯(M_{t-1}, P_t). Total: whatever the manager wrote, this returns.
 
         Returns:
             M_t; what became of each operation; and for each token of the completion the operation that it belongs to,
@@ -108,11 +116,11 @@ class Environment:
         return after, outcomes, (*owners, *[-1] * (len(completion_ids) - len(ids)))
 
     def count_tokens(self, text: str) -> int:
-        """Length of a text in the manager's tokens; what r_comp is measured in."""
+        """Returns the length of a text in the manager's tokens; what r_comp is measured in."""
         return len(self.tokenizer.encode(text))
 
     def memory_tokens(self, memory: Memory) -> int:
-        """tokens(M): the items' texts, without ids and punctuation around them."""
+        """Returns tokens(M): the items' texts, without ids and punctuation around them."""
         return sum(self._length(item.text) for item in memory.items)
 
     def fit(self, stream: Stream) -> Stream:
@@ -141,8 +149,8 @@ class Environment:
                 pieces += self._split(chunk)
         ends = [*first_piece[1:], len(pieces)]
 
-        def moved(question):
-            steps = []
+        def moved(question: Question) -> Question:
+            steps: list[int] = []
             for step in question.gold_steps:
                 candidates = range(first_piece[step], ends[step])
                 holding = [i for i in candidates if _holds(pieces[i].text, question)]
@@ -153,7 +161,7 @@ class Environment:
         chunks = tuple(dataclasses.replace(p, questions=tuple(map(moved, p.questions))) for p in pieces)
         return dataclasses.replace(stream, chunks=chunks, questions=tuple(map(moved, stream.questions)))
 
-    def _split(self, chunk):
+    def _split(self, chunk: Chunk) -> list[Chunk]:
         """Cuts between words so that every piece fits; a single word longer than the budget is cut inside."""
         texts, rest = [], _words_with_space(chunk.text)
         while rest:
@@ -167,17 +175,17 @@ class Environment:
                 texts.append("".join(rest[:count]))
                 rest = rest[count:]
         texts = [text.strip() for text in texts if text.strip()] or [""]
-        questions: list[list] = [[] for _ in texts]
+        questions: list[list[Question]] = [[] for _ in texts]
         for question in chunk.questions:
             home = next((i for i, text in enumerate(texts) if _holds(text, question)), len(texts) - 1)
             questions[home].append(question)
         return [Chunk(text, tuple(asked)) for text, asked in zip(texts, questions, strict=True)]
 
-    def _chunk_fits(self, text):
+    def _chunk_fits(self, text: str) -> bool:
         return self.count_tokens(text) <= self.chunk_tokens
 
-    def _view(self, memory, found):
-        """The items shown, oldest first, and how many of each type are hidden.
+    def _view(self, memory: Memory, found: Sequence[MemoryItem]) -> tuple[list[MemoryItem], collections.Counter[str]]:
+        """Chooses the items shown, oldest first, and counts how many of each type are hidden.
 
         Of "recent" ones no newer one is hidden: "older items are not shown" would be wrong of a view with holes.
         """
@@ -187,7 +195,7 @@ class Environment:
         count: collections.Counter[str] = collections.Counter()
         shown: dict[int, MemoryItem] = {}
 
-        def show(items, room, stops):
+        def show(items: Sequence[MemoryItem], room: int, stops: bool) -> int:
             """Shows what fits; where `stops`, until the first that does not. Returns the room that is left."""
             for item in items:
                 if item.item_id in shown or (self.view_items and count[item.memory_type] == self.view_items):
@@ -217,29 +225,21 @@ class Environment:
         hidden.subtract(count)
         return [*cores, *sorted(shown.values(), key=lambda item: item.item_id)], hidden
 
-    def _line_tokens(self, item):
+    def _line_tokens(self, item: MemoryItem) -> int:
         return self._length(prompts.memory_line(item)) + 1  # The newline.
 
     @functools.cached_property
-    def _length(self):
-        # Of what a memory holds, which is looked at in every step.
+    def _length(self) -> Callable[[str], int]:
+        # `count_tokens` of what a memory holds, which is looked at in every step.
         return functools.lru_cache(100_000)(self.count_tokens)
 
     @functools.cached_property
-    def _manager_system(self):
+    def _prompt(self) -> prompts.ManagerPrompt:
         limit = prompts.memory_limit(self.budget_tokens, self.eviction) if self.budget_tokens else ""
-        tools = operations.tools(self.dialect.layout)
-        return prompts.manager_system(self.dialect.layout, self.dialect.wire, tools, self.task, limit)
+        hidden_name = "older items" if self.view == "recent" else "other items"
+        return prompts.ManagerPrompt(self.dialect, self.num_examples, self.task, limit, hidden_name)
 
-    @property
-    def _hidden(self):
-        """What the items are called that are not shown."""
-        return "older items" if self.view == "recent" else "other items"
-
-    def _render(self, operation):
-        return operations.render(operation, self.dialect)
-
-    def _within_core(self, operation):
+    def _within_core(self, operation: Operation | Malformed) -> Operation | Malformed:
         """Shortens what is written into the core memory, by whole words where it can, and marks that it did."""
         if not (isinstance(operation, Operation) and operation.action is Action.UPDATE):
             return operation
@@ -253,20 +253,20 @@ class Environment:
         return dataclasses.replace(operation, content=self._marked(kept))
 
     @property
-    def _mark(self):
+    def _mark(self) -> str:
         return f"[shortened to {self.core_tokens} tokens]"
 
-    def _marked(self, text):
+    def _marked(self, text: str) -> str:
         return f"{text.rstrip()} {self._mark}".strip()
 
-    def _core_fits(self, text):
+    def _core_fits(self, text: str) -> bool:
         # The prompt shows it as JSON, which takes more tokens, and shows it in full.
         line = self._line_tokens(MemoryItem(1, text, 0, 0, CORE))
         return self.count_tokens(text) <= self.core_tokens and line <= self.view_tokens
 
 
-def _largest(fits, most, likely=None):
-    """The largest n in [0, most] for which fits(n), by bisection: encoding every prefix would take quadratic time.
+def _largest(fits: Callable[[int], bool], most: int, likely: int | None = None) -> int:
+    """Finds the largest n in [0, most] for which fits(n), by bisection: encoding every prefix takes quadratic time.
 
     Args:
         likely: About how large it may be at most. What lies far beyond is not looked at: that would be encoding the
@@ -284,19 +284,19 @@ def _largest(fits, most, likely=None):
     return low
 
 
-def _owners(starts, spans):
-    """For each token that starts at a character, the span that it starts in, or -1."""
+def _owners(starts: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Finds for each token that starts at a character the span that it starts in, or -1."""
     firsts = [first for first, _ in spans]
     places = (bisect.bisect_right(firsts, start) - 1 for start in starts)
     return [i if i >= 0 and start < spans[i][1] else -1 for i, start in zip(places, starts, strict=True)]
 
 
-def _holds(text, question):
+def _holds(text: str, question: Question) -> bool:
     return any(answer.lower() in text.lower() for answer in question.answers)
 
 
-def _words_with_space(text):
-    """Words, each with the white space that follows it, so that joining them gives the text back."""
+def _words_with_space(text: str) -> list[str]:
+    """Splits into words, each with the white space that follows it, so that joining them gives the text back."""
     words, start = [], 0
     for end in range(1, len(text) + 1):
         if end == len(text) or (text[end - 1].isspace() and not text[end].isspace()):

@@ -1,4 +1,4 @@
-"""Which tokens may come next, so that what is written is well-formed: the grammar of operations as token masks.
+"""Masks the tokens that may come next, so that what the manager writes is well-formed: the grammar of operations.
 
 Needs llguidance (`pip install 'finemem_jax[constrained]'`), which does the parsing.
 """
@@ -6,6 +6,7 @@ Needs llguidance (`pip install 'finemem_jax[constrained]'`), which does the pars
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,10 +38,12 @@ class Grammar:
     """A grammar over one tokenizer's tokens; every completion goes through it on its own (`start`)."""
 
     def __init__(self, tokens: Vocabulary, lark: str, vocab_size: int | None = None):
-        """Args:
-        lark: The grammar, in Lark's syntax as llguidance extends it; it says nothing of end tokens, which may follow
-            whatever is complete.
-        vocab_size: The model's, where it is larger than the tokenizer's.
+        """Compiles a grammar.
+
+        Args:
+            lark: The grammar, in Lark's syntax as llguidance extends it; it says nothing of end tokens, which may
+                follow whatever is complete.
+            vocab_size: The model's, where it is larger than the tokenizer's.
 
         Raises:
             ValueError: llguidance is missing, or finds fault with the grammar.
@@ -61,7 +64,7 @@ class Grammar:
             raise ValueError(f"llguidance does not take the grammar: {fault[:500]}")
 
     def start(self) -> Matcher:
-        """A completion that has not begun."""
+        """Begins a completion."""
         matcher = self._matcher(self._tokenizer, self._matcher.grammar_from_lark(self._lark))
         return _Matcher(matcher, self._vocab_size, self._end_ids)
 
@@ -82,6 +85,8 @@ class _Tokens:
 
 
 class _Matcher:
+    """Follows one completion; see `types.Matcher`."""
+
     def __init__(self, matcher: Any, vocab_size: int, end_ids: tuple[int, ...]):
         self._matcher, self._end_ids = matcher, end_ids
         self._words = -(-vocab_size // 32)
@@ -102,18 +107,18 @@ class _Matcher:
 
 
 def of_operations(dialect: Dialect) -> str:
-    """The grammar of a manager's whole response: calls line by line, each with the arguments it needs, or one SKIP.
+    """Writes the grammar of a whole response: calls line by line, each with the arguments it needs, or one SKIP.
 
     In the form in which `operations.render` writes them. The numbers of items are any; only the memory knows which
     there are.
 
     Raises:
-        ValueError: there is no grammar for the dialect's wire format.
+        ValueError: there is no grammar for the dialect's tool-call format.
     """
-    if dialect.wire != "json_lines":
+    if dialect.tool_call_format != "json_lines":
         raise ValueError(
-            f"There is no grammar for manager.wire={dialect.wire!r}; set manager.constrained=False, or "
-            "manager.wire='json_lines'."
+            f"There is no grammar for manager.tool_call_format={dialect.tool_call_format!r}; set "
+            "manager.constrained=False, or manager.tool_call_format='json_lines'."
         )
     functions = [tool["function"] for tool in operations.tools(dialect.layout)]
     alone = [function for function in functions if function["name"] == Action.SKIP.value]
@@ -123,28 +128,31 @@ def of_operations(dialect: Dialect) -> str:
     return "\n".join([*rules, *([f"skip: %json {_schema(alone)}"] if alone else []), ""])
 
 
-def _schema(functions):
-    """Calls of some functions as JSON schema."""
+def _schema(functions: Sequence[Mapping[str, Any]]) -> str:
+    """Writes calls of some functions as JSON schema."""
     calls = [_call(function["name"], arguments) for function in functions for arguments in _arguments(function)]
     layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return json.dumps({"anyOf": calls, "x-guidance": layout}, ensure_ascii=False)
 
 
-def _call(name, arguments):
+def _call(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return _object({"name": {"const": name}, "arguments": _object(arguments)})
 
 
-def _object(properties):
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False
     }  # fmt: skip
 
 
-def _arguments(function):
-    """The sets of arguments that a function may be given, as schemas."""
+def _arguments(function: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lists the sets of arguments that a function may be given, as schemas."""
     # What `parse` takes for content and for a number.
-    schemas = {"string": {"type": "string", "pattern": _TEXT}, "integer": {"type": "integer", "minimum": 0}}
-    schemas["integer"]["maximum"] = 10**operations.MAX_ID_DIGITS - 1
+    largest = 10**operations.MAX_ID_DIGITS - 1
+    schemas: Mapping[str, Mapping[str, Any]] = {
+        "string": {"type": "string", "pattern": _TEXT},
+        "integer": {"type": "integer", "minimum": 0, "maximum": largest},
+    }
     properties = function["parameters"]["properties"]
     plain = {name: schemas[schema["type"]] for name, schema in properties.items() if "enum" not in schema}
     kinds = [kind for schema in properties.values() for kind in schema.get("enum", ())]

@@ -1,18 +1,18 @@
-"""Between the manager's text and operations: function calls, in the dialect that the manager writes.
+"""Parses the manager's text into operations, and renders operations as text, in the dialect that the manager writes.
 
-A dialect is the layout of the memory and a wire format. The layout says which calls there are:
+A dialect is the layout of the memory and a tool-call format. The layout says which calls there are:
 
     flat    memory_insert(content), memory_update(id, content), memory_delete(id), skip()
     typed   new_memory_insert(memory_type, content), memory_update(memory_type, new_content, memory_id),
             memory_delete(memory_type, memory_id)      (Mem-alpha's; the core memory has no id and no insert)
 
-The wire says how a call stands in the text:
+The tool-call format says how a call stands in the text:
 
     json_lines   {"name": "memory_delete", "arguments": {"id": 3}} on a line of its own
     hermes       the same object between <tool_call> and </tool_call>, as Qwen writes it
     qwen_agent   a FUNCTION marker and the name, an ARGS marker and the arguments, as Mem-alpha writes it
 
-Knows the format, not the memory: whether an id exists is for `memory.apply` to say.
+Knows the format, not the memory: whether an id exists is for `transition.apply` to say.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_REPAIR_BRACKETS = 16  # Nor calls with more opening brackets, for the same r
 MAX_MALFORMED_CHARS = 200  # What a Malformed shows of its call.
 
 LAYOUTS = ("flat", "typed")
-WIRES = ("json_lines", "hermes", "qwen_agent")
+TOOL_CALL_FORMATS = ("json_lines", "hermes", "qwen_agent")
 
 # What a manager of a typed memory answers when it writes nothing; there is no skip to call.
 NOTHING_WRITTEN = ("Done", "Done.")
@@ -46,16 +46,19 @@ _FUNCTION, _ARGS, _RESULT = (f"{_FLOWER}{word}{_FLOWER}" for word in ("FUNCTION"
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a manager writes: the layout of its memory, one of `LAYOUTS`, and the wire format, one of `WIRES`."""
+    """How a manager writes: the layout of its memory, one of `LAYOUTS`, in one of `TOOL_CALL_FORMATS`."""
 
     layout: str = "flat"
-    wire: str = "json_lines"
+    tool_call_format: str = "json_lines"
 
     def __post_init__(self):
         if self.layout not in LAYOUTS:
             raise ValueError(f"memory.layout must be one of {', '.join(LAYOUTS)}; got {self.layout!r}.")
-        if self.wire not in WIRES:
-            raise ValueError(f"manager.wire must be one of {', '.join(WIRES)}; got {self.wire!r}.")
+        if self.tool_call_format not in TOOL_CALL_FORMATS:
+            raise ValueError(
+                f"manager.tool_call_format must be one of {', '.join(TOOL_CALL_FORMATS)}; "
+                f"got {self.tool_call_format!r}."
+            )
 
 
 DEFAULT = Dialect()
@@ -190,7 +193,7 @@ def parse(text: str, repair: bool = False, dialect: Dialect = DEFAULT) -> tuple[
         repair: Whether a call that is no JSON is mended (quotes, commas, missing brackets) and judged again, within
             MAX_REPAIR_CHARS and MAX_REPAIR_BRACKETS. Mending also completes a call that was cut off in its content,
             but no tag that was never closed.
-        dialect: Layout and wire format.
+        dialect: Layout and tool-call format.
 
     Returns:
         Operations, their content stripped of outer whitespace; a Malformed for each span that is none. Its reason is
@@ -209,7 +212,9 @@ def spans(text: str, dialect: Dialect = DEFAULT) -> tuple[tuple[int, int], ...]:
     - qwen_agent: from each FUNCTION marker through the last "}" of its arguments, or, where there is none, to the next
       marker. What follows the first RESULT marker was not the model's to write, and is no call.
     """
-    found = {"json_lines": _line_spans, "hermes": _tag_spans, "qwen_agent": _marker_spans}[dialect.wire](text)
+    found = {"json_lines": _line_spans, "hermes": _tag_spans, "qwen_agent": _marker_spans}[dialect.tool_call_format](
+        text
+    )
     if dialect == Dialect("typed", "json_lines"):
         return tuple((start, end) for start, end in found if text[start:end] not in NOTHING_WRITTEN)
     return tuple(found)
@@ -271,18 +276,18 @@ class _Refused(Exception):
 
 def _parse_call(written: str, repair: bool, dialect: Dialect) -> Operation | Malformed:
     try:
-        return _operation(_unwrapped(written, repair, dialect.wire), dialect.layout)
+        return _operation(_unwrapped(written, repair, dialect.tool_call_format), dialect.layout)
     except _Refused as refused:
         return Malformed(_excerpt(written), str(refused))
 
 
-def _unwrapped(written: str, repair: bool, wire: str) -> Any:
+def _unwrapped(written: str, repair: bool, tool_call_format: str) -> Any:
     """The value {"name": …, "arguments": …} that a span holds, if it is well-formed."""
-    if wire == "hermes":
+    if tool_call_format == "hermes":
         if not written.endswith(_CLOSE):
             raise _Refused("unclosed tag")
         return _load(written.removeprefix(_OPEN).removesuffix(_CLOSE).strip(), repair)
-    if wire == "qwen_agent":
+    if tool_call_format == "qwen_agent":
         name, marker, arguments = written.removeprefix(_FUNCTION).partition(_ARGS)
         if not marker:
             raise _Refused("missing 'arguments'")
@@ -431,12 +436,12 @@ def render(operation: Operation, dialect: Dialect = DEFAULT) -> str:
     }
     names = [name for name in tool.arguments if not (name == "memory_id" and operation.memory_type == CORE)]
     arguments = {name: values[_FIELDS[name]] for name in names}
-    if dialect.wire == "qwen_agent":
+    if dialect.tool_call_format == "qwen_agent":
         # A marker in the content must not pass for one: JSON can spell the character out.
         written = json.dumps(arguments, ensure_ascii=False).replace(_FLOWER, "\\u273f")
         return f"{_FUNCTION}: {tool.name}\n{_ARGS}: {written}"
     written = json.dumps({"name": tool.name, "arguments": arguments}, ensure_ascii=False)
-    if dialect.wire == "hermes":
+    if dialect.tool_call_format == "hermes":
         for tag in (_OPEN, _CLOSE):
             written = written.replace(tag, tag.replace("<", "\\u003c"))
         return f"{_OPEN}\n{written}\n{_CLOSE}"

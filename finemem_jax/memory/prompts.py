@@ -1,4 +1,4 @@
-"""Everything a language model is told, in one place: the manager's, the reader's and the content judge's prompts.
+"""Writes the manager's prompts: its task, how calls are written, worked examples, the chunk and the memory.
 
 A prompt is a list of chat messages whose parts are ordered from what most requests share to what fewest do:
 instructions and worked examples (all requests), the chunk (the rollouts of a stream), the memory (one rollout).
@@ -7,10 +7,14 @@ Knows nothing of tokens.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finemem_jax.memory import operations
+from finemem_jax.memory.operations import Dialect
 from finemem_jax.types import CORE, EPISODIC, MEMORY_TYPES, SEMANTIC, Action, MemoryItem, Message, Operation
 
 MANAGER_SYSTEM = """\
@@ -18,7 +22,7 @@ You keep the memory of an assistant, who must later answer questions from it alo
 to change in the memory, one JSON call per line: memory_insert a new fact, memory_update a fact that has changed, \
 memory_delete a fact that no longer holds, or skip when there is nothing to remember."""
 
-# The same for wires whose own section says how calls are written.
+# The same for tool-call formats whose own section says how calls are written.
 FLAT_TASK = """\
 You keep the memory of an assistant, who must later answer questions from it alone. Read the new text and change the \
 memory by function calls: memory_insert a new fact, memory_update a fact that has changed, memory_delete a fact that \
@@ -43,13 +47,16 @@ Write one JSON call per line:
 {"name": "memory_update", "arguments": {"memory_type": "semantic_memory", "new_content": "...", "memory_id": 1}}
 {"name": "memory_delete", "arguments": {"memory_type": "episodic_memory", "memory_id": 1}}"""
 
-# What the manager is shown, and what it should have written. The last one has an empty memory: a small model copies
+# A chunk, the memory items that the manager is shown, and what it should have written.
+Example = tuple[str, tuple[MemoryItem, ...], tuple[Operation, ...]]
+
+# The worked examples. The last one has an empty memory: a small model copies
 # what stands nearest, and an UPDATE of an item that does not exist is its commonest mistake.
-MANAGER_EXAMPLES = (
+MANAGER_EXAMPLES: tuple[Example, ...] = (
     (
         "[Day 6] Omar: What rain today!\n"
         "[Day 6] Priya: I left Lisbon, I live in Porto now. The audit is due on Friday.",
-        ((1, "Priya lives in Lisbon."), (2, "Omar has a cat called Biscuit.")),
+        (MemoryItem(1, "Priya lives in Lisbon.", 0), MemoryItem(2, "Omar has a cat called Biscuit.", 0)),
         (
             Operation(Action.UPDATE, "Priya lives in Porto.", 1),
             Operation(Action.INSERT, "The audit is due on Friday."),
@@ -66,13 +73,13 @@ MANAGER_EXAMPLES = (
     ),
 )
 
-TYPED_EXAMPLES = (
+TYPED_EXAMPLES: tuple[Example, ...] = (
     (
         MANAGER_EXAMPLES[0][0],
         (
-            (1, CORE, "Omar and Priya are colleagues."),
-            (2, SEMANTIC, "Priya lives in Lisbon."),
-            (3, SEMANTIC, "Omar has a cat called Biscuit."),
+            MemoryItem(1, "Omar and Priya are colleagues.", 0, 0, CORE),
+            MemoryItem(2, "Priya lives in Lisbon.", 0, 1, SEMANTIC),
+            MemoryItem(3, "Omar has a cat called Biscuit.", 0, 2, SEMANTIC),
         ),
         (
             Operation(Action.UPDATE, "Priya lives in Porto.", 2, SEMANTIC),
@@ -93,87 +100,68 @@ TYPED_EXAMPLES = (
 )
 
 
-def manager(
-    chunk: str,
-    items: Sequence[MemoryItem],
-    num_hidden: int,
-    num_examples: int,
-    render: Callable[[Operation], str],
-    system: str = MANAGER_SYSTEM,
-    hidden: str = "older items",
-) -> list[Message]:
-    """The prompt for one chunk of the manager of a flat memory.
+@dataclasses.dataclass(frozen=True)
+class ManagerPrompt:
+    """What all prompts of one manager have in common.
 
-    Args:
-        chunk: c_t.
-        items: The memory items that are shown.
-        num_hidden: How many others are not; the prompt says so.
-        hidden: What these are called.
-        num_examples: Worked examples, 0 to 2; the last so many of `MANAGER_EXAMPLES`.
-        render: Writes an operation in the manager's dialect.
-        system: What `manager_system` gives for that dialect.
+    Attributes:
+        dialect: Layout of the memory, and how calls are written.
+        num_examples: Worked examples, 0 to 2: the last so many of `MANAGER_EXAMPLES`, or of `TYPED_EXAMPLES`.
+        task: What the manager is told to do, in place of our own words if not empty; for JSON lines of a flat memory it
+            must say how calls are written, too.
+        limit: What `memory_limit` says, if there is one.
+        hidden_name: What the items are called that are not shown.
     """
-    messages = [Message("system", (system,))]
-    for text, shown, calls in MANAGER_EXAMPLES[len(MANAGER_EXAMPLES) - num_examples :]:
-        memory = [MemoryItem(item_id, content, 0) for item_id, content in shown]
-        messages.append(Message("user", (_chunk_part(text), _memory_part(memory, 0))))
-        messages.append(Message("assistant", ("\n".join(map(render, calls)),)))
-    return [*messages, Message("user", (_chunk_part(chunk), _memory_part(items, num_hidden, hidden)))]
 
+    dialect: Dialect = operations.DEFAULT
+    num_examples: int = 0
+    task: str = ""
+    limit: str = ""
+    hidden_name: str = "older items"
 
-def typed_manager(
-    chunk: str,
-    items: Sequence[MemoryItem],
-    num_hidden: Mapping[str, int],
-    num_examples: int,
-    render: Callable[[Operation], str],
-    system: str,
-    hidden: str = "older items",
-) -> list[Message]:
-    """The prompt for one chunk of the manager of a typed memory: `manager`, with items under the names of their types.
+    def messages(self, chunk: str, items: Sequence[MemoryItem], num_hidden: Mapping[str, int]) -> list[Message]:
+        """Returns the prompt for one chunk.
 
-    Args:
-        items: The memory items that are shown, of all types.
-        num_hidden: How many others of each type are not; a type that is absent hides none.
-        hidden: What these are called.
-        num_examples: Worked examples, 0 to 2; the last so many of `TYPED_EXAMPLES`.
-    """
-    messages = [Message("system", (system,))]
-    for text, shown, calls in TYPED_EXAMPLES[len(TYPED_EXAMPLES) - num_examples :]:
-        memory = [MemoryItem(item_id, content, 0, 0, memory_type) for item_id, memory_type, content in shown]
-        messages.append(Message("user", (_chunk_part(text), _typed_memory_part(memory, {}))))
-        messages.append(Message("assistant", ("\n".join(map(render, calls)),)))
-    return [*messages, Message("user", (_chunk_part(chunk), _typed_memory_part(items, num_hidden, hidden)))]
+        Args:
+            items: The memory items that are shown.
+            num_hidden: How many others of each memory type are not; the prompt says so. A type that is absent hides
+                none.
+        """
+        messages = [Message("system", (self.system,))]
+        examples = TYPED_EXAMPLES if self.dialect.layout == "typed" else MANAGER_EXAMPLES
+        for text, shown, calls in examples[len(examples) - self.num_examples :]:
+            written = "\n".join(operations.render(call, self.dialect) for call in calls)
+            messages += [self._user(text, shown, {}), Message("assistant", (written,))]
+        return [*messages, self._user(chunk, items, num_hidden)]
+
+    @functools.cached_property
+    def system(self) -> str:
+        """The system message: the manager's task, and how its calls are written."""
+        flat, lines = self.dialect.layout == "flat", self.dialect.tool_call_format == "json_lines"
+        ours = (MANAGER_SYSTEM if lines else FLAT_TASK) if flat else TYPED_TASK
+        task = (self.task or ours) + (f"\n{self.limit}" if self.limit else "")
+        if lines:
+            return task if flat else f"{task}\n\n{_TYPED_JSON_LINES}"
+        section = {"hermes": _hermes_section, "qwen_agent": _qwen_agent_section}[self.dialect.tool_call_format]
+        return f"{task}\n\n{section(operations.tools(self.dialect.layout))}"
+
+    def _user(self, chunk: str, items: Sequence[MemoryItem], num_hidden: Mapping[str, int]) -> Message:
+        lines = ["Memory:"]
+        for memory_type in MEMORY_TYPES if self.dialect.layout == "typed" else ("",):
+            lines += [f"{memory_type}_memory:"] if memory_type else []
+            if count := num_hidden.get(memory_type, 0):
+                lines.append(f"({count} {self.hidden_name} are not shown)")
+            lines += [memory_line(item) for item in items if item.memory_type == memory_type] or ["(empty)"]
+        return Message("user", (chunk_part(chunk), "\n".join(lines)))
 
 
 def memory_limit(budget_tokens: int, eviction: str) -> str:
-    """Tells a manager how long its memory may be, and what goes when it is longer (`memory.EVICTIONS`)."""
+    """Tells a manager how long its memory may be, and what goes when it is longer (`transition.EVICTIONS`)."""
     which = {"oldest": "oldest items", "stale": "items that were written longest ago"}[eviction]
     return f"The memory holds at most {budget_tokens} tokens; when there are more, the {which} are dropped."
 
 
-def manager_system(layout: str, wire: str, tools: Sequence[Mapping[str, Any]], task: str = "", limit: str = "") -> str:
-    """The manager's system message: its task, and how its calls are written.
-
-    Args:
-        layout: "flat" or "typed".
-        wire: "json_lines", "hermes" or "qwen_agent"; the last two list the tools in their own form.
-        tools: The layout's calls, in the OpenAI form.
-        task: In place of our own words; for JSON lines of a flat memory it must say how calls are written, too.
-        limit: What `memory_limit` says, if there is one.
-    """
-    if not task and layout == "flat":
-        task = MANAGER_SYSTEM if wire == "json_lines" else FLAT_TASK
-    task = task or TYPED_TASK
-    if limit:
-        task += f"\n{limit}"
-    if wire == "json_lines":
-        return task if layout == "flat" else f"{task}\n\n{_TYPED_JSON_LINES}"
-    section = {"hermes": _hermes_section, "qwen_agent": _qwen_agent_section}[wire]
-    return f"{task}\n\n{section(tools)}"
-
-
-def _hermes_section(tools):
+def _hermes_section(tools: Sequence[Mapping[str, Any]]) -> str:
     signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     return f"""\
 # Tools
@@ -189,7 +177,7 @@ Call one by writing its name and arguments as a JSON object in <tool_call></tool
 </tool_call>"""
 
 
-def _qwen_agent_section(tools):
+def _qwen_agent_section(tools: Sequence[Mapping[str, Any]]) -> str:
     functions = [tool["function"] for tool in tools]
     descriptions = "\n\n".join(
         f"### {f['name']}\n\n{f['name']}: {f['description']} Parameters: "
@@ -217,7 +205,7 @@ def _qwen_agent_section(tools):
 
 
 def memory_line(item: MemoryItem) -> str:
-    """How one item is shown: as JSON, so that a newline in its text cannot pass for another item."""
+    """Shows one item: as JSON, so that a newline in its text cannot pass for another item."""
     if item.memory_type == CORE:
         shown: dict[str, Any] = {"content": item.text}
     else:
@@ -225,44 +213,6 @@ def memory_line(item: MemoryItem) -> str:
     return json.dumps(shown, ensure_ascii=False)
 
 
-def _chunk_part(chunk):
+def chunk_part(chunk: str) -> str:
+    """Shows the text that is to be read; what shares a chunk shares this part of its prompt."""
     return f"New text:\n{chunk}\n\n"
-
-
-def _memory_part(items, num_hidden, hidden="older items"):
-    return "Memory:\n" + "\n".join(_memory_lines(items, num_hidden, hidden))
-
-
-def _typed_memory_part(items, num_hidden, hidden="older items"):
-    sections = []
-    for memory_type in MEMORY_TYPES:
-        of_type = [item for item in items if item.memory_type == memory_type]
-        sections += [f"{memory_type}_memory:", *_memory_lines(of_type, num_hidden.get(memory_type, 0), hidden)]
-    return "Memory:\n" + "\n".join(sections)
-
-
-def _memory_lines(items, num_hidden, hidden):
-    lines = [memory_line(item) for item in items] or ["(empty)"]
-    if num_hidden:
-        lines.insert(0, f"({num_hidden} {hidden} are not shown)")
-    return lines
-
-
-# --------------------------------------------------------------------------------------
-# Content judge (Mem-alpha's r4)
-# --------------------------------------------------------------------------------------
-
-
-# --------------------------------------------------------------------------------------
-# Recurrent memory
-# --------------------------------------------------------------------------------------
-
-
-# --------------------------------------------------------------------------------------
-# Judge of answers
-# --------------------------------------------------------------------------------------
-
-
-# --------------------------------------------------------------------------------------
-# Chunk questions
-# --------------------------------------------------------------------------------------

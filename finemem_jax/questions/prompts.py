@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from finemem_jax.memory.prompts import MANAGER_EXAMPLES, _chunk_part
+from finemem_jax.memory.prompts import MANAGER_EXAMPLES, chunk_part
 from finemem_jax.types import Message
 
 GENERATOR_SYSTEM = """\
@@ -53,10 +53,10 @@ def generator(chunk: str, count: int, num_examples: int, system: str = GENERATOR
         text, proposed = GENERATOR_EXAMPLE
         written = "\n".join(proposal_line(question, answer) for question, answer in proposed)
         messages += [
-            Message("user", (_chunk_part(text), _count_part(len(proposed)))),
+            Message("user", (chunk_part(text), _count_part(len(proposed)))),
             Message("assistant", (written,)),
         ]
-    return [*messages, Message("user", (_chunk_part(chunk), _count_part(count)))]
+    return [*messages, Message("user", (chunk_part(chunk), _count_part(count)))]
 
 
 def proposal_line(question: str, answer: str) -> str:
@@ -77,8 +77,8 @@ def verifier(chunk: str, question: str, num_examples: int, system: str = VERIFIE
     messages = [Message("system", (system,))]
     if num_examples:
         text, asked, answer = VERIFIER_EXAMPLE
-        messages += [Message("user", (_chunk_part(text), f"Question: {asked}")), Message("assistant", (answer,))]
-    return [*messages, Message("user", (_chunk_part(chunk), f"Question: {question}"))]
+        messages += [Message("user", (chunk_part(text), f"Question: {asked}")), Message("assistant", (answer,))]
+    return [*messages, Message("user", (chunk_part(chunk), f"Question: {question}"))]
 
 
 def closed_book(question: str, num_examples: int, system: str = CLOSED_BOOK_SYSTEM) -> list[Message]:

@@ -34,7 +34,7 @@ from finemem_jax.weights import gguf_export, hf_config, hf_weights, pretrained
 ADAPTER, BASE = "adapter_config.json", "base"
 # Largest file of weights.
 _SHARD_BYTES = 5 * 10**9
-# Where the text and the memory meet in a prompt; see `prompts.manager`.
+# Where the text and the memory meet in a prompt; see `prompts.ManagerPrompt`.
 SEAM = ("\n\n", "Memory:\n")
 
 

@@ -49,7 +49,7 @@ BAD = {
     "manager.chunk_tokens": 0,
     "manager.long_chunk": "cut",
     "manager.num_examples": 3,
-    "manager.wire": "xml",
+    "manager.tool_call_format": "xml",
     "sampler.num_slots": 0,
     "sampler.steps_per_call": 0,
     "sampler.prefill_tokens": 0,

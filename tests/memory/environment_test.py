@@ -8,7 +8,7 @@ import pytest
 
 from finemem_jax.memory import operations, prompts
 from finemem_jax.memory.environment import Environment
-from finemem_jax.memory.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.memory.operations import LAYOUTS, TOOL_CALL_FORMATS, Dialect
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.types import (
     CORE,
@@ -29,7 +29,7 @@ START, END = 256, 257
 RULES = Environment(TOKENS, num_examples=0, view_tokens=400, chunk_tokens=60, long_chunk="split", repair_json=False)
 
 
-DIALECTS = [Dialect(layout, wire) for layout in LAYOUTS for wire in WIRES]
+DIALECTS = [Dialect(layout, call_format) for layout in LAYOUTS for call_format in TOOL_CALL_FORMATS]
 TYPED = Dialect("typed", "json_lines")
 
 
@@ -202,10 +202,10 @@ def test_owners_where_characters_are_several_tokens():
     assert owners == (0, 0, -1, 1, 1, 2, 2)
 
 
-@pytest.mark.parametrize("wire, between", [("hermes", " and\n"), ("qwen_agent", ", then\n")])
+@pytest.mark.parametrize("call_format, between", [("hermes", " and\n"), ("qwen_agent", ", then\n")])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_owners_on_other_wires(layout, wire, between):
-    dialect = Dialect(layout, wire)
+def test_owners_in_other_call_formats(layout, call_format, between):
+    dialect = Dialect(layout, call_format)
     memory_type = "" if layout == "flat" else SEMANTIC
     first, second = (
         operations.render(Operation(Action.INSERT, text, None, memory_type), dialect) for text in ("one", "two")
@@ -314,7 +314,7 @@ def test_view_items_holds_for_a_flat_memory():
 def test_observe_tells_how_to_write_in_its_dialect(dialect):
     chat = rules(dialect=dialect, num_examples=2).observe(Chunk("Ana moved."), Memory())
     trunk, branch, leaf = parts(chat)
-    assert prompts.manager_system(dialect.layout, dialect.wire, operations.tools(dialect.layout)) in trunk
+    assert prompts.ManagerPrompt(dialect).system in trunk
     *_, calls = (prompts.MANAGER_EXAMPLES if dialect.layout == "flat" else prompts.TYPED_EXAMPLES)[-1]
     assert "\n".join(operations.render(operation, dialect) for operation in calls) in trunk
     assert branch == "New text:\nAna moved.\n\n"

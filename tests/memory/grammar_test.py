@@ -130,7 +130,7 @@ def test_a_sampler_draws_what_is_allowed_and_others_are_as_they_were(flat):
 
 
 def test_a_wire_without_a_grammar_is_refused():
-    with pytest.raises(ValueError, match=r"manager\.wire='hermes'; set manager\.constrained=False"):
+    with pytest.raises(ValueError, match=r"manager\.tool_call_format='hermes'; set manager\.constrained=False"):
         grammar_lib.of_operations(Dialect("flat", "hermes"))
 
 

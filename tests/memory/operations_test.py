@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from finemem_jax.memory import operations
-from finemem_jax.memory.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.memory.operations import LAYOUTS, TOOL_CALL_FORMATS, Dialect
 from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Malformed, Operation
 
 few_examples = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -37,7 +37,7 @@ typed_well_formed = st.one_of(
 TYPED = Dialect("typed", "json_lines")
 HERMES = Dialect("flat", "hermes")
 QWEN_AGENT = Dialect("typed", "qwen_agent")
-DIALECTS = [Dialect(layout, wire) for layout in LAYOUTS for wire in WIRES]
+DIALECTS = [Dialect(layout, call_format) for layout in LAYOUTS for call_format in TOOL_CALL_FORMATS]
 FUNCTION, ARGS, RESULT, RETURN = (f"\u273f{word}\u273f" for word in ("FUNCTION", "ARGS", "RESULT", "RETURN"))
 
 # One operation of each kind that the typed layout has, and its call by hand.
@@ -298,10 +298,10 @@ def test_fuzz_act():
 
 
 @pytest.mark.parametrize("unit", ["[", f"{FUNCTION}{ARGS}{{", "<tool_call>{", "x\n"])
-@pytest.mark.parametrize("wire", WIRES)
-def test_time_is_linear(wire, unit):
+@pytest.mark.parametrize("call_format", TOOL_CALL_FORMATS)
+def test_time_is_linear(call_format, unit):
     # Twice, since another process can spoil one measurement.
-    ratios = (fuzz_operations.growth(unit, Dialect("typed", wire), True, size=5_000)[0] for _ in range(2))
+    ratios = (fuzz_operations.growth(unit, Dialect("typed", call_format), True, size=5_000)[0] for _ in range(2))
     assert any(ratio < 3 for ratio in ratios)
 
 
@@ -370,16 +370,18 @@ def test_tools_of_the_typed_layout():
 # --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout, wire, field", [("tree", "hermes", "memory.layout"), ("flat", "xml", "manager.wire")])
-def test_unknown_dialects_are_refused(layout, wire, field):
+@pytest.mark.parametrize(
+    "layout, call_format, field", [("tree", "hermes", "memory.layout"), ("flat", "xml", "manager.tool_call_format")]
+)
+def test_unknown_dialects_are_refused(layout, call_format, field):
     with pytest.raises(ValueError, match=f"{field} must be one of"):
-        Dialect(layout, wire)
+        Dialect(layout, call_format)
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("call_format", TOOL_CALL_FORMATS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_parse_undoes_render_in_every_dialect(layout, wire):
-    dialect = Dialect(layout, wire)
+def test_parse_undoes_render_in_every_dialect(layout, call_format):
+    dialect = Dialect(layout, call_format)
     marks = [
         "<tool_call>",
         "</tool_call>",
@@ -502,7 +504,7 @@ def test_qwen_agent_arguments_are_repaired():
 @pytest.mark.parametrize("text", ["Done", "Done.", " Done. \r\n\n", "Done\nDone"])
 def test_done_writes_nothing(text):
     for dialect in DIALECTS:
-        if dialect.layout == "typed" or dialect.wire != "json_lines":
+        if dialect.layout == "typed" or dialect.tool_call_format != "json_lines":
             assert operations.parse(text, dialect=dialect) == ()
     # A flat manager has SKIP for that.
     assert {entry.reason for entry in operations.parse(text)} == {"not JSON"}

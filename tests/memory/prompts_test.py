@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/prompts.py: what stands in a prompt, in which order, and that data cannot pass for format."""
+"""Tests of finemem_jax/memory/prompts.py: what stands in a prompt, in which order, and as what."""
 
 import hashlib
 import json
@@ -7,7 +7,8 @@ import re
 import pytest
 
 from finemem_jax.memory import operations, prompts, transition
-from finemem_jax.memory.operations import LAYOUTS, WIRES, Dialect
+from finemem_jax.memory.operations import LAYOUTS, TOOL_CALL_FORMATS, Dialect
+from finemem_jax.memory.prompts import ManagerPrompt
 from finemem_jax.reading import prompts as reading_prompts
 from finemem_jax.types import CORE, EPISODIC, MEMORY_TYPES, SEMANTIC, Action, Memory, MemoryItem, Operation, Status
 
@@ -20,19 +21,16 @@ TYPED_ITEMS = (
 )
 
 
-def system(layout, wire):
-    return prompts.manager_system(layout, wire, operations.tools(layout))
+def system(layout, tool_call_format):
+    return ManagerPrompt(Dialect(layout, tool_call_format)).system
 
 
-def typed(chunk="Ana moved.", items=TYPED_ITEMS, num_hidden=None, num_examples=0, wire="json_lines"):
-    def render(operation):
-        return operations.render(operation, Dialect("typed", wire))
-
-    return prompts.typed_manager(chunk, items, num_hidden or {}, num_examples, render, system("typed", wire))
+def typed(chunk="Ana moved.", items=TYPED_ITEMS, num_hidden=None, num_examples=0, tool_call_format="json_lines"):
+    return ManagerPrompt(Dialect("typed", tool_call_format), num_examples).messages(chunk, items, num_hidden or {})
 
 
 def manager(chunk="Ana moved.", items=ITEMS, num_hidden=0, num_examples=0):
-    return prompts.manager(chunk, items, num_hidden, num_examples, operations.render)
+    return ManagerPrompt(num_examples=num_examples).messages(chunk, items, {"": num_hidden})
 
 
 def test_manager_prompt_by_hand():
@@ -73,7 +71,7 @@ def test_manager_examples_are_the_last_ones(num_examples):
 def test_manager_examples_show_operations_that_work(example):
     # What the manager is taught must be valid: parsed as written, and applied to the memory it was shown.
     _, shown, calls = example
-    before = Memory(tuple(MemoryItem(i, text, 0) for i, text in shown), max([i for i, _ in shown], default=0) + 1)
+    before = Memory(shown, max([item.item_id for item in shown], default=0) + 1)
     written = operations.parse("\n".join(map(operations.render, calls)))
     assert written == calls
     _, outcomes = transition.apply(before, written, step=1)
@@ -81,7 +79,7 @@ def test_manager_examples_show_operations_that_work(example):
 
 
 # --------------------------------------------------------------------------------------
-# Typed memory, and other wires
+# Typed memory, and other tool-call formats
 # --------------------------------------------------------------------------------------
 
 
@@ -106,17 +104,16 @@ def test_typed_prompts_share_what_comes_first():
     assert one[-1].parts[0] == other[-1].parts[0]
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("tool_call_format", TOOL_CALL_FORMATS)
 @pytest.mark.parametrize("example", [0, 1])
-def test_typed_examples_show_operations_that_work(wire, example):
+def test_typed_examples_show_operations_that_work(tool_call_format, example):
     text, shown, calls = prompts.TYPED_EXAMPLES[example]
     assert text == prompts.MANAGER_EXAMPLES[example][0]
-    items = tuple(MemoryItem(i, content, 0, i, memory_type) for i, memory_type, content in shown)
-    before = Memory(items, len(items) + 1)
+    before = Memory(shown, len(shown) + 1)
     assert transition.invariants(before, num_steps=1) == []
-    answer = typed(num_examples=2, wire=wire)[2 + 2 * example]
+    answer = typed(num_examples=2, tool_call_format=tool_call_format)[2 + 2 * example]
     assert answer.role == "assistant"
-    written = operations.parse(answer.parts[0], dialect=Dialect("typed", wire))
+    written = operations.parse(answer.parts[0], dialect=Dialect("typed", tool_call_format))
     assert written == calls
     _, outcomes = transition.apply(before, written, step=1)
     assert all(outcome.status is Status.APPLIED for outcome in outcomes)
@@ -127,10 +124,10 @@ def test_typed_examples_show_every_type():
     assert written == set(MEMORY_TYPES)
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("tool_call_format", TOOL_CALL_FORMATS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_system_names_every_call_of_the_layout_and_no_other(layout, wire):
-    text = system(layout, wire)
+def test_system_names_every_call_of_the_layout_and_no_other(layout, tool_call_format):
+    text = system(layout, tool_call_format)
     names = {tool["function"]["name"] for tool in (*operations.TOOLS, *operations.TYPED_TOOLS)}
     own = {tool["function"]["name"] for tool in operations.tools(layout)}
     assert {name for name in names if re.search(rf"\b{name}\b", text)} == own
@@ -148,10 +145,10 @@ def test_system_shows_calls_as_they_are_parsed():
     assert [operation.memory_type for operation in got] == [SEMANTIC, CORE, SEMANTIC, EPISODIC]
     for layout in LAYOUTS:
         # Tags and markers stand where the parser looks for them: one call in the first form, two in the second.
-        for wire, count in (("hermes", 1), ("qwen_agent", 2)):
-            text = system(layout, wire)
-            text = text.rpartition("tags:")[2] if wire == "hermes" else text
-            assert len(operations.spans(text, Dialect(layout, wire))) == count
+        for tool_call_format, count in (("hermes", 1), ("qwen_agent", 2)):
+            text = system(layout, tool_call_format)
+            text = text.rpartition("tags:")[2] if tool_call_format == "hermes" else text
+            assert len(operations.spans(text, Dialect(layout, tool_call_format))) == count
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -114,15 +114,15 @@ def test_the_chunk_reward_is_scores_and_likelihoods_in_parts(share):
     ]
     rollout = trajectory([step([inserted()], chunk)])
     config = dataclasses.replace(PAPER, likelihood_share=share, chunk_weight=0.8)
-    earned, _ = computed([[rollout, rollout]], config)
+    reward, _ = computed([[rollout, rollout]], config)
     scores, likelihoods = 0.5, (np.exp(-1) + np.exp(-2)) / 2
-    np.testing.assert_allclose((earned.chunk[0, 0, 0], earned.likelihood[0, 0, 0]), (scores, likelihoods))
+    np.testing.assert_allclose((reward.chunk[0, 0, 0], reward.likelihood[0, 0, 0]), (scores, likelihoods))
     without, _ = computed([[rollout, rollout]], dataclasses.replace(config, chunk_weight=0.0))
     wanted = 0.8 * ((1 - share) * scores + share * likelihoods)
-    np.testing.assert_allclose((earned.total - without.total)[0, 0], wanted)
+    np.testing.assert_allclose((reward.total - without.total)[0, 0], wanted)
     # A rule without a chunk reward takes neither.
-    earned, _ = computed([[rollout, rollout]], config, rule="evidence")
-    np.testing.assert_allclose(earned.total, without.total)
+    reward, _ = computed([[rollout, rollout]], config, rule="evidence")
+    np.testing.assert_allclose(reward.total, without.total)
 
 
 def test_an_answer_without_a_verdict_is_left_out():
@@ -131,9 +131,9 @@ def test_an_answer_without_a_verdict_is_left_out():
     got = rewards.to_arrays([[rollout]], len)
     np.testing.assert_array_equal(got.question_mask[0, 0], [True, False, True])
     np.testing.assert_array_equal(got.chunk_mask[0, 0], [[False, True], [False, False]])
-    earned, _ = computed([[rollout, rollout]])
-    assert earned.outcome[0, 0] == 0.5
-    np.testing.assert_array_equal(earned.chunk[0, 0], [1.0, 0.0])
+    reward, _ = computed([[rollout, rollout]])
+    assert reward.outcome[0, 0] == 0.5
+    np.testing.assert_array_equal(reward.chunk[0, 0], [1.0, 0.0])
 
 
 def test_ablation_compares_like_with_like():
@@ -143,8 +143,8 @@ def test_ablation_compares_like_with_like():
     rollout = trajectory(written, asked, probes=probes)
     got = rewards.to_arrays([[rollout]], len)
     np.testing.assert_array_equal(got.full[0, 0], [0.75])
-    earned, _ = computed([[rollout, rollout]], dataclasses.replace(PAPER, beta=1.0), rule="ablation")
-    np.testing.assert_allclose(earned.credit[0, 0], [0.25])
+    reward, _ = computed([[rollout, rollout]], dataclasses.replace(PAPER, beta=1.0), rule="ablation")
+    np.testing.assert_allclose(reward.credit[0, 0], [0.25])
 
 
 def test_what_was_not_measured_is_absent():
@@ -222,13 +222,13 @@ def test_larger_arrays_change_no_reward(rule):
     config = dataclasses.replace(PAPER, rule=rule)
     needs = credit_rules.rule(rule).needs
     sizes = Sizes(steps=7, operations=8, chunk_questions=3, questions=5, evidence=4)
-    (want, compared), (got, again) = (
+    (want, advantage), (got, again) = (
         rewards.compute(rewards.to_arrays(GROUPS, len, None, some, needs), config, STANDARD)
         for some in (Sizes(), sizes)
     )
     steps = want.total.shape[2]
     np.testing.assert_allclose(got.total[..., :steps], want.total, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(again.step[..., :steps], compared.step, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(again.step[..., :steps], advantage.step, rtol=1e-6, atol=1e-9)
 
 
 def test_rounding_up_changes_no_reward():
@@ -254,40 +254,40 @@ def test_judge_by_hand():
     # r_fmt = 1/2, 1.  r_chunk = 1/2, 0.  r_comp = 1 - 3/10 = 7/10.
     # r_0 = 5/12 + 1/2 + 1/4 + 7/200 = 721/600,  r_1 = 1/3 + 1 + 0 + 7/200 = 821/600.
     # Rollout 1 wrote nothing: r = 0.05 · 1. Stream 1 skipped: r = 1 + 0.05.
-    earned, compared = computed(GROUPS)
+    reward, advantage = computed(GROUPS)
     close = dict(rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(earned.outcome, [[3 / 4, 0], [0, 0]], **close)
-    np.testing.assert_allclose(earned.contribution[0], [[11 / 24, 7 / 24], [0, 0]], **close)
-    np.testing.assert_allclose(earned.credit[0], [[5 / 12, 1 / 3], [0, 0]], **close)
-    np.testing.assert_allclose(earned.format, [[[0.5, 1], [0, 0]], [[1, 0], [1, 0]]], **close)
-    np.testing.assert_allclose(earned.chunk[0], [[0.5, 0], [0, 0]], **close)
-    np.testing.assert_allclose(earned.compression, [[[0.7, 0.7], [1, 1]], [[1, 0], [1, 0]]], **close)
-    np.testing.assert_allclose(earned.total, [[[721 / 600, 821 / 600], [0.05, 0.05]], [[1.05, 0], [1.05, 0]]], **close)
-    np.testing.assert_array_equal([earned.content, earned.kl], np.zeros((2, 2, 2, 2)))
+    np.testing.assert_allclose(reward.outcome, [[3 / 4, 0], [0, 0]], **close)
+    np.testing.assert_allclose(reward.contribution[0], [[11 / 24, 7 / 24], [0, 0]], **close)
+    np.testing.assert_allclose(reward.credit[0], [[5 / 12, 1 / 3], [0, 0]], **close)
+    np.testing.assert_allclose(reward.format, [[[0.5, 1], [0, 0]], [[1, 0], [1, 0]]], **close)
+    np.testing.assert_allclose(reward.chunk[0], [[0.5, 0], [0, 0]], **close)
+    np.testing.assert_allclose(reward.compression, [[[0.7, 0.7], [1, 1]], [[1, 0], [1, 0]]], **close)
+    np.testing.assert_allclose(reward.total, [[[721 / 600, 821 / 600], [0.05, 0.05]], [[1.05, 0], [1.05, 0]]], **close)
+    np.testing.assert_array_equal([reward.content, reward.kl], np.zeros((2, 2, 2, 2)))
     # Of two, the better is 1/√2 above the mean in standard deviations (ddof 1), whatever lies between them.
-    np.testing.assert_allclose(compared.step[0], np.array([[1, 1], [-1, -1]]) / np.sqrt(2), rtol=1e-5)
-    np.testing.assert_array_equal(compared.step[1], 0)
-    np.testing.assert_array_equal(compared.alive, [[True, True], [False, False]])
+    np.testing.assert_allclose(advantage.step[0], np.array([[1, 1], [-1, -1]]) / np.sqrt(2), rtol=1e-5)
+    np.testing.assert_array_equal(advantage.step[1], 0)
+    np.testing.assert_array_equal(advantage.alive, [[True, True], [False, False]])
 
 
 def test_operations_by_hand():
     # The first rollout above, whose steps wrote 4 operations and 1.
-    # Each item of q0's evidence earned its writer (1/2)(1/2)/3 = 1/12; the step as a whole has 3/16 + 1/16 = 1/4.
+    # Each item of q0's evidence reward its writer (1/2)(1/2)/3 = 1/12; the step as a whole has 3/16 + 1/16 = 1/4.
     #   Credit: 1/12 + 1/16 = 7/48 for the two that wrote evidence, 1/16 for the malformed; 1/12 + 1/4 in step 1.
     # In r_0, operation 0 has 1/12, half of the 1/2 that the chunk's question gave, and 1/4 of r_fmt: 7/12; operation 1
     # has 1/12 + 1/4 = 1/3; the step has 1/4 + 7/200 = 57/200. Were all four like one of them: 4 · 7/12 + 57/200, …
-    earned, _ = computed(GROUPS)
+    reward, _ = computed(GROUPS)
     close = dict(rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(earned.operation_credit[0, 0], [[7 / 48, 7 / 48, 1 / 16, 1 / 16], [1 / 3, 0, 0, 0]])
+    np.testing.assert_allclose(reward.operation_credit[0, 0], [[7 / 48, 7 / 48, 1 / 16, 1 / 16], [1 / 3, 0, 0, 0]])
     whole = 57 / 200
     wanted = [[7 / 3 + whole, 4 / 3 + whole, whole, whole], [13 / 12 + whole, 0, 0, 0]]
-    np.testing.assert_allclose(earned.operation_total[0, 0], wanted, **close)
-    np.testing.assert_allclose(earned.operation_total[0, 0, 0].mean(), earned.total[0, 0, 0], **close)
+    np.testing.assert_allclose(reward.operation_total[0, 0], wanted, **close)
+    np.testing.assert_allclose(reward.operation_total[0, 0, 0].mean(), reward.total[0, 0, 0], **close)
 
 
 def test_judge_is_float64_on_the_host():
-    earned, compared = computed(GROUPS)
-    for array in (*earned, compared.step, compared.operation, compared.unclipped_factor):
+    reward, advantage = computed(GROUPS)
+    for array in (*reward, advantage.step, advantage.operation, advantage.unclipped_factor):
         assert isinstance(array, np.ndarray)
         assert array.dtype == np.float64
 
@@ -295,16 +295,16 @@ def test_judge_is_float64_on_the_host():
 @pytest.mark.parametrize("part", ["credit", "chunk", "compression", "format"])
 def test_a_weight_of_zero_takes_its_part_out(part):
     weight = "global_weight" if part == "credit" else f"{part}_weight"
-    earned, _ = computed(GROUPS, dataclasses.replace(PAPER, **{weight: 0.0}))
+    reward, _ = computed(GROUPS, dataclasses.replace(PAPER, **{weight: 0.0}))
     parts = {
-        "credit": earned.credit,
-        "chunk": 0.5 * earned.chunk,
-        "compression": 0.05 * earned.compression,
-        "format": earned.format,
+        "credit": reward.credit,
+        "chunk": 0.5 * reward.chunk,
+        "compression": 0.05 * reward.compression,
+        "format": reward.format,
     }
     wanted = sum(value for name, value in parts.items() if name != part)
-    np.testing.assert_allclose(earned.total, wanted, rtol=1e-12)
-    np.testing.assert_allclose(earned.credit.sum(-1), earned.outcome, rtol=1e-12)
+    np.testing.assert_allclose(reward.total, wanted, rtol=1e-12)
+    np.testing.assert_allclose(reward.credit.sum(-1), reward.outcome, rtol=1e-12)
 
 
 def test_divergence_is_subtracted():
@@ -319,15 +319,15 @@ def test_a_blank_stream_does_not_divide_by_zero():
     blank = trajectory([step([SKIP])], chunks=[""], name="blank")
     inputs = rewards.to_arrays([[blank, blank]], len)
     assert inputs.stream_tokens.tolist() == [[1, 1]]
-    earned, _ = rewards.compute(inputs, PAPER, STANDARD)
-    assert np.isfinite(earned.total).all()
+    reward, _ = rewards.compute(inputs, PAPER, STANDARD)
+    assert np.isfinite(reward.total).all()
 
 
 def test_swapping_rollouts_swaps_their_rewards():
-    one, one_compared = computed(GROUPS)
-    other, other_compared = computed([group[::-1] for group in GROUPS])
+    one, one_advantage = computed(GROUPS)
+    other, other_advantage = computed([group[::-1] for group in GROUPS])
     np.testing.assert_array_equal(one.total, other.total[:, ::-1])
-    np.testing.assert_array_equal(one_compared.step, other_compared.step[:, ::-1])
+    np.testing.assert_array_equal(one_advantage.step, other_advantage.step[:, ::-1])
 
 
 def test_shapley_credits_the_players_of_each_game():
@@ -336,19 +336,19 @@ def test_shapley_credits_the_players_of_each_game():
     games = (Game(((0, 1), (1, 0)), (0.0, 0.25, 0.5, 1.0)), Game(((1, 1),), (0.0, 1.0)))
     steps = [step([inserted(), inserted()]), step([inserted(), inserted()])]
     rollout = trajectory(steps, answers(1.0, 1.0), probes=Probes(games=games))
-    earned, _ = computed([[rollout, rollout]], "shapley")
-    np.testing.assert_allclose(earned.credit[0, 0], [11 / 32, 21 / 32], rtol=1e-12)
+    reward, _ = computed([[rollout, rollout]], rule="shapley")
+    np.testing.assert_allclose(reward.credit[0, 0], [11 / 32, 21 / 32], rtol=1e-12)
     # Of 1/4 for the step as a whole, each of its two operations has half.
     operation = np.array([[0, 3 / 32], [5 / 32, 1 / 4]]) + 1 / 8
-    np.testing.assert_allclose(earned.operation_credit[0, 0], operation, rtol=1e-12)
+    np.testing.assert_allclose(reward.operation_credit[0, 0], operation, rtol=1e-12)
 
 
 def test_step_gain_credits_each_change_of_the_memory():
     steps = [step([inserted(), deleted(item())]), step([inserted()])]
     probes = Probes(empty=(0.0,), states=(((1.0,), (0.25,)), ((0.5,),)))
     rollout = trajectory(steps, answers(0.5), probes=probes)
-    earned, _ = computed([[rollout, rollout]], "step_gain")
-    np.testing.assert_allclose(earned.operation_credit[0, 0], [[1.0, -0.75], [0.25, 0.0]], rtol=1e-12)
+    reward, _ = computed([[rollout, rollout]], rule="step_gain")
+    np.testing.assert_allclose(reward.operation_credit[0, 0], [[1.0, -0.75], [0.25, 0.0]], rtol=1e-12)
 
 
 # --------------------------------------------------------------------------------------
@@ -373,8 +373,8 @@ WROTE_ONE = trajectory([step([inserted()], response="ab", token_operations=(0, 0
 def test_tokens_carry_the_advantage_of_their_operation(per_operation, first, second):
     groups = [[WROTE_TWO, WROTE_ONE]]
     plain = Normalizer(scale="none")
-    _, compared = computed(groups, ONLY_FORMAT, plain, rule="outcome", per_operation=per_operation)
-    advantages, factors = rewards.per_token(groups, compared)
+    _, advantage = computed(groups, ONLY_FORMAT, plain, rule="outcome", per_operation=per_operation)
+    advantages, factors = rewards.per_token(groups, advantage)
     assert advantages.shape == factors.shape == (1, 2, 1, 5)
     np.testing.assert_allclose(advantages[0, 0, 0], first, rtol=1e-6)
     np.testing.assert_allclose(advantages[0, 1, 0, :3], second, rtol=1e-6)
@@ -395,18 +395,18 @@ def test_tokens_carry_the_factor_of_their_operation():
         ]
     )
     groups = [[first, dataclasses.replace(WROTE_ONE, stream=first.stream)]]
-    _, compared = computed(groups, rule="type_weight", type_factor_on="unclipped", per_operation=True)
-    _, factors = rewards.per_token(groups, compared)
+    _, advantage = computed(groups, rule="type_weight", type_factor_on="unclipped", per_operation=True)
+    _, factors = rewards.per_token(groups, advantage)
     np.testing.assert_array_equal(factors[0, 0, 0], [4, 1, 1, 1])
     np.testing.assert_array_equal(factors[0, 1, 0], [1, 1, 1, 1])
 
 
 def test_spread_is_what_training_takes():
-    _, compared = computed(GROUPS)
-    advantages, factors = rewards.per_token(GROUPS, compared)
-    assert advantages.shape[:3] == compared.step.shape
+    _, advantage = computed(GROUPS)
+    advantages, factors = rewards.per_token(GROUPS, advantage)
+    assert advantages.shape[:3] == advantage.step.shape
     # No token belongs to an operation here, so each has its step's.
-    np.testing.assert_allclose(advantages[..., 0], compared.step, rtol=1e-6)
+    np.testing.assert_allclose(advantages[..., 0], advantage.step, rtol=1e-6)
     assert np.isfinite(factors).all()
 
 
@@ -417,8 +417,8 @@ def test_no_rule_needs_global_questions(rule):
         trajectory([step([written]), step([inserted()])], rollout=i, chunks=LONG)
         for i, written in enumerate((MALFORMED, inserted()))
     ]
-    earned, compared = computed([rollouts], rule=rule)
+    reward, advantage = computed([rollouts], rule=rule)
     # r_global is 0; only Memory-R2's penalty for bloat needs no question.
-    assert not earned.credit.any() or rule in ("persession", "cumulative")
-    assert np.isfinite(compared.step).all()
-    assert rule == "hindsight_top" or compared.step[0, 1, 0] > 0 > compared.step[0, 0, 0]
+    assert not reward.credit.any() or rule in ("persession", "cumulative")
+    assert np.isfinite(advantage.step).all()
+    assert rule == "hindsight_top" or advantage.step[0, 1, 0] > 0 > advantage.step[0, 0, 0]
