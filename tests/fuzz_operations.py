@@ -3,7 +3,7 @@
     python tests/fuzz_operations.py --count=1000000 [--seed=0]
 
 In all layouts and call formats, with and without repair. Nothing may raise, entries must agree with spans, operations
-must survive being rendered, the memory's invariants must hold, and the time must be linear in the length of the text. Two
+must survive being rendered, the memory's invariants must hold, and the time must be linear in the text. Two
 processes; the same seed tries the same texts. tests/operations_test.py runs a sample.
 """
 

@@ -1,11 +1,9 @@
-"""Trajectories as plain records for `trajectories/*.jsonl.gz`: enough to recompute every reward and advantage."""
+"""Writes trajectories as plain records: enough to recompute every reward and advantage (`trajectories/*.jsonl.gz`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from finemem_jax.rl.advantages import Advantages
 from finemem_jax.rl.credit_rules import RewardInputs, Rewards
@@ -17,60 +15,58 @@ _STEP_REWARDS = ("total", "credit", "contribution", "chunk", "likelihood", "form
 Decode = Callable[[Sequence[int]], str]
 
 
-def trajectory(
-    rollout: Trajectory,
-    at: tuple[int, int],
+def trajectories(
+    groups: Sequence[Sequence[Trajectory]],
     inputs: RewardInputs,
     rewards: Rewards,
+    *,
     advantages: Advantages,
     decode: Decode,
-) -> dict[str, Any]:
-    """One rollout with its rewards and advantages.
+) -> Iterator[dict[str, Any]]:
+    """Yields every rollout of a training step with its rewards and advantages.
 
     Args:
-        at: Its index (stream, rollout) in the arrays.
-        inputs, rewards, advantages: Of the whole batch, float64 (see `rewards.compute`).
+        groups: groups[s][i] is rollout i of stream s.
+        inputs, rewards, advantages: Of all of them, float64 (see `rewards.compute`).
         decode: Token ids to text.
     """
-    steps = []
-    for t, (chunk, step) in enumerate(zip(rollout.stream.chunks, rollout.steps, strict=True)):
-        here = (*at, t)
-        written = _written(chunk, step, decode)
-        for o, operation in enumerate(written["operations"]):
-            operation["credit"] = float(rewards.operation_credit[*here, o])
-            operation["reward"] = float(rewards.operation_total[*here, o])
-            operation["advantage"] = float(advantages.operation[*here, o])
-        steps.append(
-            {
-                "step": t,
-                "prompt": decode(step.prompt_ids),
-                **written,
-                "completion_ids": list(step.completion.ids),
-                "log_probs": list(step.completion.log_probs),
-                "raw_log_probs": list(step.completion.raw_log_probs),
-                "finish_reason": step.completion.finish_reason,
-                "policy_version": step.completion.policy_version,
-                "token_operations": list(step.token_operations),
-                "rewards": {name: float(getattr(rewards, name)[here]) for name in _STEP_REWARDS},
-                "advantage": float(advantages.step[here]),
+    for s, rollouts in enumerate(groups):
+        for i, rollout in enumerate(rollouts):
+            steps = []
+            for t, (chunk, step) in enumerate(zip(rollout.stream.chunks, rollout.steps, strict=True)):
+                here = s, i, t
+                record = {"step": t, "prompt": decode(step.prompt_ids), **_written(chunk, step, decode)}
+                for o, operation in enumerate(record["operations"]):
+                    operation["credit"] = float(rewards.operation_credit[*here, o])
+                    operation["reward"] = float(rewards.operation_total[*here, o])
+                    operation["advantage"] = float(advantages.operation[*here, o])
+                record |= {
+                    "completion_ids": list(step.completion.ids),
+                    "log_probs": list(step.completion.log_probs),
+                    "raw_log_probs": list(step.completion.raw_log_probs),
+                    "finish_reason": step.completion.finish_reason,
+                    "policy_version": step.completion.policy_version,
+                    "token_operations": list(step.token_operations),
+                    "rewards": {name: float(getattr(rewards, name)[here]) for name in _STEP_REWARDS},
+                    "advantage": float(advantages.step[here]),
+                }
+                steps.append(record)
+            yield {
+                "stream_id": rollout.stream.stream_id,
+                "source": rollout.stream.source,
+                "competency": rollout.stream.competency,
+                "rollout": rollout.rollout,
+                "memory_tokens": int(inputs.memory_tokens[s, i]),
+                "stream_tokens": int(inputs.stream_tokens[s, i]),
+                "outcome": float(rewards.outcome[s, i]),
+                "answers": [answer_record(answer) for answer in rollout.answers],
+                "probes": to_json(rollout.probes),
+                "steps": steps,
             }
-        )
-    return {
-        "stream_id": rollout.stream.stream_id,
-        "source": rollout.stream.source,
-        "competency": rollout.stream.competency,
-        "rollout": rollout.rollout,
-        "memory_tokens": int(inputs.memory_tokens[at]),
-        "stream_tokens": int(inputs.stream_tokens[at]),
-        "outcome": float(np.asarray(rewards.outcome)[at]),
-        "answers": [answer_record(answer) for answer in rollout.answers],
-        "probes": to_json(rollout.probes),
-        "steps": steps,
-    }
 
 
 def evaluated(rollout: Trajectory, decode: Decode) -> dict[str, Any]:
-    """One rollout of an evaluation: what was read, written, remembered and answered."""
+    """Returns one rollout of an evaluation: what was read, written, remembered and answered."""
     return {
         "stream_id": rollout.stream.stream_id,
         "competency": rollout.stream.competency,
@@ -110,7 +106,7 @@ def _operation(outcome: Outcome) -> dict[str, Any]:
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
-    """An answer with its question, evidence and score."""
+    """Returns an answer with its question, evidence and score."""
     return {
         "question": answer.question.prompt,
         "kind": answer.question.kind,

@@ -1,9 +1,12 @@
-"""From trajectories to reward arrays: one of the two places where text becomes numbers (the other is `batching`)."""
+"""Turns trajectories into reward arrays, and these into the advantage of every token.
+
+One of the two places where text becomes numbers; the other is `batching`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +25,7 @@ assert len(_TYPES) == credit_rules.NUM_TYPES and _TYPES[credit_rules.CORE_TYPE] 
 
 
 class Sizes(NamedTuple):
-    """How many of each there may be. Arrays are that large, or larger where that is not enough: few shapes compile.
+    """How many of each there may be. Arrays are that large, or larger where that is not enough, so that few compile.
 
     Attributes:
         operations: Of one response. Where there are more, arrays are twice as large, or four times, ….
@@ -43,30 +46,64 @@ def to_arrays(
     groups: Sequence[Sequence[Trajectory]],
     count_tokens: Callable[[str], int],
     kl: Sequence[Sequence[Sequence[float]]] | None = None,
+    *,
     sizes: Sizes = Sizes(),  # noqa: B008  It cannot be changed.
     needs: frozenset[str] = frozenset(),
 ) -> RewardInputs:
-    """Measures the rollouts of each stream, padded to `sizes`.
+    """Gathers what was measured on the rollouts of each stream, padded to `sizes`.
 
     Args:
         groups: groups[s][i] is rollout i of stream s.
         count_tokens: Length of a text in tokens; r_comp's unit.
         kl: kl[s][i][t], Σ over the response's tokens of log π_old - log π_ref, in nats.
         needs: What the rule must have measured (`credit_rules.Rule.needs`): there are arrays for it even where there
-            was             nothing to measure.
+            was nothing to measure.
     """
     rollouts = [trajectory for group in groups for trajectory in group]
+    x = _empty(rollouts, (len(groups), len(groups[0])), _enough(sizes, rollouts), needs)
+    if kl is not None:
+        x = x._replace(kl=np.zeros(x.step_mask.shape))
+    for s, group in enumerate(groups):
+        stream_tokens = max(sum(count_tokens(chunk.text) for chunk in group[0].stream.chunks), 1)
+        for g, rollout in enumerate(group):
+            at = s, g
+            x.stream_tokens[at] = stream_tokens
+            x.memory_tokens[at] = sum(count_tokens(item.text) for item in rollout.steps[-1].memory.items)
+            if x.kl is not None and kl is not None:
+                x.kl[at][: len(kl[s][g])] = kl[s][g]
+            _fill_steps(x, at, rollout)
+            _fill_answers(x, at, rollout)
+            _fill_probes(x, at, rollout)
+    return x
+
+
+def _enough(sizes: Sizes, rollouts: Sequence[Trajectory]) -> Sizes:
+    """Enlarges `sizes` where some rollout has more."""
     chunk_answers = [answer for r in rollouts for step in r.steps for answer in step.answers]
     final_answers = [answer for r in rollouts for answer in r.answers]
-    shape = (len(groups), len(groups[0]))
+    operations = sizes.operations
+    while operations < max((len(step.outcomes) for r in rollouts for step in r.steps), default=0):
+        operations *= 2
+    return sizes._replace(
+        steps=_size(sizes.steps, (len(r.steps) for r in rollouts)),
+        operations=operations,
+        chunk_questions=_size(sizes.chunk_questions, (len(step.answers) for r in rollouts for step in r.steps)),
+        questions=_size(sizes.questions, (len(r.answers) for r in rollouts)),
+        evidence=_size(sizes.evidence, (len(answer.evidence) for answer in (*chunk_answers, *final_answers))),
+    )
+
+
+def _size(expected: int, sizes: Iterable[int]) -> int:
+    largest = max(sizes, default=0)
+    return expected if largest <= expected else compilation.rounded(largest)
+
+
+def _empty(rollouts: Sequence[Trajectory], shape: tuple[int, int], sizes: Sizes, needs: frozenset[str]) -> RewardInputs:
+    """Makes arrays for [S, G] rollouts, still without any entries; optional ones only where they are needed."""
     # At least one slot everywhere, since reductions over empty axes are special cases for nobody's benefit.
-    t = _size(sizes.steps, (len(r.steps) for r in rollouts))
-    o = sizes.operations
-    while o < max((len(step.outcomes) for r in rollouts for step in r.steps), default=0):
-        o *= 2
-    j = _size(sizes.chunk_questions, (len(step.answers) for r in rollouts for step in r.steps))
-    q = _size(sizes.questions, (len(r.answers) for r in rollouts))
-    k = _size(sizes.evidence, (len(answer.evidence) for answer in (*chunk_answers, *final_answers)))
+    t, o, j, q, k, _ = sizes
+    probes = [rollout.probes for rollout in rollouts]
+    steps = [step for rollout in rollouts for step in rollout.steps]
 
     def zeros(*size: int, dtype: type = float) -> np.ndarray:
         return np.zeros((*shape, *size), dtype)
@@ -89,54 +126,30 @@ def to_arrays(
         operation_action=zeros(t, o, dtype=np.int32),
         memory_tokens=zeros(dtype=np.int32),
         stream_tokens=np.ones(shape, np.int32),
-        cited=zeros(q, k, dtype=bool) if "citations" in needs or any(a.cited for a in final_answers) else None,
-        kl=None if kl is None else _padded(kl, zeros(t)),
     )
-    if any(answer.likelihood for answer in chunk_answers):
+    if "citations" in needs or any(answer.cited for rollout in rollouts for answer in rollout.answers):
+        x = x._replace(cited=zeros(q, k, dtype=bool))
+    if any(answer.likelihood for step in steps for answer in step.answers):
         x = x._replace(chunk_likelihoods=zeros(t, j), likelihood_mask=zeros(t, j, dtype=bool))
-    if "content" in needs or any(step.verdicts for r in rollouts for step in r.steps):
+    if "content" in needs or any(step.verdicts for step in steps):
         x = x._replace(content=zeros(t, o), content_mask=zeros(t, o, dtype=bool))
-    x = x._replace(**_probe_arrays([r.probes for r in rollouts], needs, zeros, t, o, q, k))
-    for s, group in enumerate(groups):
-        stream_tokens = max(sum(count_tokens(chunk.text) for chunk in group[0].stream.chunks), 1)
-        for g, rollout in enumerate(group):
-            x.stream_tokens[s, g] = stream_tokens
-            x.memory_tokens[s, g] = sum(count_tokens(item.text) for item in rollout.steps[-1].memory.items)
-            _fill_steps(x, (s, g), rollout)
-            _fill_answers(x, (s, g), rollout)
-            _fill_probes(x, (s, g), rollout)
+    if "states" in needs or any(p.states for p in probes):
+        x = x._replace(state_scores=zeros(t * o + 1, q))
+    if "without" in needs or any(p.without for p in probes):
+        x = x._replace(without=zeros(q, k))
+    if any(p.full for p in probes):
+        x = x._replace(full=zeros(q))
+    if "subsets" in needs or any(p.games for p in probes):
+        players = _size(1, (len(game.players) for p in probes for game in p.games))
+        x = x._replace(
+            subset_scores=zeros(q, 2**players),
+            player_slot=zeros(q, players, dtype=np.int32),
+            is_player=zeros(q, players, dtype=bool),
+        )
     return x
 
 
-def _size(expected, sizes):
-    largest = max(sizes, default=0)
-    return expected if largest <= expected else compilation.rounded(largest)
-
-
-def _padded(values, into):
-    for s, group in enumerate(values):
-        for g, rollout in enumerate(group):
-            into[s, g, : len(rollout)] = rollout
-    return into
-
-
-def _probe_arrays(probes, needs, zeros, t, o, q, k):
-    arrays = {}
-    if "states" in needs or any(p.states for p in probes):
-        arrays["state_scores"] = zeros(t * o + 1, q)
-    if "without" in needs or any(p.without for p in probes):
-        arrays["without"] = zeros(q, k)
-    if any(p.full for p in probes):
-        arrays["full"] = zeros(q)
-    if "subsets" in needs or any(p.games for p in probes):
-        players = _size(1, (len(game.players) for p in probes for game in p.games))
-        arrays["subset_scores"] = zeros(q, 2**players)
-        arrays["player_slot"] = zeros(q, players, dtype=np.int32)
-        arrays["is_player"] = zeros(q, players, dtype=bool)
-    return arrays
-
-
-def _fill_steps(x, at, rollout):
+def _fill_steps(x: Any, at: tuple[int, int], rollout: Trajectory) -> None:
     num_operations = x.written.shape[-1]
     for t, step in enumerate(rollout.steps):
         x.step_mask[at][t] = True
@@ -157,7 +170,7 @@ def _fill_steps(x, at, rollout):
                 x.chunk_type[at][t, j, k] = _TYPES.index(item.memory_type)
 
 
-def _fill_answers(x, at, rollout):
+def _fill_answers(x: Any, at: tuple[int, int], rollout: Trajectory) -> None:
     for j, answer in enumerate(rollout.answers):
         if answer.score is not None:
             x.scores[at][j], x.question_mask[at][j] = answer.score, True
@@ -167,12 +180,12 @@ def _fill_answers(x, at, rollout):
             x.cited[at][j, : len(answer.cited)] = answer.cited
 
 
-def _fill_evidence(slot, is_evidence, answer: Answer, num_operations):
+def _fill_evidence(slot: np.ndarray, is_evidence: np.ndarray, answer: Answer, num_operations: int) -> None:
     for k, item in enumerate(answer.evidence):
         slot[k], is_evidence[k] = item.source_step * num_operations + item.source_operation, True
 
 
-def _fill_probes(x, at, rollout):
+def _fill_probes(x: Any, at: tuple[int, int], rollout: Trajectory) -> None:
     probes, num_operations = rollout.probes, x.written.shape[-1]
     if x.state_scores is not None:
         state = probes.empty

@@ -38,7 +38,7 @@ def updates(config: Config, components: Components, trainer: Trainer, say: Calla
     def batches(with_reference: bool, with_factors: bool) -> list[Batch]:
         return _batches(config, components, with_reference=with_reference, with_factors=with_factors)
 
-    reference, factors = bool(config.objective.kl_weight), trainer.method.variant.type_factor_on == "unclipped"
+    reference, factors = bool(config.objective.kl_weight), trainer.method.credit.type_factor_on == "unclipped"
     learner.warm_up(
         trainer.options, trainer.optimizer, trainer.base_params, trainer.state, batches(reference, factors),
         config.rollout.temperature, progress,
@@ -95,6 +95,6 @@ def credit_kernels(config: Config, method: Method) -> None:
         groups = [[Trajectory(stream, i, (step,)) for i in range(config.rollout.group_size)]]
         groups *= config.rollout.streams_per_step
         kl = [[[0.0]] * len(group) for group in groups] if config.credit.kl_weight else None
-        inputs = rewards.to_arrays(groups, len, kl, sizes, method.rule.needs)
+        inputs = rewards.to_arrays(groups, len, kl, sizes=sizes, needs=method.rule.needs)
         _, advantages = rewards.compute(inputs, method.credit, method.normalizer)
         rewards.per_token(groups, advantages, sizes.tokens)

@@ -124,7 +124,7 @@ class Run:
         """Whether `train.stop_after_seconds` have passed, in the eyes of all processes."""
         return self._out_of_time
 
-    def record(self, step: int, trajectories: Groups, earned: StepRewards, losses: dict[str, float]) -> None:
+    def record(self, step: int, trajectories: Groups, rewards: StepRewards, losses: dict[str, float]) -> None:
         """Writes down a training step, and saves and evaluates where that is due.
 
         Args:
@@ -139,8 +139,8 @@ class Run:
         # From here on the step counts; until here it could not be given up.
         self.interrupt.updating = False
         train = self._config.train
-        self._metrics = self._measure(step, trajectories, earned, losses)
-        self._write(step, trajectories, earned)
+        self._metrics = self._measure(step, trajectories, rewards, losses)
+        self._write(step, trajectories, rewards)
         limit = train.stop_after_seconds
         self._out_of_time = limit > 0 and self._processes.broadcast(time.monotonic() - self._began > limit)
         is_last = step == train.num_steps or self._out_of_time
@@ -160,10 +160,10 @@ class Run:
         self._held_out.evaluate("after", self._step)
 
     def _measure(
-        self, step: int, trajectories: Groups, earned: StepRewards, losses: dict[str, float]
+        self, step: int, trajectories: Groups, rewards: StepRewards, losses: dict[str, float]
     ) -> dict[str, float]:
         """All metrics of a step, by name."""
-        found = metrics.of_rewards(*earned[:3]) | metrics.of_operations(trajectories)
+        found = metrics.of_rewards(*rewards[:3]) | metrics.of_operations(trajectories)
         found |= losses | metrics.of_answers(trajectories) | metrics.of_compilation(self._compiled)
         self._compiled = compilation.counts()
         found["loss/skipped_updates"] = self.watchdog.skipped_in(step - 1)
@@ -172,14 +172,12 @@ class Run:
         found["memory/host_gigabytes"] = self.watchdog.memory()
         return found
 
-    def _write(self, step: int, trajectories: Groups, earned: StepRewards) -> None:
+    def _write(self, step: int, trajectories: Groups, rewards: StepRewards) -> None:
         """Trajectories first: a step that stands in metrics.jsonl has them."""
         if self._processes.is_first:
             decode = self._components.tokenizer.decode
-            lines = (
-                records.trajectory(one, (s, i), earned.inputs, earned.rewards, earned.advantages, decode)
-                for s, rollouts in enumerate(trajectories)
-                for i, one in enumerate(rollouts)
+            lines = records.trajectories(
+                trajectories, rewards.inputs, rewards.rewards, advantages=rewards.advantages, decode=decode
             )
             files.write_records(self._workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
         self._metric_writer.write(step - 1, self._metrics)

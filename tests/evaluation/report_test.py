@@ -98,7 +98,7 @@ def recorded(group, rule="full", kl=None):
     """Records of a group, judged by a rule."""
     inputs = rewards.to_arrays([group], ENVIRONMENT.count_tokens, kl)
     judged = rewards.compute(inputs, CreditConfig(rule=rule), Normalizer())
-    return [records.trajectory(one, (0, i), inputs, *judged, TOKENS.decode) for i, one in enumerate(group)]
+    return list(records.trajectories([group], inputs, judged[0], advantages=judged[1], decode=TOKENS.decode))
 
 
 def typed_rollouts():

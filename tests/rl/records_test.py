@@ -59,11 +59,15 @@ def computed(group, **choices):
     return inputs, *rewards.compute(inputs, CreditConfig(**choices), Normalizer())
 
 
+def recorded(group, **choices):
+    inputs, rewards, advantages = computed(group, **choices)
+    return list(records.trajectories([group], inputs, rewards, advantages=advantages, decode=TOKENS.decode))
+
+
 @pytest.fixture(scope="module")
 def both():
     """Records of both rollouts, under the paper's rule and weights."""
-    arrays = computed(GROUP, per_operation=True)
-    return [records.trajectory(one, (0, i), *arrays, TOKENS.decode) for i, one in enumerate(GROUP)]
+    return recorded(GROUP, per_operation=True)
 
 
 def test_a_record_is_plain_json(both):
@@ -150,8 +154,7 @@ def test_what_was_replaced_is_kept():
 
 def test_verdicts_stand_beside_what_they_are_about():
     rollout = trajectory([step(OUTCOMES, (OSLO,), verdicts=(True, None, None))], rollout=0)
-    arrays = computed([rollout, rollout], rule="mem_alpha")
-    first, unknown, malformed = records.trajectory(rollout, (0, 0), *arrays, TOKENS.decode)["steps"][0]["operations"]
+    first, unknown, malformed = recorded([rollout, rollout], rule="mem_alpha")[0]["steps"][0]["operations"]
     assert (first["content"], first["verdict"]) == ("Ana lives in Oslo.", True)
     assert unknown["verdict"] is malformed["verdict"] is None
 
@@ -184,8 +187,7 @@ def test_rewards_can_be_computed_again(both):
 
 
 def test_advantages_can_be_computed_again():
-    arrays = computed(GROUP)
-    both = [records.trajectory(one, (0, i), *arrays, TOKENS.decode) for i, one in enumerate(GROUP)]
+    both = recorded(GROUP)
     totals = np.array([[step_["rewards"]["total"] for step_ in one["steps"]] for one in both])
     wanted = (totals - totals.mean(0)) / (totals.std(0, ddof=1) + 1e-6)
     np.testing.assert_allclose([[s["advantage"] for s in one["steps"]] for one in both], wanted, rtol=1e-6)

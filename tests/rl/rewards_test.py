@@ -223,7 +223,7 @@ def test_larger_arrays_change_no_reward(rule):
     needs = credit_rules.rule(rule).needs
     sizes = Sizes(steps=7, operations=8, chunk_questions=3, questions=5, evidence=4)
     (want, advantage), (got, again) = (
-        rewards.compute(rewards.to_arrays(GROUPS, len, None, some, needs), config, STANDARD)
+        rewards.compute(rewards.to_arrays(GROUPS, len, sizes=some, needs=needs), config, STANDARD)
         for some in (Sizes(), sizes)
     )
     steps = want.total.shape[2]
