@@ -112,8 +112,8 @@ def build(config: Config, workdir: pathlib.Path | None = None, processes: Proces
         environment=environment(config, loaded.tokenizer),
         manager=manager,
         answering=asked,
-        embed=embedder(config, model, own, loaded.tokenizer),
-        constraint=constraint(config, loaded),
+        embed=embedder(config, model, own, tokens=loaded.tokenizer),
+        constraint=constraint(config, loaded.tokenizer, loaded.pretrained.model.vocab_size),
     )
 
 

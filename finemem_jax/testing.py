@@ -1,4 +1,4 @@
-"""Phrases for the tokenizer of the smoke test: whole operations, so that even random weights write valid ones."""
+"""Makes phrases for the tokenizer of the smoke test: whole operations, so that even random weights write valid ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Operation
 _TEST_INSERTS, _TEST_UPDATES, _TEST_DELETES, _TEST_OTHERS = 80, 24, 12, 10
 
 
-def operation_phrases(config: Config):
-    """Whole operations for the tests' tokenizer, so that even random weights write some.
+def operation_phrases(config: Config) -> list[str]:
+    """Returns whole operations for the tests' tokenizer, so that even random weights write some.
 
     What they write down are questions of the first streams with their answers, by turns of training and held-out ones:
     for each stream some help, and most do not.
@@ -23,10 +23,10 @@ def operation_phrases(config: Config):
     calls = dialect(config)
     typed = calls.layout == "typed"
 
-    def kind(i):
+    def kind(i: int) -> str:
         return (SEMANTIC, EPISODIC)[i % 2] if typed else ""
 
-    def fact(i):
+    def fact(i: int) -> str:
         return facts[i % len(facts)]
 
     written = [Operation(Action.INSERT, fact(i), None, kind(i)) for i in range(_TEST_INSERTS)]
@@ -37,7 +37,7 @@ def operation_phrases(config: Config):
     return [f"{operations.render(operation, calls)}\n" for operation in written]
 
 
-def _facts(config: Config, split):
+def _facts(config: Config, split: str) -> list[str]:
     source = input_pipeline.load_split(config, split)
     facts: list[str] = []
     for index in range(len(source)):

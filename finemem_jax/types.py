@@ -1,4 +1,4 @@
-"""The nouns of the framework: streams, memory, operations, answers, trajectories.
+"""Defines the nouns of the framework: streams, memory, operations, answers, trajectories.
 
 Plain immutable Python. Nothing here knows of arrays, tokenizers or models.
 """

@@ -11,12 +11,15 @@ from finemem_jax.config.sections import Config
 from finemem_jax.memory import embedders, operations, retrieval
 from finemem_jax.memory import grammar as grammar_lib
 from finemem_jax.memory.environment import Environment
+from finemem_jax.memory.retrieval import EmbedFn
+from finemem_jax.models.decoder import Params
+from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
-from finemem_jax.types import Chunk, Memory
+from finemem_jax.types import Chunk, Constraint, Memory
 
 
 def environment(config: Config, tokens: Tokenizer) -> Environment:
-    """The rules of the game that a config chooses."""
+    """Builds the environment of a config."""
     return Environment(
         tokenizer=tokens,
         num_examples=config.manager.num_examples,
@@ -34,7 +37,8 @@ def environment(config: Config, tokens: Tokenizer) -> Environment:
     )
 
 
-def dialect(config: Config):
+def dialect(config: Config) -> operations.Dialect:
+    """Returns how the manager of a config writes operations."""
     return operations.Dialect(config.memory.layout, config.manager.tool_call_format)
 
 
@@ -47,23 +51,27 @@ class PromptLengths(NamedTuple):
 
 
 def prompt_lengths(config: Config, environment: Environment) -> PromptLengths:
-    """Of the longest prompt that there can be."""
+    """Measures the longest prompt that there can be."""
     # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
     around = 64 if config.memory.layout == "flat" else 192
     trunk = environment.observe(Chunk(""), Memory()).cuts[0]
     return PromptLengths(trunk, config.manager.chunk_tokens, config.memory.view_tokens + around)
 
 
-def constraint(config: Config, loaded):
-    """What the manager must keep to in evaluation, or None."""
+def constraint(config: Config, tokens: Tokenizer, vocab_size: int) -> Constraint | None:
+    """Builds what the manager must keep to in evaluation; None for nothing.
+
+    Args:
+        vocab_size: The model's; its tokenizer may have fewer tokens.
+    """
     if not config.manager.constrained:
         return None
     grammar = grammar_lib.of_operations(dialect(config))
-    return grammar_lib.Grammar(loaded.tokenizer, grammar, loaded.pretrained.model.vocab_size)
+    return grammar_lib.Grammar(tokens, grammar, vocab_size)
 
 
-def embedder(config: Config, model, params, tokens):
-    """What texts are embedded with, or None if retrieval needs no embeddings."""
+def embedder(config: Config, model: DecoderConfig, params: Params, *, tokens: Tokenizer) -> EmbedFn | None:
+    """Builds what texts are embedded with; None if retrieval needs no embeddings."""
     embed = None
     if config.memory.retrieval in retrieval.DENSE_METHODS:
         if config.memory.embedder == "wordllama":

@@ -1,4 +1,4 @@
-"""Which memory items are evidence for a question: BM25, dense retrieval, and both.
+"""Retrieves the memory items that are evidence for a question: BM25, dense retrieval, and both.
 
 Knows nothing of readers, scores or models: whatever turns text into vectors is passed in. Deterministic throughout.
 
@@ -37,14 +37,14 @@ _WORD = re.compile(r"\b\w+\b")
 def retrieve(
     query: str, items: Sequence[MemoryItem], k: int, method: str = "lucene", embed: EmbedFn | None = None
 ) -> tuple[MemoryItem, ...]:
-    """Gives the evidence for one query; an `Index` is the same for many queries, and for a memory that changes."""
+    """Returns the evidence for one query; an `Index` is the same for many queries, and for a memory that changes."""
     index = Index(method, embed)
     index.update(items)
     return index.retrieve(query, k)
 
 
 def max_evidence(k: int, layout: str) -> int:
-    """The most items that one query can retrieve.
+    """Returns the most items that one query can retrieve.
 
     Args:
         layout: Of the memory: "flat" (K items), or "typed" (the core item, and K of each other type).
@@ -75,11 +75,11 @@ class Index:
     """
 
     def __init__(self, method: str = "lucene", embed: EmbedFn | None = None):
-        """An index of the empty memory.
+        """Starts with the empty memory.
 
         Args:
             embed: What "dense" and "hybrid" embed items and queries with, one call for each update and each query;
-                so it should remember what it has embedded (`embedding.cached`).
+                so it should remember what it has embedded (`embedders.cached`).
 
         Raises:
             ValueError: the method is unknown, or what it needs is missing.
@@ -166,8 +166,10 @@ class Bm25:
     """
 
     def __init__(self, method: str):
-        """Args:
-        method: "lucene" or "okapi".
+        """Starts with no items.
+
+        Args:
+            method: "lucene" or "okapi".
         """
         self._okapi = method == "okapi"
         self._slots = _Slots()
@@ -221,21 +223,21 @@ class Bm25:
         # Rounded, so that equal scores summed in another order are still equal, and the older item wins.
         return _best(scores.round(9), k, None if self._okapi else scores > 0)
 
-    def _array(self, word):
+    def _array(self, word: str) -> tuple[np.ndarray, np.ndarray]:
         if word not in self._arrays:
             counts = self._occurrences[word]
             slots = np.fromiter(counts.keys(), np.int64, len(counts))
             self._arrays[word] = slots, np.fromiter(counts.values(), np.float64, len(counts))
         return self._arrays[word]
 
-    def _idfs(self, numbers_of_items):
+    def _idfs(self, numbers_of_items: Sequence[int]) -> list[float]:
         total = len(self._slots.order)
         if not self._okapi:
             return [math.log(1 + (total - n + 0.5) / (n + 0.5)) for n in numbers_of_items]
         idfs = [_okapi_idf(n, total - n) for n in numbers_of_items]
         return [idf if idf >= 0 else self._okapi_floor() for idf in idfs]
 
-    def _okapi_floor(self):
+    def _okapi_floor(self) -> float:
         if self._floor is None:
             total = len(self._slots.order)
             # Gathered by number of items: few terms, and added in the same order whichever word came first.
@@ -256,8 +258,10 @@ class Bm25s:
     """
 
     def __init__(self):
-        """Raises:
-        ValueError: bm25s is not installed.
+        """Starts with no items.
+
+        Raises:
+            ValueError: bm25s is not installed.
         """
         try:
             import bm25s

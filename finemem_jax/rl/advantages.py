@@ -1,4 +1,4 @@
-"""From rewards to advantages: the rollouts of a stream compared, step by step or operation by operation.
+"""Computes advantages from rewards: compares the rollouts of a stream, step by step or operation by operation.
 
     A_{t,i} = (r_{t,i} - mean_i r_{t,i}) / (std_i r_{t,i} + ε)      (docs/method.md; Fine-Mem, 2601.08435)
 

@@ -1,9 +1,9 @@
-"""Who earned what: the kernels that carry scores to the steps and operations that earned them. Pure functions.
+"""Carries scores to the steps and operations that earned them: the kernels of all credit rules. Pure functions.
 
-Knows nothing of text, readers or rollouts, and does not say which kernels make up Fine-Mem or a rival's rule: that is
-`rules`. Functions take one rollout and are mapped over streams and groups by `jax.vmap`. They follow the dtype of
-their input: the trainer calls them in float64, because a group's standard deviation can be a thousand times smaller
-than its rewards.
+Knows nothing of text, readers or rollouts, and does not say which kernels make up Fine-Mem or a rival's rule:
+`credit_rules` does. Functions take one rollout and are mapped over streams and groups by `jax.vmap`. They follow the
+dtype of their input: the trainer calls them in float64, because a group's standard deviation can be a thousand times
+smaller than its rewards.
 
 Sizes: T steps, O operations of a step, N = T O slots, Q global questions, J questions of a chunk, K evidence slots,
 P players of a game, A tokens. Slot t O + o is operation o of step t.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,12 @@ class Credit(NamedTuple):
 
 
 def masked_mean(values: Float[Array, "... n"], mask: Bool[Array, "... n"]) -> Float[Array, "*_"]:
-    """Mean over the last axis of what the mask holds; 0 where it holds nothing."""
+    """Returns the mean over the last axis of what the mask holds; 0 where it holds nothing."""
     return sum_last(jnp.where(mask, values, 0)) / at_least_one(mask, -1)
 
 
 def sum_last(values: Float[Array, "... n"]) -> Float[Array, "*_"]:
-    """Sum over the last axis."""
+    """Sums over the last axis."""
     # Of a few entries as additions of whole arrays: a processor's loop over an axis of four has no vectors, and takes
     # eight times as long.
     if 0 < values.shape[-1] <= 8:
@@ -57,7 +57,7 @@ def sum_last(values: Float[Array, "... n"]) -> Float[Array, "*_"]:
 
 
 def at_least_one(mask: Bool[Array, "*_"], axis: int, keepdims: bool = False) -> Float[Array, "*_"]:
-    """How many the mask holds along an axis, to divide by: 1 where it holds none."""
+    """Counts what the mask holds along an axis, to divide by: 1 where it holds nothing."""
     # Counted in int32 even where the default is 64 bits, which takes twice as long; then as precise as the rest.
     count = mask.sum(axis, dtype=jnp.int32, keepdims=keepdims)
     return jnp.maximum(count, 1).astype(jnp.result_type(float))
@@ -85,18 +85,18 @@ def scatter(worth: Float[Array, "Q K"], slot: Int[Array, "Q K"], num_slots: int)
     )
 
 
-def _by_comparing(worth, slot, num_slots):
+def _by_comparing(worth: Float[Array, "Q K"], slot: Int[Array, "Q K"], num_slots: int) -> Float[Array, " N"]:
     wrote = slot.reshape(-1)[:, None] == jnp.arange(num_slots, dtype=slot.dtype)[None]
     return jnp.einsum("i,in->n", worth.reshape(-1), wrote.astype(worth.dtype))
 
 
-def _by_adding(worth, slot, num_slots):
+def _by_adding(worth: Float[Array, "*_"], slot: Int[Array, "*_"], num_slots: int) -> Float[Array, " N"]:
     @jax.custom_batching.custom_vmap
-    def add(worth, slot):
+    def add(worth: Array, slot: Array) -> Array:
         return jnp.zeros(num_slots, worth.dtype).at[slot.reshape(-1)].add(worth.reshape(-1), mode="drop")
 
     @add.def_vmap
-    def add_all(size, batched, worth, slot):
+    def add_all(size: int, batched: list[bool], worth: Array, slot: Array) -> tuple[Array, bool]:
         # As one long row of slots: adding with two indices takes three times as long on a CPU.
         worth, slot = (
             part if is_batched else jnp.broadcast_to(part[None], (size, *part.shape))
@@ -280,10 +280,10 @@ def state_gain(
     return differences(masked_mean(value, question_mask[None]))
 
 
-def bloat(memory_tokens: Int[Array, ""], stream_tokens: Int[Array, ""], dtype, free: float = 0.7) -> Float[Array, ""]:
+def bloat(memory_tokens: Int[Array, ""], stream_tokens: Int[Array, ""], dtype: Any) -> Float[Array, ""]:
     """max(0, tokens(M_T) - 0.7 Σ_t tokens(c_t)) / Σ_t tokens(c_t)      (Memory-R2, arXiv 2605.21768)."""
     memory_tokens, stream_tokens = memory_tokens.astype(dtype), stream_tokens.astype(dtype)
-    return jnp.maximum(memory_tokens - free * stream_tokens, 0) / stream_tokens
+    return jnp.maximum(memory_tokens - 0.7 * stream_tokens, 0) / stream_tokens
 
 
 # --------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def mean_over_operations(values: Float[Array, "T O"], mask: Bool[Array, "T O"]) 
     return Credit(share, jnp.zeros(len(values), values.dtype))
 
 
-def compression_reward(memory_tokens: Int[Array, ""], stream_tokens: Int[Array, ""], dtype) -> Float[Array, ""]:
+def compression_reward(memory_tokens: Int[Array, ""], stream_tokens: Int[Array, ""], dtype: Any) -> Float[Array, ""]:
     """r_comp = 1 - tokens(M_T) / Σ_t tokens(c_t). Negative when the memory is longer than what was read."""
     return 1 - memory_tokens.astype(dtype) / stream_tokens.astype(dtype)
 

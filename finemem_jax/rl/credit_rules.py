@@ -1,4 +1,4 @@
-"""The credit rules of the field side by side, as compositions of `credit`'s kernels.
+"""Computes rewards by the credit rules of the field, each a composition of `credit`'s kernels.
 
 `RULES` is the table. A rule turns the global scores of one rollout into credit of its steps and operations; the other
 parts of the reward (format, compression, and for some rules the chunk's own score) are added alike for all of them:

@@ -1,4 +1,4 @@
-"""GRPO over memory steps: advantages within groups, and the clipped objective. Pure functions of arrays.
+"""Computes GRPO over memory steps: advantages within groups, and the clipped objective. Pure functions of arrays.
 
 Sizes: S streams, G rollouts per stream, T steps, N rows (one response each), A response tokens per row.
 """
@@ -56,7 +56,10 @@ def standardize(
 ) -> tuple[Float[Array, "*shape"], Bool[Array, "*_"]]:
     """Compares each entry with its group: the entries along `axis`.
 
-        (x - mean) / (max(std, floor) + ε),   std² = Σ w (x - mean)² / (Σ w - ddof)
+        A = (x - mean) / (max(std, floor) + ε),   std² = Σ w (x - mean)² / (Σ w - ddof)
+
+    Of the rewards of one stream's rollouts at one step, with ddof 1, this is Fine-Mem's advantage (arXiv 2601.08435).
+    Normalizing per step is unbiased because the stream, not the policy, fixes the number of steps.
 
     A group whose entries are all equal, up to rounding, gets exactly 0; so does a group of one.
 
@@ -234,7 +237,7 @@ def clipped_objective(
     return objective, jax.lax.stop_gradient(diagnostics)
 
 
-def _row_ratio(log_ratio, mask, kind):
+def _row_ratio(log_ratio: Float[Array, "N A"], mask: Bool[Array, "N A"], kind: str) -> Float[Array, "N A"]:
     if kind == "token":
         return log_ratio
     mean = log_ratio.sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1)

@@ -1,4 +1,4 @@
-"""The learner: train state, gradients of one micro-batch, one optimizer update. Pure and jitted.
+"""Updates the policy: train state, gradients of one micro-batch, one optimizer update. Pure and jitted.
 
 Knows nothing of text, rollouts or rewards.
 """
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What micro-batches add up to."""
+    """Sums over micro-batches."""
 
     gradients: Params
     objective: grpo.Objective
@@ -54,7 +54,7 @@ class Sums(NamedTuple):
 
 
 def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
+    """Returns the state before the first update."""
     where: Any = state_shardings(params, optimizer)
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
     return TrainState(params, opt_state, sharding.put(np.zeros((), np.int32), where.updates))
@@ -70,7 +70,7 @@ def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> Any
 
 
 def state_shardings(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Where a state lives: moments are sharded like their parameters; all else is on every device.
+    """Returns where a state lives: moments are sharded like their parameters; all else is on every device.
 
     Args:
         params: Arrays, or their shapes with shardings.
@@ -89,8 +89,10 @@ def state_shardings(params: Params, optimizer: optax.GradientTransformation) -> 
     return TrainState(shardings, placed, where)
 
 
-def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array):
-    """log π_θ and entropy of every response token, [R, A] each; meaningless where the mask is 0."""
+def response_log_probs(
+    options: LearnerOptions, params: Params, batch: Batch, temperature: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Computes log π_θ and entropy of every response token, [R, A] each; meaningless where the mask is 0."""
     hidden = decoder.hidden_states(
         options.model,
         params,
@@ -111,7 +113,7 @@ def response_log_probs(options: LearnerOptions, params: Params, batch: Batch, te
 
 @functools.partial(jax.jit, static_argnames="options")
 def score(params: Params, batch: Batch, temperature: jax.Array, *, options: LearnerOptions) -> jax.Array:
-    """log π of every response token, [R, A], without gradients: of the policy before an update, or of a reference.
+    """Computes log π of every response token, [R, A], without gradients: of the old policy, or of a reference.
 
     Args:
         params: All of them, adapters included.
@@ -121,7 +123,7 @@ def score(params: Params, batch: Batch, temperature: jax.Array, *, options: Lear
 
 @functools.partial(jax.jit, static_argnames="options")
 def zero_sums(params: Params, *, options: LearnerOptions) -> Sums:
-    """What no micro-batch adds up to. Gradients are summed in float32, whatever the parameters are stored in."""
+    """Returns the sums over no micro-batch. Gradients are summed in float32, whatever the parameters are stored in."""
     zero = jnp.zeros(())
     diagnostics = grpo.Diagnostics(*(zero for _ in grpo.Diagnostics._fields))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
@@ -138,7 +140,7 @@ def accumulate(
         frozen: What is not trained; {} where all is.
     """
 
-    def loss(params):
+    def loss(params: Params) -> tuple[Any, tuple[grpo.Objective, grpo.Diagnostics]]:
         chosen, entropy = response_log_probs(options, lora.combine(frozen, params), batch, temperature)
         objective, diagnostics = grpo.clipped_objective(chosen, entropy, batch.rows, options.objective)
         return -objective.numerator, (objective, diagnostics)
@@ -150,7 +152,7 @@ def accumulate(
     return total._replace(diagnostics=total.diagnostics._replace(largest_log_ratio=largest))
 
 
-def _as_stored(options, gradients):
+def _as_stored(options: LearnerOptions, gradients: Params) -> Params:
     """Splits gradients over the mesh as their parameters are: each device keeps only what it will update."""
     mesh = options.compute.mesh
     if mesh is None or mesh.size == 1:
@@ -161,7 +163,7 @@ def _as_stored(options, gradients):
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnames="state")
 def apply(state: TrainState, sums: Sums, *, optimizer: optax.GradientTransformation) -> tuple[TrainState, jax.Array]:
-    """One optimizer update with the mean gradient; returns the new state and the gradient's norm.
+    """Does one optimizer update with the mean gradient; returns the new state and the gradient's norm.
 
     The division by the objective's denominator happens here, after all micro-batches, so that how rows were split
     changes nothing. Where gradient or objective are not finite, the state stays as it is.
@@ -212,7 +214,7 @@ def update(
     batches: Iterable[Batch],
     temperature: float,
 ) -> tuple[TrainState, dict[str, float]]:
-    """One optimizer update over several micro-batches; no batch leaves the state as it is.
+    """Does one optimizer update over several micro-batches; no batch leaves the state as it is.
 
     Args:
         frozen: What is not trained; {} where all is.
@@ -250,7 +252,7 @@ def update(
 
 
 def make_optimizer(options: Optimizer) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; the learning rate rises over the first `warmup_steps` updates."""
+    """Returns AdamW after clipping by global norm; the learning rate rises over the first `warmup_steps` updates."""
     # The first update already learns: a schedule from 0 would waste a whole rollout batch on it.
     first = options.learning_rate / (options.warmup_steps + 1)
     schedule = optax.linear_schedule(first, options.learning_rate, options.warmup_steps)

@@ -1,4 +1,4 @@
-"""From `config.credit` and `config.objective` to a method: the credit rule, its numbers, and the objective."""
+"""Builds the method that a config chooses: credit rule, how rewards are compared, objective, and rollout options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Method:
 
     @classmethod
     def from_config(cls, config: Config) -> Method:
-        """The method that a config chooses.
+        """Returns the method that a config chooses.
 
         Raises:
             ValueError: the choices cannot work, or not together.
@@ -48,8 +48,7 @@ class Method:
             raise ValueError(
                 f"credit.rule={config.credit.rule!r} asks about every subset of what was retrieved; with memory.top_k="
                 f"{config.memory.top_k} (memory.layout={config.memory.layout!r}) these are too many. "
-                "Lower memory.top_k, "
-                "or use credit.rule='ablation'."
+                "Lower memory.top_k, or use credit.rule='ablation'."
             )
         args = checks.rule_args(config)
         chosen = {**vars(config.credit), **vars(args)}
@@ -74,7 +73,7 @@ def _names_of(cls: Any) -> list[str]:
 
 
 def reward_sizes(config: Config) -> Sizes:
-    """How many of each thing the reward arrays of a training step have room for."""
+    """Returns how many of each thing the reward arrays of a training step have room for."""
     rollout, kept = config.rollout, config.data.questions_per_stream
     asked = max(rollout.global_question_threshold, math.ceil(rollout.global_question_fraction * kept))
     return Sizes(
@@ -88,10 +87,11 @@ def reward_sizes(config: Config) -> Sizes:
 
 
 def rollout_options(config: Config, evaluation: bool, constraint: Constraint | None = None) -> RolloutOptions:
-    """How streams are rolled out: in groups and sampled for training; once, greedily and in full for evaluation.
+    """Returns how streams are rolled out: in groups and sampled to train; once, greedily and in full to evaluate.
 
     Evaluation's answers are generated; `with_likelihoods` says when training asks for something else.
     """
+    needs = Method.from_config(config).rule.needs
     return RolloutOptions(
         group_size=1 if evaluation else config.rollout.group_size,
         max_new_tokens=config.rollout.max_new_tokens,
@@ -101,9 +101,7 @@ def rollout_options(config: Config, evaluation: bool, constraint: Constraint | N
         global_question_fraction=1.0 if evaluation else config.rollout.global_question_fraction,
         global_question_threshold=config.rollout.global_question_threshold,
         # Evaluation scores answers; nobody is credited.
-        needs=Method.from_config(config).rule.needs & {"citations"}
-        if evaluation
-        else Method.from_config(config).rule.needs,
+        needs=needs & {"citations"} if evaluation else needs,
         cited_by=checks.rule_args(config).cited_by,
         view_top_k=config.memory.view_top_k,
         keep_prompts=not evaluation,
@@ -114,7 +112,7 @@ def rollout_options(config: Config, evaluation: bool, constraint: Constraint | N
 
 
 def with_likelihoods(config: Config, options: RolloutOptions, step: int) -> RolloutOptions:
-    """How streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
+    """Returns how streams are rolled out at a training step (counted from 0), as far as likelihoods are used."""
     share, every = chunk_share(config, step), config.likelihood.check_every
     used = share > 0 or config.likelihood.probes
     compared = used and every > 0 and step % every == 0

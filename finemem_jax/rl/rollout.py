@@ -264,7 +264,7 @@ class _Questions:
         self._judge = Pending(players.content_judge)
         self._pending = (*self._answers.pending, self._judge)
         # The questions that a credit rule asks beyond the ones that are scored: each once, whatever rollouts ask it.
-        self._asked = probes.Asked()
+        self._planner = probes.Planner(options.needs, options.top_k, full=options.probe_likelihoods)
         self._probes: list[PendingAnswer] = []
         self._plans: list[tuple[RolloutState, probes.Plan]] = []
 
@@ -304,12 +304,10 @@ class _Questions:
 
     def _probe(self, state: RolloutState) -> probes.Plan:
         """Asks the further questions of the credit rule, of which other rollouts may have asked some already."""
-        options, known = self._options, len(self._asked.pairs)
+        options, known = self._options, len(self._planner.pairs)
         final = [(one.question, one.items) for one in state.answers]
-        plan = probes.plan(
-            options.needs, state.steps, final, state.index, options.top_k, self._asked, options.probe_likelihoods
-        )
-        pending = [PendingAnswer(*pair) for pair in self._asked.pairs[known:]]
+        plan = self._planner.plan(state.steps, final, state.index)
+        pending = [PendingAnswer(*pair) for pair in self._planner.pairs[known:]]
         self._probes += pending
         self._answers.put(pending, not options.probe_likelihoods, options.probe_likelihoods)
         return plan

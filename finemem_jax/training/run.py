@@ -17,7 +17,7 @@ from finemem_jax.evaluation.held_out import HeldOut
 from finemem_jax.input_pipeline import Mixture, TrainingOrder
 from finemem_jax.rl import records
 from finemem_jax.runtime import compilation, files
-from finemem_jax.runtime.checkpoint import Checkpoints, Retention
+from finemem_jax.runtime.checkpoint import Checkpoints
 from finemem_jax.runtime.display import Display
 from finemem_jax.runtime.distributed import StoppedByPeer
 from finemem_jax.runtime.metric_writer import MetricWriter
@@ -77,9 +77,10 @@ class Run:
 
     def _open_checkpoints(self) -> Checkpoints:
         train = self._config.train
-        retention = Retention(train.keep_checkpoints, train.keep_best, train.best_metric)
-        settings = config.flatten(self._config)
-        return Checkpoints(self._workdir, retention, say=self.display.say, processes=self._processes, config=settings)
+        return Checkpoints(
+            self._workdir, train.keep_checkpoints, train.keep_best, train.best_metric, self.display.say,
+            self._processes, config.flatten(self._config),
+        )  # fmt: skip
 
     def begin(self, trainer: Trainer, batches: TrainingOrder) -> int:
         """Restores the newest checkpoint, compiles, and makes the evaluation that is due.
@@ -123,7 +124,7 @@ class Run:
         """Whether `train.stop_after_seconds` have passed, in the eyes of all processes."""
         return self._out_of_time
 
-    def record(self, step: int, trajectories: Groups, earned: StepRewards, losses: dict[str, float]) -> None:
+    def record(self, step: int, trajectories: Groups, rewards: StepRewards, losses: dict[str, float]) -> None:
         """Writes down a training step, and saves and evaluates where that is due.
 
         Args:
@@ -138,8 +139,8 @@ class Run:
         # From here on the step counts; until here it could not be given up.
         self.interrupt.updating = False
         train = self._config.train
-        self._metrics = self._measure(step, trajectories, earned, losses)
-        self._write(step, trajectories, earned)
+        self._metrics = self._measure(step, trajectories, rewards, losses)
+        self._write(step, trajectories, rewards)
         limit = train.stop_after_seconds
         self._out_of_time = limit > 0 and self._processes.broadcast(time.monotonic() - self._began > limit)
         is_last = step == train.num_steps or self._out_of_time
@@ -159,10 +160,10 @@ class Run:
         self._held_out.evaluate("after", self._step)
 
     def _measure(
-        self, step: int, trajectories: Groups, earned: StepRewards, losses: dict[str, float]
+        self, step: int, trajectories: Groups, rewards: StepRewards, losses: dict[str, float]
     ) -> dict[str, float]:
         """All metrics of a step, by name."""
-        found = metrics.of_rewards(*earned[:3]) | metrics.of_operations(trajectories)
+        found = metrics.of_rewards(*rewards[:3]) | metrics.of_operations(trajectories)
         found |= losses | metrics.of_answers(trajectories) | metrics.of_compilation(self._compiled)
         self._compiled = compilation.counts()
         found["loss/skipped_updates"] = self.watchdog.skipped_in(step - 1)
@@ -171,12 +172,12 @@ class Run:
         found["memory/host_gigabytes"] = self.watchdog.memory()
         return found
 
-    def _write(self, step: int, trajectories: Groups, earned: StepRewards) -> None:
+    def _write(self, step: int, trajectories: Groups, rewards: StepRewards) -> None:
         """Trajectories first: a step that stands in metrics.jsonl has them."""
         if self._processes.is_first:
             decode = self._components.tokenizer.decode
             lines = records.trajectories(
-                trajectories, earned.inputs, earned.rewards, advantages=earned.advantages, decode=decode
+                trajectories, rewards.inputs, rewards.rewards, advantages=rewards.advantages, decode=decode
             )
             files.write_records(self._workdir / "trajectories" / f"step_{step:06d}.jsonl.gz", lines)
         self._metric_writer.write(step - 1, self._metrics)
@@ -191,7 +192,7 @@ class Run:
             evaluated = self._held_out.newest()
             if evaluated or not self._held_out.ranks_checkpoints:
                 ranking = self._metrics | evaluated
-        self._checkpoints.save(self._step, self._trainer.state, self._position, metrics=ranking)
+        self._checkpoints.save(self._step, self._trainer.state, self._position, ranking)
 
     def _save_if_stopped(self, _: object, error: BaseException | None, __: object) -> None:
         """On the way out by a signal, a silent server or a broken limit: saves, and says how to go on."""

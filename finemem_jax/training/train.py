@@ -43,10 +43,10 @@ def train(
         step = run.begin(trainer, batches)
         while step < config.train.num_steps and not run.out_of_time():
             trajectories = trainer.rollout(next(batches), step)  # G rollouts a stream: policy, memory, reader.
-            earned = trainer.reward(trajectories, step)  # Chunk reward, evidence credit, group advantage.
-            losses = trainer.update(trajectories, earned, step)  # GRPO.
+            rewards = trainer.reward(trajectories, step)  # Chunk reward, evidence credit, group advantage.
+            losses = trainer.update(trajectories, rewards, step)  # GRPO.
             step += 1
-            run.record(step, trajectories, earned, losses)
+            run.record(step, trajectories, rewards, losses)
         run.finish()
 
 

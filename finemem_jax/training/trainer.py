@@ -172,8 +172,7 @@ class Trainer:
         method, count_tokens = self.method, self._components.environment.count_tokens
         inputs = rewards.to_arrays(trajectories, count_tokens, kl, sizes=self._sizes, needs=method.rule.needs)
         credit = dataclasses.replace(method.credit, likelihood_share=chunk_share(self._config, step))
-        earned, advantages = rewards.compute(inputs, credit, method.normalizer)
-        return StepRewards(inputs, earned, advantages, reference)
+        return StepRewards(inputs, *rewards.compute(inputs, credit, method.normalizer), reference)
 
     def _reference_log_probs(self, trajectories: Groups) -> LogProbs:
         """log π_ref of every response, those of groups without a gradient too; {} where no reference is needed."""
@@ -200,7 +199,7 @@ class Trainer:
     # Update
     # ----------------------------------------------------------------------------------
 
-    def update(self, trajectories: Groups, earned: StepRewards, step: int) -> dict[str, float]:
+    def update(self, trajectories: Groups, step_rewards: StepRewards, step: int) -> dict[str, float]:
         """Updates the policy by GRPO, and gives the manager its new weights.
 
         Until the first optimizer update, the step can be given up (`interrupt`), and nothing has changed. After it the
@@ -209,7 +208,7 @@ class Trainer:
         Returns:
             Metrics of the rollouts' costs, of the objective, and of how long it took.
         """
-        groups = self._groups(trajectories, earned)
+        groups = self._groups(trajectories, step_rewards)
         self._phase(f"step {step + 1}: update")
         began = time.monotonic()
         losses: dict[str, float] = {}
@@ -226,19 +225,19 @@ class Trainer:
         self.sync_manager(step + 1)
         return losses | self._costs | {"time/update_seconds": time.monotonic() - began}
 
-    def _groups(self, trajectories: Groups, earned: StepRewards) -> list[Group]:
+    def _groups(self, trajectories: Groups, step_rewards: StepRewards) -> list[Group]:
         """The groups to train on, with all that the objective compares the policy with."""
-        advantages, factors = rewards.per_token(trajectories, earned.advantages, self._sizes.tokens)
+        advantages, factors = rewards.per_token(trajectories, step_rewards.advantages, self._sizes.tokens)
         groups = batching.groups(
             trajectories,
             advantages,
-            earned.advantages.alive,
+            step_rewards.advantages.alive,
             drop_dead=self._config.objective.drop_dead_groups,
             drop_truncated=self._config.objective.drop_truncated,
             unclipped_factors=factors if self.method.credit.type_factor_on == "unclipped" else None,
         )
         if self._config.objective.kl_weight:
-            reference = earned.reference_log_probs
+            reference = step_rewards.reference_log_probs
             groups = [group._replace(reference_log_probs=reference[group.stream, group.step]) for group in groups]
         if self.scores_policy:
             old = self._log_probs(self.options, self.params, groups)

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/probes.py: which questions are asked, and where their answers end up."""
+"""Tests of finemem_jax/rl/probes.py: which questions are asked, and where their answers end up."""
 
 import dataclasses
 
@@ -29,10 +29,10 @@ def walk(*written):
 
 def planned(needs, steps, questions, top_k=2):
     """The probes, answered by whether the gold answer stands in the evidence; and how many questions that took."""
-    index, asked = Index(), probes.Asked()
+    index, asked = Index(), probes.Planner(frozenset([needs]), top_k)
     index.update(steps[-1].memory.items)
     scored = [(question, index.retrieve(question.text, top_k)) for question in questions]
-    plan = probes.plan(frozenset([needs]), steps, scored, index, top_k, asked)
+    plan = asked.plan(steps, scored, index)
     scores = [
         float(any(gold in item.text for gold in question.answers for item in items)) for question, items in asked.pairs
     ]
@@ -112,10 +112,10 @@ def test_the_full_coalition_is_what_was_scored():
         (insert("Ana: Oslo, the city."), insert("The city of Ana: Rome.")),
         (Operation(Action.UPDATE, "Ana's city is Bergen.", 2), Operation(Action.DELETE, "", 1)),
     )
-    index, asked = Index(), probes.Asked()
+    index, asked = Index(), probes.Planner(frozenset([probes.SUBSETS]), 2)
     index.update(steps[-1].memory.items)
     scored = [(CITY, index.retrieve(CITY.text, 2))]
-    plan = probes.plan(frozenset([probes.SUBSETS]), steps, scored, index, 2, asked)
+    plan = asked.plan(steps, scored, index)
     ((players, places),) = plan.games
     assert asked.pairs[places[-1]] == scored[0]
     assert asked.pairs[places[0]][1] == ()
@@ -132,10 +132,10 @@ def test_too_many_players_are_refused():
 @pytest.mark.parametrize("needs", [probes.STATES, probes.WITHOUT, probes.SUBSETS])
 def test_a_question_without_one_of_its_scores_is_undecided(needs):
     steps = walk((insert("Ana lives in city Oslo."),), (insert("Ben: a pet cat."),))
-    index, asked = Index(), probes.Asked()
+    index, asked = Index(), probes.Planner(frozenset([needs]), 2)
     index.update(steps[-1].memory.items)
     scored = [(question, index.retrieve(question.text, 2)) for question in (CITY, PET)]
-    plan = probes.plan(frozenset([needs]), steps, scored, index, 2, asked)
+    plan = asked.plan(steps, scored, index)
     of_pets = [question is PET for question, _ in asked.pairs]
     assert plan.undecided([1.0] * len(of_pets)) == set()
     for place, of_pet in enumerate(of_pets):
@@ -147,12 +147,12 @@ def test_a_question_without_one_of_its_scores_is_undecided(needs):
 
 def test_what_all_evidence_is_worth_is_asked_where_the_answers_do_not_say():
     steps = walk((insert("Ana lives in city Oslo."),))
-    index, asked = Index(), probes.Asked()
+    index = Index()
     index.update(steps[-1].memory.items)
     scored = [(question, index.retrieve(question.text, 2)) for question in (CITY, PET)]
-    arguments = steps, scored, index, 2, asked, True
-    assert [asked.pairs[place] for place in probes.plan(frozenset([probes.WITHOUT]), *arguments).full] == scored
-    assert probes.plan(frozenset([probes.STATES]), *arguments).full == ()
+    without, states = (probes.Planner(frozenset([needs]), 2, full=True) for needs in (probes.WITHOUT, probes.STATES))
+    assert [without.pairs[place] for place in without.plan(steps, scored, index).full] == scored
+    assert states.plan(steps, scored, index).full == ()
 
 
 def test_nothing_is_asked_that_no_rule_needs():
