@@ -17,7 +17,7 @@ from finemem_jax.evaluation.held_out import HeldOut
 from finemem_jax.input_pipeline import Mixture, TrainingOrder
 from finemem_jax.rl import records
 from finemem_jax.runtime import compilation, files
-from finemem_jax.runtime.checkpoint import Checkpoints
+from finemem_jax.runtime.checkpoint import Checkpoints, Retention
 from finemem_jax.runtime.display import Display
 from finemem_jax.runtime.distributed import StoppedByPeer
 from finemem_jax.runtime.metric_writer import MetricWriter
@@ -76,11 +76,9 @@ class Run:
         return self._stack.__exit__(kind, error, trace)
 
     def _open_checkpoints(self) -> Checkpoints:
-        train = self._config.train
-        return Checkpoints(
-            self._workdir, train.keep_checkpoints, train.keep_best, train.best_metric, self.display.say,
-            self._processes, config.flatten(self._config),
-        )  # fmt: skip
+        train, settings = self._config.train, config.flatten(self._config)
+        retention = Retention(train.keep_checkpoints, train.keep_best, train.best_metric)
+        return Checkpoints(self._workdir, retention, say=self.display.say, processes=self._processes, config=settings)
 
     def begin(self, trainer: Trainer, batches: TrainingOrder) -> int:
         """Restores the newest checkpoint, compiles, and makes the evaluation that is due.
@@ -192,7 +190,7 @@ class Run:
             evaluated = self._held_out.newest()
             if evaluated or not self._held_out.ranks_checkpoints:
                 ranking = self._metrics | evaluated
-        self._checkpoints.save(self._step, self._trainer.state, self._position, ranking)
+        self._checkpoints.save(self._step, self._trainer.state, self._position, metrics=ranking)
 
     def _save_if_stopped(self, _: object, error: BaseException | None, __: object) -> None:
         """On the way out by a signal, a silent server or a broken limit: saves, and says how to go on."""
