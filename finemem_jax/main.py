@@ -155,7 +155,7 @@ def _evaluate(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack
 
     checkpoint.check(workdir, config)
     benchmark.check(config, workdir)
-    benchmarks = benchmark.benchmarks(config)
+    benchmarks = benchmark.load(config)
     parts = _build(config, workdir, stack)
     checkpoint.claim(workdir, config)
     return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, parts, benchmarks))
