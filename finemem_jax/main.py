@@ -213,11 +213,11 @@ def _build(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -
 
 
 def _sweep(workdir):
-    from finemem_jax.training import sweep
+    from finemem_jax.training import sweep, sweep_members
 
     flag = flags.FLAGS["config"]
     experiment, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
-    return sweep.run(sweep.members(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
+    return sweep.run(sweep_members.find(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
 
 
 def _stop_on_bad_input(action):
