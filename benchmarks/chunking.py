@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -34,7 +33,6 @@ from finemem_jax import build as assembly
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.evaluation import baselines as methods
-from finemem_jax.evaluation import evaluate
 from finemem_jax.rl.method import rollout_options
 from finemem_jax.types import Chunk, Question, Stream, StreamSpec
 
@@ -144,10 +142,9 @@ def main() -> None:
     if given.workdir:
         assembly.use_checkpoint(parts, pathlib.Path(given.workdir))
     options = rollout_options(config, evaluation=True)
-    roll_out = functools.partial(evaluate.run, options=options, players=parts.players, key=(0, "chunking"))
     ways = {
-        "manager": methods.manager(roll_out, parts.environment),
-        "rag": methods.baseline(methods.chunks("lucene", 2), parts.environment, parts.answering.answer),
+        "manager": methods.manager(options, parts.players, (0, "chunking")),
+        "rag": methods.without_manager(methods.chunks("lucene", 2), parts.environment, parts.answering.answer),
     }
     claims = []
     for source, read in (("locomo", conversations), ("squality", stories)):

@@ -60,7 +60,7 @@ class Reading:
         os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")
         source = input_pipeline.load("memalpha_full", dataclasses.replace(spec, source_dir=str(folder), num_streams=0))
         mixture = input_pipeline.Mixture([source], [1.0]).map(environment.fit)
-        self._order = input_pipeline.training_order([Stage(0, lambda: mixture)], 0, STREAMS)
+        self._order = input_pipeline.TrainingOrder([Stage(0, lambda: mixture)], 0, STREAMS)
         self._environment = environment
         next(self._order)
 

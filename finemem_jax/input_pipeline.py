@@ -1,7 +1,7 @@
-"""From a builder's name to an endless, deterministic, resumable order of streams.
+"""Loads streams from builders, and yields training batches in an endless, deterministic, resumable order.
 
 A builder is a module in the folder `data/` that defines `load(spec: StreamSpec) -> StreamSource`. Adding a
-data source is adding a file there. Knows nothing of prompts, tokens or models.
+data source is adding a file there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 DATA_DIR = pathlib.Path(__file__).resolve().parent.parent / "data"
 _PACKAGE = "finemem_data"
-# For ever, for all we know. Grain's own endless repeat overflows on a source of one stream.
+# Practically endless: Grain's own endless repeat overflows on a source of one stream.
 _EPOCHS = 1_000_000
 
 
@@ -75,20 +75,24 @@ class Mixture:
     """
 
     def __init__(self, parts: Sequence[StreamSource], weights: Sequence[float]):
-        """Raises:
-        ValueError: not a positive weight for each source.
+        """Joins sources.
+
+        Raises:
+            ValueError: not a positive weight for each source.
         """
         if len(parts) != len(weights) or not parts or not all(0 < weight < math.inf for weight in weights):
             raise ValueError(
                 f"data.weights must be a number above 0 for each of the {len(parts)} sources of data.name, got "
                 f"{', '.join(map(str, weights)) or 'none'}."
             )
-        self.parts: list[StreamSource] = list(parts) if len(parts) == 1 else [_Named(part) for part in parts]
+        self.parts: list[StreamSource] = (
+            list(parts) if len(parts) == 1 else [_Changed(part, _with_source) for part in parts]
+        )
         self.weights = tuple(weights)
         self._ends = list(itertools.accumulate(map(len, parts)))
 
     def map(self, change: Callable[[Stream], Stream]) -> Mixture:
-        """The same mixture of changed streams; a stream is changed when it is asked for."""
+        """Returns the same mixture of changed streams; a stream is changed when it is read."""
         changed = copy.copy(self)
         changed.parts = [_Changed(part, change) for part in self.parts]
         return changed
@@ -103,23 +107,18 @@ class Mixture:
         place = bisect.bisect_right(self._ends, index)
         return self.parts[place][index - (self._ends[place - 1] if place else 0)]
 
+    def __iter__(self) -> Iterator[Stream]:
+        return (self[index] for index in range(len(self)))
 
-@dataclasses.dataclass(frozen=True)
-class _Named:
-    """The streams of a source, with its name before their ids."""
 
-    source: StreamSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Stream:
-        stream = self.source[index]
-        return dataclasses.replace(stream, stream_id=f"{stream.source}/{stream.stream_id}")
+def _with_source(stream: Stream) -> Stream:
+    return dataclasses.replace(stream, stream_id=f"{stream.source}/{stream.stream_id}")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Changed:
+    """The streams of a source, each changed when it is read."""
+
     source: StreamSource
     change: Callable[[Stream], Stream]
 
@@ -132,10 +131,10 @@ class _Changed:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum.
+    """A stage of the curriculum.
 
     Attributes:
-        start: The first batch that is of this stage, from 0.
+        start: Its first batch, from 0.
         load: Returns its streams; called when the stage begins, so that only one stage is in memory.
     """
 
@@ -143,9 +142,7 @@ class Stage:
     load: Callable[[], StreamSource]
 
 
-def training_order(
-    stages: Sequence[Stage], seed: int, batch_size: int, process: tuple[int, int] = (0, 1)
-) -> TrainingOrder:
+class TrainingOrder:
     """Yields batches of streams for ever: shuffled anew each epoch, the same for the same seed.
 
     Batch n is batch n of its stage's own shuffled order: where the stages hold equally many streams, a stream that an
@@ -153,44 +150,22 @@ def training_order(
     itself, and its streams are spread evenly by weight.
 
     With several processes, each reads its share of every batch: streams i, i + n, i + 2 n, … of it for process i of n.
-    All of them together read what one alone would.
-
-    Args:
-        stages: With ascending `start`, the first 0.
-        batch_size: Streams in a batch, those of all processes together.
-        process: Which process this is, from 0, and how many there are.
-
-    Raises:
-        ValueError: the stages' starts do not ascend from 0, or the processes cannot share a batch evenly.
-    """
-    return TrainingOrder(stages, seed, batch_size, process)
-
-
-def batches(config: Config, environment: Environment, train_streams: Mixture, processes: Processes) -> TrainingOrder:
-    """The endless order of training batches that a config asks for: this process's share of each.
-
-    Args:
-        train_streams: The training streams of `data.chunks_per_stream` chunks (`stages`).
-        processes: Those that share out every batch.
-    """
-    share = processes.index, processes.count
-    planned = stages(config, environment, train_streams)
-    return training_order(planned, config.seed, config.rollout.streams_per_step, share)
-
-
-def interleave(shares: Sequence[Sequence[Item]]) -> list[Item]:
-    """Puts together what processes made of their shares of a batch (`training_order`), in the batch's order."""
-    count = len(shares)
-    return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
-
-
-class TrainingOrder:
-    """An endless iterator over batches, each a list of streams.
+    All of them together read what one alone would (`interleave`).
 
     Its `get_state()` / `set_state()` go into checkpoints, so that a resumed run reads the very next batch.
     """
 
-    def __init__(self, stages: Sequence[Stage], seed: int, batch_size: int, process: tuple[int, int] = (0, 1)):
+    def __init__(self, stages: Sequence[Stage], seed: int, batch_size: int, *, process: tuple[int, int] = (0, 1)):
+        """Begins before the first batch.
+
+        Args:
+            stages: With ascending `start`, the first 0.
+            batch_size: Streams in a batch, those of all processes together.
+            process: Which process this is, from 0, and how many there are.
+
+        Raises:
+            ValueError: the stages' starts do not ascend from 0, or the processes cannot share a batch evenly.
+        """
         starts = [stage.start for stage in stages]
         if starts[:1] != [0] or starts != sorted(set(starts)):
             raise ValueError(f"the stages of a curriculum must start at ascending batches from 0, got {starts}.")
@@ -210,7 +185,7 @@ class TrainingOrder:
     def __next__(self) -> list[Stream]:
         stage = [stage for stage in self._stages if stage.start <= self._next_index][-1]
         if stage is not self._stage:
-            # The old stage goes before the new one is loaded.
+            # Frees the old stage before the new one is loaded.
             self._batches = iter(())
             self._batches, self._stage = self._from(stage.load(), self._next_index), stage
         batch = next(self._batches)
@@ -218,7 +193,7 @@ class TrainingOrder:
         return batch
 
     def _from(self, source: StreamSource, first: int) -> Iterator[list[Stream]]:
-        parts, weights = _parts(source)
+        parts, weights = (source.parts, source.weights) if isinstance(source, Mixture) else ([source], (1.0,))
         orders = [grain.MapDataset.source(part).seed(self._seed).shuffle().repeat(_EPOCHS) for part in parts]
         endless = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
         index, count = self._process
@@ -227,11 +202,11 @@ class TrainingOrder:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
     def get_state(self) -> dict[str, int]:
-        """How many batches were taken; plain JSON."""
+        """Returns how many batches were taken, as plain JSON."""
         return {"next_index": self._next_index}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes to where `get_state` was called.
+        """Goes on where `get_state` was called.
 
         Raises:
             ValueError: the state is of another form.
@@ -244,13 +219,14 @@ class TrainingOrder:
         self._next_index, self._stage = state["next_index"], None
 
 
-def _parts(source):
-    """The sources that are shuffled by themselves, and their weights."""
-    return (source.parts, source.weights) if isinstance(source, Mixture) else ([source], (1.0,))
+def interleave(shares: Sequence[Sequence[Item]]) -> list[Item]:
+    """Joins what processes made of their shares of a batch (`TrainingOrder`), in the batch's order."""
+    count = len(shares)
+    return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
 
 
-def load_split(config: Config, split: str, chunks_per_stream: int | None = None, part: str = "") -> Mixture:
-    """The streams of a split as their builders give them.
+def load_split(config: Config, split: str, *, chunks_per_stream: int | None = None, part: str = "") -> Mixture:
+    """Loads the streams of a split as their builders give them.
 
     Args:
         split: "train" or "test"; which of the settings of `config.data` hold.
@@ -266,18 +242,18 @@ def load_split(config: Config, split: str, chunks_per_stream: int | None = None,
 
 
 def names_of(config: Config, split: str) -> list[str]:
-    """The builders that a split's streams come from."""
+    """Names the builders that a split's streams come from."""
     names = (config.data.test_name if split == "test" else "") or config.data.name
     return [name.strip() for name in names.split(",")]
 
 
-def streams(config: Config, split: str, environment: Environment, chunks_per_stream: int | None = None) -> Mixture:
-    """Like `load_split`, with every chunk fitted to the environment."""
-    return load_split(config, split, chunks_per_stream).map(environment.fit)
+def streams(config: Config, split: str, environment: Environment, *, chunks_per_stream: int | None = None) -> Mixture:
+    """Loads the streams of a split, every chunk fitted to the environment (`Environment.fit`)."""
+    return load_split(config, split, chunks_per_stream=chunks_per_stream).map(environment.fit)
 
 
 def stages(config: Config, environment: Environment, train_streams: Mixture) -> list[Stage]:
-    """The curriculum's stages, each with training streams of its own number of chunks.
+    """Returns the curriculum's stages, each with training streams of its own number of chunks.
 
     Args:
         train_streams: The training streams of `data.chunks_per_stream` chunks; stages of that length use them.
@@ -286,13 +262,25 @@ def stages(config: Config, environment: Environment, train_streams: Mixture) -> 
     def source(chunks: int) -> Mixture:
         if chunks == config.data.chunks_per_stream:
             return train_streams
-        return streams(config, "train", environment, chunks)
+        return streams(config, "train", environment, chunks_per_stream=chunks)
 
     planned = schedules.curriculum(config.train, config.data)
     return [Stage(start, functools.partial(source, chunks)) for start, chunks in planned]
 
 
-def _weights(config: Config, names, split):
+def batches(config: Config, environment: Environment, train_streams: Mixture, *, processes: Processes) -> TrainingOrder:
+    """Returns the endless order of training batches that a config asks for, this process's share of each.
+
+    Args:
+        train_streams: The training streams of `data.chunks_per_stream` chunks (`stages`).
+        processes: Those that share out every batch.
+    """
+    share = processes.index, processes.count
+    planned = stages(config, environment, train_streams)
+    return TrainingOrder(planned, config.seed, config.rollout.streams_per_step, process=share)
+
+
+def _weights(config: Config, names: Sequence[str], split: str) -> Sequence[float]:
     if split == "test" or not config.data.weights:
         return (1.0,) * len(names)
     try:
@@ -307,7 +295,7 @@ def _weights(config: Config, names, split):
     return weights
 
 
-def _spec(config: Config, split, chunks_per_stream):
+def _spec(config: Config, split: str, chunks_per_stream: int | None) -> StreamSpec:
     data = config.data
     return StreamSpec(
         split=split,

@@ -159,7 +159,7 @@ def _evaluate(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack
 
     checkpoint.check(workdir, config)
     benchmark.check(config, workdir)
-    benchmarks = benchmark.benchmarks(config)
+    benchmarks = benchmark.load(config)
     parts = _build(config, workdir, stack)
     checkpoint.claim(workdir, config)
     return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, parts, benchmarks))
@@ -217,11 +217,11 @@ def _build(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -
 
 
 def _sweep(workdir):
-    from finemem_jax.training import sweep
+    from finemem_jax.training import sweep, sweep_members
 
     flag = flags.FLAGS["config"]
     experiment, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
-    return sweep.run(sweep.members(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
+    return sweep.run(sweep_members.find(experiment, overrides, _SWEEP.value), workdir, _SWEEP_JOBS.value)
 
 
 def _stop_on_bad_input(action):

@@ -13,7 +13,7 @@ from finemem_jax.types import Chunk, Stream, StreamSpec
 SPEC = StreamSpec("train", 0, 2, 1, 50, 1, 1)
 
 BUILDER = """
-from finemem_jax.episode import Chunk, Stream
+from finemem_jax.types import Chunk, Stream
 from . import _words
 
 def load(spec):
@@ -67,7 +67,7 @@ def source(n):
 
 def order(source, seed, batch_size):
     """The order of a run without a curriculum."""
-    return input_pipeline.training_order([Stage(0, lambda: source)], seed, batch_size)
+    return input_pipeline.TrainingOrder([Stage(0, lambda: source)], seed, batch_size)
 
 
 def ids(batches, n):
@@ -162,7 +162,7 @@ def curriculum(loaded=None):
         return staged(f"{chunks}-", 12, chunks)
 
     stages = [Stage(start, lambda chunks=chunks: load(chunks)) for start, chunks in ((0, 1), (2, 2), (5, 4))]
-    return input_pipeline.training_order(stages, seed=5, batch_size=3)
+    return input_pipeline.TrainingOrder(stages, seed=5, batch_size=3)
 
 
 def test_each_stage_gives_streams_of_its_length():
@@ -205,7 +205,7 @@ def test_a_stage_is_loaded_when_it_begins():
 @pytest.mark.parametrize("starts", [[], [1], [0, 3, 3], [0, 4, 2]])
 def test_stages_out_of_order_are_refused(starts):
     with pytest.raises(ValueError, match="ascending batches from 0"):
-        input_pipeline.training_order([Stage(start, lambda: source(3)) for start in starts], 0, 1)
+        input_pipeline.TrainingOrder([Stage(start, lambda: source(3)) for start in starts], 0, 1)
 
 
 # --------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_impossible_weights(weights):
 def read_by(count, streams, start=0, batches=250, batch_size=4):
     """The streams that so many processes read together, batch by batch."""
     stages = [Stage(0, lambda: streams)]
-    readers = [input_pipeline.training_order(stages, 7, batch_size, (index, count)) for index in range(count)]
+    readers = [input_pipeline.TrainingOrder(stages, 7, batch_size, process=(index, count)) for index in range(count)]
     for reader in readers:
         reader.set_state({"next_index": start})
     found = []
@@ -286,4 +286,4 @@ def test_another_number_of_processes_goes_on_with_the_very_next_batch():
 
 def test_a_batch_must_be_shared_evenly():
     with pytest.raises(ValueError, match="streams_per_step=3 must be a multiple of the number of processes, 2"):
-        input_pipeline.training_order([Stage(0, lambda: source(3))], 0, 3, (0, 2))
+        input_pipeline.TrainingOrder([Stage(0, lambda: source(3))], 0, 3, process=(0, 2))

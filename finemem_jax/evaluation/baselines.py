@@ -1,7 +1,7 @@
-"""Ways to answer questions about streams, trained managers and what they are compared with, all by the same reader.
+"""Answers questions about streams with a memory manager, or with a baseline in its place, all by the same reader.
 
-A method reads streams and answers their questions. What it may keep of a stream, and how it is asked, is all that
-tells one from another.
+A method reads streams and answers their questions. Methods differ in what they keep of a stream and in what of that
+the reader is shown.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from finemem_jax.clients import chat
 from finemem_jax.clients.chat import LanguageModel
+from finemem_jax.evaluation import evaluate
 from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.prompts import _chunk_part
@@ -21,6 +22,7 @@ from finemem_jax.reading import qa
 from finemem_jax.reading.judges import AnswerJudge
 from finemem_jax.reading.qa import PendingAnswer, QuestionAnswering
 from finemem_jax.reading.reader import AnswerFn, Reader
+from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.runtime import workers
 from finemem_jax.types import (
     Answer,
@@ -31,21 +33,21 @@ from finemem_jax.types import (
     Trajectory,
 )
 
-# A sentence ends, or a line.
-_PIECE = re.compile(r"(?<=[.!?])\s+|\n+")
+# Where a sentence or a line ends.
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a method made of a stream.
+    """Holds a method's answers about one stream, and what they cost.
 
     Attributes:
         answers: To the global questions.
-        chunk_answers: To the questions of each chunk, from what was known after it; () where they were not asked.
-        memory_tokens: Length of what it kept, in the manager's tokens.
-        operations: How many times it wrote, valid or not.
-        valid_operations: How many of these changed the memory, or said rightly that nothing needs to be.
-        reader_calls: How many questions were put to the reader.
+        chunk_answers: To the questions of each chunk, from the memory after it; () where they were not asked.
+        memory_tokens: Length of the final memory, in the manager's tokens.
+        operations: How many operations were written, valid or not.
+        valid_operations: How many of these changed the memory, or rightly skipped.
+        reader_calls: How many questions the reader was asked.
     """
 
     stream: Stream
@@ -58,41 +60,41 @@ class Result:
 
 
 class Method(Protocol):
-    """Plays streams; each one's result depends on that stream alone."""
+    """Reads streams and answers their questions; each result depends on its stream alone."""
 
     def __call__(self, streams: Sequence[Stream], /) -> list[Result]: ...
 
 
-def manager(roll_out: Callable[[Sequence[Stream]], list[Trajectory]], environment: Environment) -> Method:
-    """A memory manager: what it has written is the memory, and retrieval finds the evidence.
+def manager(options: RolloutOptions, players: Players, key: Sequence[int | str]) -> Method:
+    """Makes a method of a memory manager: what it has written is the memory, and retrieval finds the evidence.
 
     Args:
-        roll_out: Rolls out each stream once (`evaluate.run`).
+        options, players, key: As of `evaluate.run`, which rolls out each stream once.
     """
 
-    def play(trajectory: Trajectory) -> Result:
+    def result(trajectory: Trajectory) -> Result:
         outcomes = [outcome for step in trajectory.steps for outcome in step.outcomes]
         chunk_answers = tuple(step.answers for step in trajectory.steps)
         return Result(
             stream=trajectory.stream,
             answers=trajectory.answers,
             chunk_answers=chunk_answers if any(chunk_answers) else (),
-            memory_tokens=environment.memory_tokens(trajectory.steps[-1].memory),
+            memory_tokens=players.environment.memory_tokens(trajectory.steps[-1].memory),
             operations=len(outcomes),
             valid_operations=sum(outcome.valid for outcome in outcomes),
             reader_calls=len(trajectory.answers) + sum(map(len, chunk_answers)),
         )
 
-    return lambda streams: [play(trajectory) for trajectory in roll_out(streams)]
+    return lambda streams: [result(trajectory) for trajectory in evaluate.run(streams, options, players, key)]
 
 
 @dataclasses.dataclass(frozen=True)
 class BaselineMemory:
-    """What a method without a manager keeps of a stream.
+    """Holds what a baseline keeps of one stream.
 
     Attributes:
         texts: As they are kept.
-        evidence: For a question, those of them that the reader is shown.
+        evidence: Returns, for a question, the texts that the reader is shown.
         written: How many times a model wrote.
     """
 
@@ -101,29 +103,29 @@ class BaselineMemory:
     written: int = 0
 
 
-# Reads streams to their ends.
-KeepFn = Callable[[Sequence[Stream]], list[BaselineMemory]]
+# Reads streams to their ends and returns what is kept of each.
+Baseline = Callable[[Sequence[Stream]], list[BaselineMemory]]
 
 
-def baseline(
-    keep: KeepFn, environment: Environment, answer: Reader | AnswerFn, mark: AnswerJudge | None = None
+def without_manager(
+    baseline: Baseline, environment: Environment, answer: Reader | AnswerFn, *, answer_judge: AnswerJudge | None = None
 ) -> Method:
-    """A method without a manager, which is asked when it has read everything.
+    """Makes a method of a baseline, whose questions are asked when it has read everything.
 
     Args:
-        mark: Judges answers that no rule can score.
+        answer_judge: Scores answers that no rule can score.
     """
 
-    def play(streams: Sequence[Stream]) -> list[Result]:
-        kept = keep(streams)
-        questions = QuestionAnswering(answer, mark)
+    def run(streams: Sequence[Stream]) -> list[Result]:
+        memories = baseline(streams)
+        questions = QuestionAnswering(answer, answer_judge)
         pending = [
-            [PendingAnswer(question, one.evidence(question.text)) for question in stream.questions]
-            for stream, one in zip(streams, kept, strict=True)
+            [PendingAnswer(question, memory.evidence(question.text)) for question in stream.questions]
+            for stream, memory in zip(streams, memories, strict=True)
         ]
         try:
-            for some in pending:
-                questions.put(some)
+            for of_stream in pending:
+                questions.put(of_stream)
             qa.finish(questions.pending)
         except BaseException:
             qa.cancel(questions.pending)
@@ -131,26 +133,26 @@ def baseline(
         return [
             Result(
                 stream=stream,
-                answers=tuple(one.finish() for one in some),
+                answers=tuple(answer.finish() for answer in of_stream),
                 chunk_answers=(),
-                memory_tokens=sum(map(environment.count_tokens, one.texts)),
-                operations=one.written,
-                valid_operations=one.written,
-                reader_calls=len(some),
+                memory_tokens=sum(map(environment.count_tokens, memory.texts)),
+                operations=memory.written,
+                valid_operations=memory.written,
+                reader_calls=len(of_stream),
             )
-            for stream, one, some in zip(streams, kept, pending, strict=True)
+            for stream, memory, of_stream in zip(streams, memories, pending, strict=True)
         ]
 
-    return play
+    return run
 
 
 def nothing(streams: Sequence[Stream]) -> list[BaselineMemory]:
-    """No memory: the reader is left with the question."""
+    """Keeps nothing: the reader is left with the question."""
     return [BaselineMemory((), lambda _: ()) for _ in streams]
 
 
-def last_tokens(environment: Environment, count: int) -> KeepFn:
-    """Long context: the last `count` tokens of the stream are shown with every question."""
+def last_tokens(environment: Environment, count: int) -> Baseline:
+    """Keeps the last `count` tokens of a stream, and shows them with every question: long context."""
 
     def keep(stream: Stream) -> BaselineMemory:
         ids: list[int] = []
@@ -169,49 +171,52 @@ def last_tokens(environment: Environment, count: int) -> KeepFn:
     return lambda streams: [keep(stream) for stream in streams]
 
 
-def chunks(method: str, k: int, embed: EmbedFn | None = None) -> KeepFn:
-    """RAG: the chunks as they are, of which each question retrieves k."""
-    return _stored(lambda stream: [chunk.text for chunk in stream.chunks], method, k, embed)
+def chunks(method: str, k: int, embed: EmbedFn | None = None) -> Baseline:
+    """Keeps the chunks as they are, of which each question retrieves k: RAG."""
+
+    def index(stream: Stream) -> BaselineMemory:
+        return _indexed([chunk.text for chunk in stream.chunks], retrieval.Index(method, embed), k)
+
+    return lambda streams: [index(stream) for stream in streams]
 
 
-def sentences(method: str, k: int, embed: EmbedFn | None = None) -> KeepFn:
-    """Verbatim memory: every sentence is an item, none is ever changed, and each question retrieves k."""
+def sentences(method: str, k: int, embed: EmbedFn | None = None) -> Baseline:
+    """Keeps every sentence as an item, of which each question retrieves k: verbatim memory."""
 
-    def pieces(stream: Stream) -> list[str]:
-        found = (piece.strip() for chunk in stream.chunks for piece in _PIECE.split(chunk.text))
-        return [piece for piece in found if piece]
+    def index(stream: Stream) -> BaselineMemory:
+        found = (sentence.strip() for chunk in stream.chunks for sentence in _SENTENCE_END.split(chunk.text))
+        return _indexed([sentence for sentence in found if sentence], retrieval.Index(method, embed), k)
 
-    return _stored(pieces, method, k, embed)
-
-
-def _stored(texts_of, method, k, embed):
-    def keep(stream):
-        texts = texts_of(stream)
-        index = retrieval.Index(method, embed)
-        index.update(_items(texts))
-        return BaselineMemory(tuple(texts), lambda question: index.retrieve(question, k))
-
-    return lambda streams: [keep(stream) for stream in streams]
+    return lambda streams: [index(stream) for stream in streams]
 
 
-def summaries(model: LanguageModel, max_tokens: int, system: str = "") -> KeepFn:
-    """Recurrent memory (MemAgent, 2507.02259): one text, rewritten by a model after every chunk; all of it is shown.
+def _indexed(texts: Sequence[str], index: retrieval.Index, k: int) -> BaselineMemory:
+    index.update(_items(texts))
+    return BaselineMemory(tuple(texts), lambda question: index.retrieve(question, k))
+
+
+def summaries(model: LanguageModel, max_tokens: int, system: str = "") -> Baseline:
+    """Has a model rewrite one text after every chunk, all of which is shown: recurrent memory (MemAgent, 2507.02259).
 
     Args:
         model: Rewrites it, greedily.
         max_tokens: Longest memory, in the model's tokens.
         system: Replaces the model's system message if not empty.
     """
-    system = system or SUMMARY_SYSTEM
+
+    def messages(memory: str, chunk: str) -> tuple[Message, ...]:
+        limit = f"The new note, in at most {max(max_tokens * 2 // 3, 1)} words:"
+        asked = (_chunk_part(chunk), f"Note so far:\n{memory or '(empty)'}\n\n{limit}")
+        return Message("system", (system or _SUMMARY_SYSTEM,)), Message("user", asked)
 
     def keep(streams: Sequence[Stream]) -> list[BaselineMemory]:
         memories = [""] * len(streams)
         for t in range(max(len(stream.chunks) for stream in streams)):
+            # All streams that have a chunk t, together.
             at = [i for i, stream in enumerate(streams) if t < len(stream.chunks)]
-            asked = (summary(memories[i], streams[i].chunks[t].text, max_tokens, system) for i in at)
-            chats = [Chat(tuple(messages), max_tokens) for messages in asked]
+            chats = [Chat(messages(memories[i], streams[i].chunks[t].text), max_tokens) for i in at]
             for i, reply in zip(at, workers.run_all(model, chats), strict=True):
-                # Of thinking that never ended nothing is kept; the memory then stays as it was.
+                # A reply whose thinking never ended leaves the memory as it was.
                 memories[i] = (chat.after_thinking(reply) or memories[i]).strip()
         return [
             BaselineMemory((memory,), lambda _, memory=memory: _items([memory] if memory else []), len(stream.chunks))
@@ -221,25 +226,11 @@ def summaries(model: LanguageModel, max_tokens: int, system: str = "") -> KeepFn
     return keep
 
 
-def _items(texts: Sequence[str]) -> tuple[MemoryItem, ...]:
-    return tuple(MemoryItem(i, text, 0) for i, text in enumerate(texts, start=1))
-
-
-SUMMARY_SYSTEM = """\
+_SUMMARY_SYSTEM = """\
 You keep a memory of a long text that you are given piece by piece, as one note. Questions about the whole text will \
 be answered from this note alone. Given the note so far and the next piece, write the new note: keep names, numbers, \
 dates and facts, correct what has changed, drop what nobody would ask about. Write the note and nothing else."""
 
 
-def summary(memory: str, chunk: str, max_tokens: int, system: str = SUMMARY_SYSTEM) -> list[Message]:
-    """What a model is told that keeps one text as its memory.
-
-    Args:
-        memory: The text so far; "" at first.
-        max_tokens: How long it may become, in the model's tokens.
-    """
-    room = f"The new note, in at most {max(max_tokens * 2 // 3, 1)} words:"
-    return [
-        Message("system", (system,)),
-        Message("user", (_chunk_part(chunk), f"Note so far:\n{memory or '(empty)'}\n\n{room}")),
-    ]
+def _items(texts: Sequence[str]) -> tuple[MemoryItem, ...]:
+    return tuple(MemoryItem(i, text, 0) for i, text in enumerate(texts, start=1))

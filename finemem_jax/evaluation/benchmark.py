@@ -1,20 +1,19 @@
-"""--mode=evaluate: methods on benchmarks, in tables with standard errors, beside what papers report.
+"""Evaluates methods on benchmarks (--mode=evaluate), in tables with standard errors beside published results.
 
-What is found out about a stream stands on file at once, one line for each method and stream. So a run that was stopped
-goes on where it was, and several processes can share one (`evaluate.shard`).
+Results are appended to `benchmark/*.jsonl` batch by batch, one line for each method and stream. So a run that was
+stopped goes on where it was, and several processes can share one (`evaluate.shard`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
@@ -22,7 +21,7 @@ from finemem_jax import input_pipeline
 from finemem_jax.build import Components
 from finemem_jax.config import checks
 from finemem_jax.config.sections import Config
-from finemem_jax.evaluation import baselines, evaluate, published_results
+from finemem_jax.evaluation import baselines, published_results
 from finemem_jax.evaluation import tables as tables_lib
 from finemem_jax.evaluation.baselines import Method, Result
 from finemem_jax.input_pipeline import Mixture
@@ -33,8 +32,9 @@ from finemem_jax.rl import records
 from finemem_jax.rl.method import rollout_options
 from finemem_jax.runtime import checkpoint, files
 from finemem_jax.runtime.display import Display, print_table
+from finemem_jax.types import Stream
 
-# What `evaluate.methods` can name.
+# The methods that `evaluate.methods` can name.
 METHODS = {
     "none": "the reader alone, without any memory",
     "long_context": "the last tokens of the stream in the reader's prompt",
@@ -53,7 +53,8 @@ _MEM_ALPHA: dict[str, Any] = {
 _RAG_TOP_K = 2
 # Draws of the bootstrap that compares methods.
 _RESAMPLES = 10_000
-# What else decides a line; settings that do not may change between two runs in a workdir.
+# Sections that decide a result, and those of their settings that do not. The latter may change between two runs in a
+# workdir; a change of any other makes streams be played again.
 _DECIDING = ("data", "memory", "manager", "reader", "judge", "model", "evaluate")
 _NOT_DECIDING = ("evaluate.methods", "evaluate.sources", "evaluate.data", "evaluate.shard", "evaluate.batch",
                  "data.num_train", "data.num_test", "data.name", "data.test_name", "data.weights",
@@ -62,7 +63,7 @@ _NOT_DECIDING = ("evaluate.methods", "evaluate.sources", "evaluate.data", "evalu
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """The streams of one builder."""
+    """Holds the streams of one builder."""
 
     name: str
     streams: Mixture
@@ -88,12 +89,12 @@ def check(config: Config, workdir: pathlib.Path) -> None:
 
 
 def data_config(config: Config) -> Config:
-    """The config whose held-out streams are the benchmarks': `evaluate` says what differs from `data`."""
+    """Returns the config whose held-out streams are the benchmarks': `evaluate` says what differs from `data`."""
     return dataclasses.replace(config, data=checks.benchmark_data(config))
 
 
-def benchmarks(config: Config) -> list[Benchmark]:
-    """The benchmarks that a config asks for, builder by builder.
+def load(config: Config) -> list[Benchmark]:
+    """Loads the benchmarks that a config asks for, builder by builder.
 
     Raises:
         ValueError: a builder refuses; what it says names the remedy.
@@ -109,56 +110,76 @@ def benchmarks(config: Config) -> list[Benchmark]:
     return found
 
 
-def run(config: Config, workdir: pathlib.Path, parts: Components, found: Sequence[Benchmark]) -> list[str]:
-    """Plays what is not on file yet, and writes `benchmark.json` and `benchmark.md`; returns what to say in the end."""
+def run(config: Config, workdir: pathlib.Path, components: Components, benchmarks: Sequence[Benchmark]) -> list[str]:
+    """Plays what is not on file yet, writes `benchmark.json` and `benchmark.md`, and returns lines to print."""
     with Display(0) as display:
-        settings = data_config(config)
         # So that seconds are of playing. What the long prompts of some methods need is compiled when they come.
-        build_lib.warm_up(config, parts, display.phase)
+        build_lib.warm_up(config, components, display.phase)
         for name in _names(config.evaluate.methods):
-            method, step = _method(config, workdir, parts, name, display)
-            labels = {"method": name, "decided": _decided(settings, name, step), "step": step}
-            _play_all(config, workdir, parts, method, labels, found, display)
-    return report(config, workdir, found)
+            if name in _MANAGERS:
+                display.phase(f"{name}: loading its weights")
+            method = _method(name, config, components, workdir=workdir)
+            job = _job(name, config, workdir, benchmarks=benchmarks)
+            _play(method, job, config.evaluate.batch, fit=components.environment.fit, display=display)
+    return report(config, workdir, benchmarks)
 
 
-def _play_all(config: Config, workdir, parts, method, labels, found, display):
-    """Plays all streams that are this shard's and not on file, of all benchmarks together: so slots stay full."""
+class _Job(NamedTuple):
+    """What this process still has to play of one method.
+
+    Attributes:
+        labels: What all lines of the method have in common.
+        streams: Each with its benchmark's name.
+        path: The file that lines are appended to.
+    """
+
+    labels: dict[str, Any]
+    streams: list[tuple[str, Stream]]
+    path: pathlib.Path
+
+
+def _job(name: str, config: Config, workdir: pathlib.Path, *, benchmarks: Sequence[Benchmark]) -> _Job:
     index, count = _shard(config)
-    name, decided = labels["method"], labels["decided"]
+    step = _step(name, workdir)
+    decided = _decided(data_config(config), name, step)
     known = {
         (line["benchmark"], line["stream_id"])
         for line in read(workdir)
         if (line["method"], line["decided"]) == (name, decided)
     }
-    todo = [
+    streams = [
         (benchmark.name, stream)
-        for benchmark in found
+        for benchmark in benchmarks
         for i, stream in enumerate(benchmark.streams)
         if i % count == index and (benchmark.name, stream.stream_id) not in known
     ]
     path = workdir / "benchmark" / f"{name}.{index}of{count}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = config.evaluate.batch
-    for start in range(0, len(todo), size):
-        batch = todo[start : start + size]
-        display.phase(f"{name}: streams {start + 1} to {start + len(batch)} of {len(todo)}")
+    return _Job({"method": name, "decided": decided, "step": step}, streams, path)
+
+
+def _play(method: Method, job: _Job, size: int, *, fit: Callable[[Stream], Stream], display: Display) -> None:
+    """Plays the streams of all benchmarks together, `size` at a time, so that slots stay full."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    name, total = job.labels["method"], len(job.streams)
+    for start in range(0, total, size):
+        batch = job.streams[start : start + size]
+        end = start + len(batch)
+        display.phase(f"{name}: streams {start + 1} to {end} of {total}")
         began = time.monotonic()
-        played = method([parts.environment.fit(stream) for _, stream in batch])
+        results = method([fit(stream) for _, stream in batch])
         seconds = (time.monotonic() - began) / len(batch)
-        lines = [
-            labels | {"benchmark": benchmark} | _line(one, seconds)
-            for (benchmark, _), one in zip(batch, played, strict=True)
+        lines: list[dict[str, Any]] = [
+            job.labels | {"benchmark": benchmark} | _line(result, seconds)
+            for (benchmark, _), result in zip(batch, results, strict=True)
         ]
-        _append(path, lines)
+        _append(job.path, lines)
         scores = [score for line in lines for score in line["scores"] if score is not None]
         mean = f"{sum(scores) / len(scores):.3f}" if scores else "–"
-        shown = f"{name}: {start + len(batch)} of {len(todo)} streams, {seconds:.1f} s each"
-        display.say(f"{shown}, mean over questions {mean}")
+        display.say(f"{name}: {end} of {total} streams, {seconds:.1f} s each, mean over questions {mean}")
 
 
-def _append(path, lines):
-    """Adds lines to a file; a line that a kill cut short is ended first, so that it spoils no other."""
+def _append(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Adds lines to a file. A last line that a kill cut short is ended first, so that it spoils no other."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, 2)
@@ -167,26 +188,26 @@ def _append(path, lines):
         file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _line(played: Result, seconds: float) -> dict[str, Any]:
-    stream = played.stream
+def _line(result: Result, seconds: float) -> dict[str, Any]:
+    stream = result.stream
     return {
         "source": stream.source,
         "competency": stream.competency,
         "stream_id": stream.stream_id,
         "chunks": len(stream.chunks),
-        "scores": [answer.score for answer in played.answers],
-        "chunk_scores": [[answer.score for answer in chunk] for chunk in played.chunk_answers],
-        "memory_tokens": played.memory_tokens,
-        "operations": played.operations,
-        "valid_operations": played.valid_operations,
-        "reader_calls": played.reader_calls,
+        "scores": [answer.score for answer in result.answers],
+        "chunk_scores": [[answer.score for answer in chunk] for chunk in result.chunk_answers],
+        "memory_tokens": result.memory_tokens,
+        "operations": result.operations,
+        "valid_operations": result.valid_operations,
+        "reader_calls": result.reader_calls,
         "seconds": seconds,
-        "answers": [records.answer_record(answer) for answer in played.answers],
+        "answers": [records.answer_record(answer) for answer in result.answers],
     }
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """All lines that stand on file; a line that a kill cut short is left out, and the newest of equals counts."""
+    """Reads all lines on file; one that a kill cut short is left out, and the newest of equals counts."""
     found: dict[tuple, dict[str, Any]] = {}
     for path in sorted((workdir / "benchmark").glob("*.jsonl")):
         for text in path.read_text(encoding="utf-8").splitlines():
@@ -196,23 +217,11 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def report(config: Config, workdir: pathlib.Path, found: Sequence[Benchmark]) -> list[str]:
-    """Writes `benchmark.json` and `benchmark.md` of what stands on file for this config; returns lines to print."""
-    settings, names = data_config(config), _names(config.evaluate.methods)
-    steps = {name: _step_of(config, workdir, name) for name in names}
-    wanted = {name: _decided(settings, name, steps[name]) for name in names}
-    order = {name: place for place, name in enumerate([*names, *(one.name for one in found)])}
-    lines = [
-        line for line in read(workdir) if wanted.get(line["method"]) == line["decided"] and line["benchmark"] in order
-    ]
-    ids = {one.name: {stream.stream_id for stream in one.streams} for one in found}
-    lines = [line for line in lines if line["stream_id"] in ids[line["benchmark"]]]
-    lines.sort(key=lambda line: (order[line["method"]], order[line["benchmark"]], line["source"], line["stream_id"]))
-    missing = len(names) * sum(map(len, ids.values())) - len(lines)
+def report(config: Config, workdir: pathlib.Path, benchmarks: Sequence[Benchmark]) -> list[str]:
+    """Writes `benchmark.json` and `benchmark.md` of what is on file for this config, and returns lines to print."""
+    names, builders = _names(config.evaluate.methods), [benchmark.name for benchmark in benchmarks]
+    lines, missing = _lines(config, workdir, benchmarks)
     undecided = sum(score is None for line in lines for score in line["scores"])
-    builders = [one.name for one in found]
-    tables = [tables_lib.score_table(lines, builders), tables_lib.cost_table(lines)]
-    compared = tables_lib.comparisons(lines, _RESAMPLES)
     notes = [
         "± is one standard error over streams (over questions, of a source with one stream); the average weighs "
         "sources equally. Differences are paired by stream: 95 % and p by bootstrap.",
@@ -222,13 +231,18 @@ def report(config: Config, workdir: pathlib.Path, found: Sequence[Benchmark]) ->
         notes.append(f"{missing} streams are still to be played: by other shards, or by the same command again.")
     if undecided:
         notes.append(f"{undecided} answers have no score, as the judge came to no verdict; they are left out.")
+    compared = tables_lib.comparisons(lines, _RESAMPLES)
+    tables = [tables_lib.score_table(lines, builders), tables_lib.cost_table(lines)]
+    tables_on_file = [*tables, tables_lib.comparison_table(compared)] if compared else tables
     summary = {
         "experiment": config.experiment,
-        "steps": steps,
-        "scores": {m: {s: dataclasses.asdict(e) for s, e in of.items()} for m, of in tables_lib.scores(lines).items()},
-        "chunk_scores": {
-            m: {s: dataclasses.asdict(e) for s, e in of.items()}
-            for m, of in tables_lib.scores(lines, "chunk_scores").items()
+        "steps": {name: _step(name, workdir) for name in names},
+        **{
+            kind: {
+                method: {source: dataclasses.asdict(estimate) for source, estimate in of_method.items()}
+                for method, of_method in tables_lib.scores(lines, kind).items()
+            }
+            for kind in ("scores", "chunk_scores")
         },
         "costs": tables_lib.costs(lines),
         "comparisons": [
@@ -236,18 +250,33 @@ def report(config: Config, workdir: pathlib.Path, found: Sequence[Benchmark]) ->
         ],
         "missing_streams": missing,
         "undecided_answers": undecided,
+        "tables": [{"header": header, "rows": rows} for header, rows in tables_on_file],
+        "notes": notes,
     }
-    tables_of_all = [*tables, tables_lib.comparison_table(compared)] if compared else tables
-    summary |= {"tables": [{"header": header, "rows": rows} for header, rows in tables_of_all], "notes": notes}
     files.replace_text(workdir / "benchmark.json", json.dumps(summary, indent=1) + "\n")
     text = f"# {config.experiment or 'Evaluation'}\n\n"
-    text += "\n".join(tables_lib.markdown(*table) for table in tables_of_all) + "\n" + "\n\n".join(notes) + "\n"
+    text += "\n".join(tables_lib.markdown(*table) for table in tables_on_file) + "\n" + "\n\n".join(notes) + "\n"
     files.replace_text(workdir / "benchmark.md", text)
-    # Of many methods there are too many pairs for a screen: the last one is compared, the others stand in the files.
+    # Many methods have too many pairs for a screen: the last one is compared, the others stand in the files.
     last = {pair: one for pair, one in compared.items() if pair[0] == names[-1]}
     for header, rows in [*tables, tables_lib.comparison_table(last)] if last else tables:
         print_table("", header, rows)
     return [*notes, f"tables         {workdir}/benchmark.md, {workdir}/benchmark.json; answers in {workdir}/benchmark/"]
+
+
+def _lines(config: Config, workdir: pathlib.Path, benchmarks: Sequence[Benchmark]) -> tuple[list[dict[str, Any]], int]:
+    """Returns the lines of this config in the order of its methods and benchmarks, and how many are missing."""
+    settings, names = data_config(config), _names(config.evaluate.methods)
+    decided = {name: _decided(settings, name, _step(name, workdir)) for name in names}
+    ids = {benchmark.name: {stream.stream_id for stream in benchmark.streams} for benchmark in benchmarks}
+    order = {name: place for place, name in enumerate([*names, *ids])}
+    lines = [
+        line
+        for line in read(workdir)
+        if decided.get(line["method"]) == line["decided"] and line["stream_id"] in ids.get(line["benchmark"], ())
+    ]
+    lines.sort(key=lambda line: (order[line["method"]], order[line["benchmark"]], line["source"], line["stream_id"]))
+    return lines, len(names) * sum(map(len, ids.values())) - len(lines)
 
 
 # --------------------------------------------------------------------------------------
@@ -255,65 +284,57 @@ def report(config: Config, workdir: pathlib.Path, found: Sequence[Benchmark]) ->
 # --------------------------------------------------------------------------------------
 
 
-def _method(
-    config: Config, workdir: pathlib.Path, parts: Components, name: str, display: Display
-) -> tuple[Method, int]:
-    """A method, and after how many training steps its weights are."""
-    asked = config.evaluate
+def _method(name: str, config: Config, components: Components, *, workdir: pathlib.Path) -> Method:
     if name in _MANAGERS:
-        return _manager(config, workdir, parts, name, display)
-    keep: dict[str, Callable[[], baselines.KeepFn]] = {
+        return _manager(name, config, components, workdir=workdir)
+    memory, asked, embed = config.memory, config.evaluate, components.embed
+    makers: dict[str, Callable[[], baselines.Baseline]] = {
         "none": lambda: baselines.nothing,
-        "long_context": lambda: baselines.last_tokens(parts.environment, _context_tokens(config, parts)),
-        "rag": lambda: baselines.chunks(config.memory.retrieval, _RAG_TOP_K, parts.embed),
-        "verbatim": lambda: baselines.sentences(config.memory.retrieval, config.memory.top_k, parts.embed),
+        "long_context": lambda: baselines.last_tokens(components.environment, _context_tokens(config, components)),
+        "rag": lambda: baselines.chunks(memory.retrieval, _RAG_TOP_K, embed),
+        "verbatim": lambda: baselines.sentences(memory.retrieval, memory.top_k, embed),
         "recurrent": lambda: baselines.summaries(
-            parts.answering.models.model("evaluate"), asked.summary_tokens, asked.summary_system
+            components.answering.models.model("evaluate"), asked.summary_tokens, asked.summary_system
         ),
     }
-    return baselines.baseline(keep[name](), parts.environment, parts.answering.answer, parts.answering.answer_judge), 0
+    answering = components.answering
+    return baselines.without_manager(
+        makers[name](), components.environment, answering.answer, answer_judge=answering.answer_judge
+    )
 
 
-def _manager(
-    config: Config, workdir: pathlib.Path, parts: Components, name: str, display: Display
-) -> tuple[Method, int]:
-    environment = parts.environment
-    options = rollout_options(config, evaluation=True, constraint=parts.constraint)
-    display.phase(f"{name}: loading its weights")
+def _manager(name: str, config: Config, components: Components, *, workdir: pathlib.Path) -> Method:
+    environment = components.environment
+    options = rollout_options(config, evaluation=True, constraint=components.constraint)
     if name == "checkpoint":
-        step = build_lib.use_checkpoint(parts, workdir)
+        build_lib.use_checkpoint(components, workdir)
     else:
-        step = 0
-        parts.manager.update(lora.merge(parts.model, parts.params), step)
+        components.manager.update(lora.merge(components.model, components.params), 0)
     if name == "mem_alpha":
         changed = dataclasses.replace(config, memory=dataclasses.replace(config.memory, **_MEM_ALPHA))
-        environment = build.environment(changed, parts.tokenizer)
+        environment = build.environment(changed, components.tokenizer)
         retrieval, top_k = changed.memory.retrieval, changed.memory.top_k
         options = dataclasses.replace(options, retrieval=retrieval, top_k=top_k, constraint=None)
-    roll_out = functools.partial(
-        evaluate.run,
-        options=options,
-        players=dataclasses.replace(parts.players, environment=environment),
-        key=(config.seed, "evaluate"),
-    )
-    return baselines.manager(roll_out, environment), step
+    players = dataclasses.replace(components.players, environment=environment)
+    return baselines.manager(options, players, (config.seed, "evaluate"))
 
 
-def _step_of(config: Config, workdir: pathlib.Path, name: str) -> int:
-    return (checkpoint.newest(workdir) or 0) if name == "checkpoint" else 0
+def _step(method: str, workdir: pathlib.Path) -> int:
+    """After how many training steps a method's weights are."""
+    return (checkpoint.newest(workdir) or 0) if method == "checkpoint" else 0
 
 
-def _context_tokens(config: Config, parts: Components) -> int:
-    """As many as asked for, if the reader in this process can take them beside instructions, question and answer."""
+def _context_tokens(config: Config, components: Components) -> int:
+    """As many as asked for, or as the reader in this process takes beside instructions, question and answer."""
     if config.reader.kind != "model":
         return config.evaluate.context_tokens
-    instructions = len(parts.answering.prompt(Query("", ())).ids)
-    most = parts.model.max_length - instructions - config.reader.max_new_tokens - 512
+    instructions = len(components.answering.prompt(Query("", ())).ids)
+    most = components.model.max_length - instructions - config.reader.max_new_tokens - 512
     return min(config.evaluate.context_tokens, most)
 
 
 def _decided(config: Config, method: str, step: int) -> str:
-    """A short name of all that decides what a method makes of a stream."""
+    """A digest of all that decides a method's result for a stream."""
     settings = config_lib.flatten(config)
     deciding = {
         name: value

@@ -1,18 +1,18 @@
-"""How good a manager is on streams it never saw: scores with standard errors, and paired differences."""
+"""Estimates how good a manager is on held-out streams: scores with standard errors, and paired differences."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finemem_jax.memory.environment import Environment
 from finemem_jax.rl import rollout
 from finemem_jax.rl.rollout import Players, RolloutOptions
-from finemem_jax.types import Stream, Trajectory
+from finemem_jax.types import Answer, Stream, Trajectory
 
-# What is reported of each stream, and how a table calls it.
+# The metrics of a stream, with their titles in tables.
 METRICS = {
     "score": "held-out score",
     "chunk_score": "chunk score",
@@ -23,7 +23,7 @@ METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over streams, its standard error (sample std / √n), and n. None where too few are there to tell."""
+    """Holds a mean over streams, its standard error (sample std / √n), and n; None where there are too few."""
 
     mean: float | None
     standard_error: float | None
@@ -34,12 +34,11 @@ def run(
     streams: Sequence[Stream], options: RolloutOptions, players: Players, key: Sequence[int | str]
 ) -> list[Trajectory]:
     """Rolls out each stream once; arguments as of `rollout.run`."""
-    groups = rollout.run(streams, options, players, key)
-    return [group[0] for group in groups]
+    return [group[0] for group in rollout.run(streams, options, players, key)]
 
 
 def per_stream(trajectories: Sequence[Trajectory], environment: Environment) -> dict[str, dict[str, float]]:
-    """{metric: {stream id: value}}; a stream without scored questions has no score, and is left out there.
+    """Computes {metric: {stream id: value}}; a stream without scored questions has no score, and is left out there.
 
     score: mean over its global questions. chunk_score: mean over its chunks of the mean over their questions.
     valid_operations: valid ÷ written over all its steps; 0 if nothing was written. memory_tokens: tokens(M_T).
@@ -58,7 +57,7 @@ def per_stream(trajectories: Sequence[Trajectory], environment: Environment) -> 
 
 
 def by_kind(trajectories: Sequence[Trajectory]) -> dict[str, Estimate]:
-    """Mean score of the global questions of each kind, over questions."""
+    """Estimates the score of the global questions of each kind, over questions."""
     scores: dict[str, list[float]] = {}
     for trajectory in trajectories:
         for answer in trajectory.answers:
@@ -68,7 +67,7 @@ def by_kind(trajectories: Sequence[Trajectory]) -> dict[str, Estimate]:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error of a sample."""
+    """Computes mean and standard error of a sample."""
     n = len(values)
     if n == 0:
         return Estimate(None, None, 0)
@@ -80,12 +79,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def difference(before: Mapping[str, float], after: Mapping[str, float]) -> Estimate:
-    """Mean of after - before over the streams that both have: paired, so that stream difficulty cancels."""
+    """Estimates after - before over the streams that both have: paired, so that stream difficulty cancels."""
     return estimate([after[name] - before[name] for name in sorted(before.keys() & after.keys())])
 
 
 def summary(trajectories: Sequence[Trajectory], environment: Environment) -> dict[str, Any]:
-    """What goes into `evaluation.json`."""
+    """Returns an evaluation as `evaluation.json` holds it."""
     values = per_stream(trajectories, environment)
     return {
         "estimates": {name: dataclasses.asdict(estimate(list(v.values()))) for name, v in values.items()},
@@ -95,13 +94,9 @@ def summary(trajectories: Sequence[Trajectory], environment: Environment) -> dic
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows that lay evaluations side by side; with two of them, their paired difference."""
+    """Returns header and rows that lay evaluations side by side; of two, with their paired difference."""
     names = list(summaries)
-    header = ["on held-out streams", *names]
-    if len(names) == 2:
-        header += ["difference", "n"]
-    else:
-        header += ["n"]
+    header = ["on held-out streams", *names, *(["difference"] if len(names) == 2 else []), "n"]
     rows = []
     for metric, title in METRICS.items():
         estimates = [summaries[name]["estimates"][metric] for name in names]
@@ -116,10 +111,10 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[l
 
 
 def cell(mean: float | None, error: float | None, sign: bool = False) -> str:
-    """An estimate as a table shows it: mean ± standard error, and – for what is None.
+    """Formats an estimate: mean ± standard error, and – for what is None.
 
     Args:
-        sign: Write a + before what is not negative, as of a difference.
+        sign: Whether to write a + before what is not negative, as of a difference.
     """
     if mean is None:
         return "–"
@@ -128,10 +123,10 @@ def cell(mean: float | None, error: float | None, sign: bool = False) -> str:
     return f"{mean:{'+' if sign else ''}.{digits}f} ± {spread}"
 
 
-def _scores(answers):
-    """Of those that have one: a judge may have come to no verdict."""
+def _scores(answers: Iterable[Answer]) -> list[float]:
+    """The scores of answers that have one: a judge may have come to no verdict."""
     return [answer.score for answer in answers if answer.score is not None]
 
 
-def _mean(values):
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -1,8 +1,8 @@
-"""Scores that papers report, to lay one's own beside.
+"""Lists scores that papers report, to compare one's own with.
 
-Taken from Mem-α (arXiv 2509.25911, tables 1, 2 and 9) and notes by readers of Fine-Mem (arXiv 2601.08435). The means
-are computed here from the rows: the paper prints other ones for some (0.642 for Mem-α's 0.619). They were made with
-other readers (Qwen3-32B) and judges than yours, unless you use these.
+They are taken from Mem-α (arXiv 2509.25911, tables 1, 2 and 9) and notes by readers of Fine-Mem (arXiv 2601.08435). The
+means are computed here from the rows: the paper prints other ones for some (0.642 for Mem-α's 0.619). They were made
+with other readers (Qwen3-32B) and judges than yours, unless you use these.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How the report looks: the page, its style, and the small pieces of HTML that it is put together from.
+"""Builds the report's page, its style, and the small pieces of HTML that it is put together from.
 
-Knows nothing of runs. The page loads nothing from outside and runs no script; `text` escapes whatever a model or a
+The page loads nothing from outside and runs no script; `text` escapes whatever a model or a
 data set wrote.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def page(title: str, body: str) -> str:
-    """A whole page.
+    """Returns a whole page.
 
     Args:
         title: Plain text.
@@ -23,44 +23,44 @@ def page(title: str, body: str) -> str:
 
 
 def section(title: str, content: str) -> str:
-    """A part of the page under a heading; `content` is HTML."""
+    """Puts HTML under a heading."""
     return f"<section><h2>{text(title)}</h2>{content}</section>"
 
 
 def note(words: str) -> str:
-    """A remark that must not be overlooked."""
+    """Makes a remark that must not be overlooked."""
     return f"<p class=note>{text(words)}</p>"
 
 
 def about(words: str) -> str:
-    """A remark on how to read what stands beside it."""
+    """Explains how to read what stands beside it."""
     return f"<p class=about>{text(words)}</p>"
 
 
 def chip(words: str, kind: str) -> str:
-    """A few words in a small frame, in the colour that the style gives their kind."""
+    """Frames a few words, in the color that the style gives their kind."""
     return f"<span class='chip {text(kind)}'>{text(words)}</span>"
 
 
 def folded(summary: str, content: str) -> str:
-    """HTML that shows when its summary is clicked."""
+    """Hides HTML until its summary is clicked."""
     return f"<details><summary>{text(summary)}</summary>{content}</details>"
 
 
 def texts_table(header: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    """A table of plain texts; kind "numbers" aligns all columns but the first to the right."""
+    """Makes a table of plain texts; kind "numbers" aligns all columns but the first to the right."""
     return table(header, [[text(cell) for cell in row] for row in rows], kind)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    """A table of HTML cells under plain headings; `kind` names its style."""
+    """Makes a table of HTML cells under plain headings; `kind` names its style."""
     head = "".join(f"<th>{text(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<div class=wide><table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def signed(value: float, largest: float) -> str:
-    """A number above or below 0, and a bar that leaves the middle to the right or to the left.
+    """Shows a number above or below 0 with a bar, from the middle to the right or to the left.
 
     Args:
         largest: The size at which a bar is full; the same for all that is to be compared.
@@ -74,7 +74,7 @@ def signed(value: float, largest: float) -> str:
 
 
 def number(value: float, sign: bool = False) -> str:
-    """A number with the digits that matter; – for one that is none.
+    """Formats a number with the digits that matter; – if it is not finite.
 
     Args:
         sign: Write a + before what is not negative.

@@ -1,4 +1,4 @@
-"""The report's curves: metrics over training steps, drawn as SVG in the colours of the page."""
+"""Draws the report's curves: metrics over training steps, as SVG in the colors of the page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from matplotlib.ticker import MaxNLocator
 
 from finemem_jax.evaluation.report_page import about, number, text
 
+# {label: values}, a nan where there is no value.
+_Lines = Mapping[str, Sequence[float]]
+
 SMOOTHING = 0.8  # Weight of the past in the moving average; 5 steps fill most of it.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plot:
-    """One plot: its title, what it shows, its lines {label: metric}, and whether they are shares of 1."""
+    """Describes a plot: title, what it shows, lines {label: metric}, and whether they are fractions of 1."""
 
     title: str
     about: str
@@ -36,7 +39,7 @@ _PLOTS = (
             "total": "reward/total",
             "global questions": "reward/outcome",
             "credit from the global score": "reward/credit",
-            "evidence": "reward/evidence",  # What runs before the choice of rules called their credit.
+            "evidence": "reward/evidence",  # The credit of runs of earlier versions.
             "chunk questions": "reward/chunk",
             "likelihood of their answers": "reward/likelihood",
             "format": "reward/format",
@@ -82,12 +85,12 @@ _PLOTS = (
         },
     ),
 )
-# 0 throughout a run that has no content judge, or compares nothing with its starting weights.
+# 0 throughout a run without a content judge, or without KL to its starting weights.
 _ONLY_IF_USED = ("reward/content", "reward/kl", "policy/kl_to_start")
 
 
 def draw(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """HTML of all plots of which the run measured something.
+    """Returns HTML of all plots of which the run measured something.
 
     Args:
         metrics: Lines of metrics.jsonl, one at least, in order. Values that are missing or no finite number are gaps.
@@ -98,7 +101,7 @@ def draw(metrics: Sequence[Mapping[str, Any]]) -> str:
         lines = {label: [_finite(line.get(name)) for line in metrics] for label, name in plot.lines.items()}
         lines = {label: values for label, values in lines.items() if _worth_showing(plot.lines[label], values)}
         if lines:
-            figures.append(_figure(f"plot{len(figures)}", plot, steps, lines))
+            figures.append(_figure(plot, steps, lines, name=f"plot{len(figures)}"))
         elif not set(plot.lines.values()) <= set(_ONLY_IF_USED):
             missing.append(plot.title)
     remarks = (
@@ -111,7 +114,7 @@ def draw(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def moving_average(values: Sequence[float], decay: float = SMOOTHING) -> list[float]:
-    """Exponential moving average, corrected for its start: the weights of what it has seen sum to 1.
+    """Computes an exponential moving average, corrected for its start: the weights of what it has seen sum to 1.
 
     A nan is not seen: it leaves the average as it is.
     """
@@ -123,16 +126,16 @@ def moving_average(values: Sequence[float], decay: float = SMOOTHING) -> list[fl
     return averages
 
 
-def _worth_showing(name, values):
+def _worth_showing(name: str, values: Sequence[float]) -> bool:
     seen = [value for value in values if not math.isnan(value)]
     return any(seen) if name in _ONLY_IF_USED else bool(seen)
 
 
-def _finite(value):
+def _finite(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
-def _figure(name, plot, steps, lines):
+def _figure(plot: _Plot, steps: Sequence[int], lines: _Lines, *, name: str) -> str:
     smooth = {label: moving_average(values) for label, values in lines.items()}
     legend = " ".join(
         f"<span class=key><i style='background:var(--line{i})'></i>{text(label)} <b>{number(values[-1])}</b></span>"
@@ -140,19 +143,20 @@ def _figure(name, plot, steps, lines):
     )
     return (
         f"<figure role=img aria-label='{text(plot.title)}'><h3>{text(plot.title)}</h3>{about(plot.about)}"
-        f"<p class=legend>{legend}</p>{_svg(name, steps, lines, smooth, plot.shares)}</figure>"
+        f"<p class=legend>{legend}</p>{_svg(steps, lines, smooth, shares=plot.shares, name=name)}</figure>"
     )
 
 
-# Matplotlib writes fixed colours; these stand in for the page's own, which follow light and dark mode.
+# Matplotlib writes fixed colors; these stand in for the page's own, which follow light and dark mode.
 _INK, _GRID = "#00f0a0", "#00f0b0"
 
 
-def _line_color(i):
+def _line_color(i: int) -> str:
     return f"#00f0c{i}"
 
 
-def _svg(name, steps, lines, smooth, shares):
+def _svg(steps: Sequence[int], lines: _Lines, smooth: _Lines, *, shares: bool, name: str) -> str:
+    """Draws points and smooth lines; `name` keeps the ids of different drawings on the page apart."""
     with matplotlib.rc_context(
         {
             "svg.fonttype": "none",  # Text stays text: smaller, and in the page's font.
@@ -168,7 +172,7 @@ def _svg(name, steps, lines, smooth, shares):
             "grid.linewidth": 0.6,
         }
     ):
-        # Not through pyplot, which would choose a backend and keep the figure alive.
+        # Not through pyplot, which would choose a backend and keep the figure in memory.
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for i, label in enumerate(lines):
@@ -194,5 +198,4 @@ def _svg(name, steps, lines, smooth, shares):
     for i in range(len(lines)):
         svg = svg.replace(_line_color(i), f"var(--line{i})")
     svg = svg.replace(_INK, "var(--soft)").replace(_GRID, "var(--rule)")
-    # Ids must differ between the drawings of one page.
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)

@@ -1,4 +1,4 @@
-"""From the lines of an evaluation, one for each method and stream, to tables, standard errors and comparisons.
+"""Makes tables, standard errors and comparisons from the lines of an evaluation, one for each method and stream.
 
 A line is a dict:
     method, source, stream_id, chunks
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from finemem_jax.evaluation import published_results
 from finemem_jax.evaluation.evaluate import Estimate, cell, estimate
 
 Line = Mapping[str, Any]
+Table = tuple[list[str], list[list[str]]]  # Header and rows.
 
-# What a method costs for each stream, and how a table calls it.
+# The costs of a method for each stream, with their titles in tables.
 COSTS = {
     "memory_tokens": "memory (tokens)",
     "operations": "operations",
@@ -35,7 +36,7 @@ AVERAGE = "average"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How much better one method is than another, on the streams that both have played.
+    """Tells how much better one method is than another, on the streams that both have played.
 
     Attributes:
         mean: Difference of the averages over sources.
@@ -52,7 +53,7 @@ class Comparison:
 
 
 def scores(lines: Sequence[Line], kind: str = "scores") -> dict[str, dict[str, Estimate]]:
-    """{method: {source: estimate}}, and under `AVERAGE` the unweighted mean over the sources.
+    """Computes {method: {source: estimate}}, and under `AVERAGE` the unweighted mean over the sources.
 
     The score of a stream is the mean over its questions, that of a source the mean over its streams. The standard error
     is over streams; of a source with one stream, over its questions. A method that lacks a source has no average.
@@ -63,7 +64,7 @@ def scores(lines: Sequence[Line], kind: str = "scores") -> dict[str, dict[str, E
     sources = in_order(line["source"] for line in lines)
     found: dict[str, dict[str, Estimate]] = {}
     for method in in_order(line["method"] for line in lines):
-        units = {source: list(_units(lines, method, source, kind).values()) for source in sources}
+        units = {source: list(_units(lines, method, source, kind=kind).values()) for source in sources}
         of_source = {source: estimate(values) for source, values in units.items() if values}
         errors = [one.standard_error for one in of_source.values()]
         if len(of_source) == len(sources):
@@ -75,7 +76,10 @@ def scores(lines: Sequence[Line], kind: str = "scores") -> dict[str, dict[str, E
 
 
 def costs(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
-    """{method: {cost: mean over streams}}; see `COSTS`. valid_fraction is over all operations, absent without any."""
+    """Computes {method: {cost: mean over streams}} (`COSTS`).
+
+    valid_fraction is over all operations, and absent without any.
+    """
     found = {}
     for method in in_order(line["method"] for line in lines):
         own = [line for line in lines if line["method"] == method]
@@ -85,8 +89,8 @@ def costs(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
     return found
 
 
-def compare(lines: Sequence[Line], method: str, other: str, resamples: int = 10_000) -> Comparison | None:
-    """How much better `method` is than `other`: a paired bootstrap over streams, source by source.
+def compare(lines: Sequence[Line], method: str, other: str, *, resamples: int = 10_000) -> Comparison | None:
+    """Compares `method` with `other`: a paired bootstrap over streams, source by source.
 
     In each resample every source draws as many streams as it has, with replacement, the same for both methods; its
     difference is their mean, and the sources' differences are averaged. Of a source of which both have one stream,
@@ -98,7 +102,7 @@ def compare(lines: Sequence[Line], method: str, other: str, resamples: int = 10_
     rng = np.random.default_rng(0)
     drawn, means, units = np.zeros(resamples), [], 0
     for source in in_order(line["source"] for line in lines):
-        mine, theirs = (_units(lines, name, source, "scores") for name in (method, other))
+        mine, theirs = (_units(lines, name, source) for name in (method, other))
         names = [name for name in mine if name in theirs]
         if not names:
             continue
@@ -118,17 +122,17 @@ def compare(lines: Sequence[Line], method: str, other: str, resamples: int = 10_
 
 
 def comparisons(lines: Sequence[Line], resamples: int = 10_000) -> dict[tuple[str, str], Comparison]:
-    """{(method, other): how much better it is} for every two methods; see `compare`."""
+    """Compares every two methods: {(method, other): comparison}; see `compare`."""
     found = {}
     methods = in_order(line["method"] for line in lines)
     for other, method in itertools.combinations(methods, 2):
-        if (one := compare(lines, method, other, resamples)) is not None:
+        if (one := compare(lines, method, other, resamples=resamples)) is not None:
             found[method, other] = one
     return found
 
 
-def _units(lines, method, source, kind):
-    """{name: score} of what a standard error is over: streams, or the questions of the only one."""
+def _units(lines: Sequence[Line], method: str, source: str, *, kind: str = "scores") -> dict[str, float]:
+    """Returns {name: score} of what a standard error is over: streams, or the questions of the only one."""
     own = [line for line in lines if line["method"] == method and line["source"] == source]
     if len(own) == 1 and kind == "scores":
         return {
@@ -148,8 +152,8 @@ def _units(lines, method, source, kind):
     return found
 
 
-def in_order(names) -> list[str]:
-    """The different names, in the order in which they first come."""
+def in_order(names: Iterable[str]) -> list[str]:
+    """Returns the different names, in the order in which they first come."""
     return list(dict.fromkeys(names))
 
 
@@ -158,16 +162,18 @@ def in_order(names) -> list[str]:
 # --------------------------------------------------------------------------------------
 
 
-def score_table(lines: Sequence[Line], published: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a method a row, a source a column; below them, published rows of the same sources.
+def score_table(lines: Sequence[Line], published: Sequence[str] = ()) -> Table:
+    """Lays out scores: a method a row, a source a column; below them, published rows of the same sources.
 
     Args:
         published: Builders whose published results are to be shown (`published_results.RESULTS`).
     """
-    found = scores(lines)
     sources = in_order(line["source"] for line in lines)
-    columns = [*sources, AVERAGE]
-    rows = [[method, *(_estimate(of_source.get(column)) for column in columns)] for method, of_source in found.items()]
+    columns, empty = [*sources, AVERAGE], Estimate(None, None, 0)
+    rows = []
+    for method, of_source in scores(lines).items():
+        estimates = [of_source.get(column, empty) for column in columns]
+        rows.append([method, *(cell(one.mean, one.standard_error) for one in estimates)])
     for builder in published:
         for method, of_source in published_results.RESULTS.get(builder, {}).items():
             known = [of_source[source] for source in sources if source in of_source]
@@ -178,16 +184,16 @@ def score_table(lines: Sequence[Line], published: Sequence[str] = ()) -> tuple[l
     return ["score", *columns], rows
 
 
-def cost_table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what each method costs for a stream."""
+def cost_table(lines: Sequence[Line]) -> Table:
+    """Lays out what each method costs for a stream."""
     rows = []
     for method, found in costs(lines).items():
         rows.append([method, *(f"{found[name]:,.2f}" if name in found else "–" for name in COSTS)])
     return ["for each stream", *COSTS.values()], rows
 
 
-def comparison_table(compared: Mapping[tuple[str, str], Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of some `comparisons`."""
+def comparison_table(compared: Mapping[tuple[str, str], Comparison]) -> Table:
+    """Lays out some `comparisons`."""
     rows = []
     for (method, other), one in compared.items():
         shown = f"{one.mean:+.3f}", f"{one.low:+.3f} to {one.high:+.3f}", f"{one.p:.4f}"
@@ -195,11 +201,7 @@ def comparison_table(compared: Mapping[tuple[str, str], Comparison]) -> tuple[li
     return ["difference of averages", "mean", "95 %", "p", "n"], rows
 
 
-def _estimate(found):
-    return "–" if found is None else cell(found.mean, found.standard_error)
-
-
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown."""
+    """Writes a table as Markdown, numbers aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(name.replace('|', '/') for name in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(text.strip().replace('|', '/') for text in line)} |\n" for line in lines)

@@ -1,7 +1,7 @@
-"""A sweep: an experiment with several settings, each trained by a process of its own, and one table over them all.
+"""Trains an experiment with several settings (--mode=sweep), each in a process of its own, and compares them all.
 
-Starts the command line and reads what runs leave in their workdirs; knows nothing of models, and does not import JAX,
-so that it holds neither memory nor devices while the members train.
+It starts the command line and reads files of the members' workdirs. It uses no device, so that all devices are the
+members'.
 """
 
 from __future__ import annotations
@@ -9,31 +9,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fcntl
-import importlib.util
-import itertools
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 import rich.console
 import rich.text
-from absl import flags
-from ml_collections import config_flags
 
 from finemem_jax import config as config_lib
 from finemem_jax.config.sections import Config
-from finemem_jax.evaluation import evaluate
+from finemem_jax.evaluation import evaluate, tables
 from finemem_jax.runtime import files
 from finemem_jax.runtime.display import print_table
+from finemem_jax.training.sweep_members import Member
 
 NOTE = (
     "± is one standard error over held-out streams. Against the first: the value after training less the first "
@@ -42,138 +37,7 @@ NOTE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One run of a sweep.
-
-    Attributes:
-        name: Its row in the table, and its folder in the sweep's workdir.
-        arguments: What on the command line makes its config: --config=…, then --config.a.b=….
-        config: That config.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    config: Config
-
-
 CommandFn = Callable[[Member, pathlib.Path], Sequence[str]]
-
-
-# --------------------------------------------------------------------------------------
-# Who is in it
-# --------------------------------------------------------------------------------------
-
-
-def members(experiment: str, overrides: Mapping[str, Any], fields: str = "") -> list[Member]:
-    """The members of a sweep, the one that others are compared with first.
-
-    Without `fields`, they are the args that the experiment's `sweep()` returns, or `sweep(ARG)` for "FILE:ARG".
-
-    Args:
-        experiment: What --config takes: "FILE" or "FILE:ARG".
-        overrides: {dotted field: value}, the same for all members.
-        fields: "a.b=1,2;c.d=x,y": all combinations of these values. Quotes keep a value with , or ; together, and
-            stand for an empty one.
-
-    Raises:
-        ValueError: no such file, nothing to sweep, fields or values that do not exist, or an invalid config.
-    """
-    file, *argument = experiment.split(":", 1)
-    module = _load(file)
-    if fields:
-        made = [(",".join(f"{n}={v}" for n, v in one.items()), experiment, one) for one in _product(fields)]
-        twice = sorted(overrides.keys() & made[0][2].keys())
-        if twice:
-            raise ValueError(f"--sweep and --config.{twice[0]} both set {twice[0]}; leave one of them out.")
-    else:
-        given = "".join(f"{part}," for part in argument)
-        made = [
-            (arg.removeprefix(given), f"{file}:{arg}" if arg else file, {}) for arg in _declared(module, file, argument)
-        ]
-    found = []
-    for name, member_experiment, values in made:
-        name = re.sub(r"[^\w.=,+-]", "_", name).lstrip(".") or "default"
-        values = {field: str(value) for field, value in (*overrides.items(), *values.items())}
-        try:
-            config = _config(module, member_experiment.split(":", 1)[1:], values)
-        except (ValueError, TypeError, flags.Error) as error:
-            raise ValueError(f"member {name} of the sweep: {error}") from error
-        arguments = (f"--config={member_experiment}", *(f"--config.{field}={value}" for field, value in values.items()))
-        found.append(Member(name, arguments, config))
-    repeated = [name for name, count in collections.Counter(member.name for member in found).items() if count > 1]
-    if repeated:
-        raise ValueError(f"two members of the sweep are called {repeated[0]!r}; leave one of them out.")
-    return found
-
-
-def _load(file: str) -> types.ModuleType:
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"--config={file}: there is no such file.")
-    spec = importlib.util.spec_from_file_location("experiment", file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--config={file} must be a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _declared(module: types.ModuleType, file: str, argument: Sequence[str]) -> list[str]:
-    if not hasattr(module, "sweep"):
-        raise ValueError(
-            f'{file} has no function sweep() that lists its members; add one, or say --sweep="field=value,value".'
-        )
-    try:
-        declared = module.sweep(*argument)
-    except TypeError as error:
-        raise ValueError(f"sweep() of {file} cannot be called with {list(argument)}: {error}") from error
-    if not declared:
-        raise ValueError(f"sweep() of {file} returned no members.")
-    return list(declared)
-
-
-def _product(text: str) -> list[dict[str, str]]:
-    axes = {}
-    for part in _split(text, ";"):
-        field, equals, values = part.partition("=")
-        field = field.strip()
-        if not (field and equals):
-            raise ValueError(f'--sweep must look like "credit.beta=0,0.5;seed=0,1"; got the part {part!r}.')
-        if field in axes:
-            raise ValueError(f"--sweep has {field} twice; write all its values behind one.")
-        axes[field] = [_unquoted(value, field) for value in _split(values, ",")]
-        if len(set(axes[field])) < len(axes[field]):
-            raise ValueError(f"--sweep has a value of {field} twice in {values!r}; leave one out.")
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _split(text: str, separator: str) -> list[str]:
-    # A separator counts if what follows it has its quotes in pairs.
-    return re.split(separator + r"""(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""", text)
-
-
-def _unquoted(value: str, field: str) -> str:
-    value = value.strip()
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1]
-    if not value or value[0] in "'\"":
-        raise ValueError(f"--sweep has a value of {field} that is empty or lacks a quote; write '' for an empty text.")
-    return value
-
-
-def _config(module: types.ModuleType, argument: Sequence[str], values: Mapping[str, str]) -> Config:
-    """The config as the member's own command line will read it."""
-    config = module.get_config(*argument)
-    known = config_lib.flatten(config)
-    for name in values:
-        if name not in known:
-            raise ValueError(config_lib.no_setting(name))
-    line = ["sweep", *(f"--config.{field}={value}" for field, value in values.items())]
-    parsed = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=parsed, sys_argv=line)
-    parsed(line)
-    # The flag has written into it.
-    return config_lib.parse(config)
 
 
 # --------------------------------------------------------------------------------------
@@ -182,13 +46,13 @@ def _config(module: types.ModuleType, argument: Sequence[str], values: Mapping[s
 
 
 def train_command(member: Member, folder: pathlib.Path) -> list[str]:
-    """The command that trains a member."""
+    """Returns the command that trains a member."""
     program = [sys.executable, "-m", "finemem_jax.main"]
     return [*program, *member.arguments, f"--workdir={folder}", "--mode=train"]
 
 
 def finished(member: Member, folder: pathlib.Path) -> bool:
-    """Whether a member's folder holds its evaluation after its last training step.
+    """Tells whether a member's folder holds its evaluation after its last training step.
 
     Raises:
         ValueError: the folder holds a run of another config, or of more steps than the member's.
@@ -219,8 +83,8 @@ def finished(member: Member, folder: pathlib.Path) -> bool:
     return steps == done and (steps == settings.num_steps or ended_by_clock)
 
 
-def run(members: Sequence[Member], workdir: pathlib.Path, jobs: int = 1, command: CommandFn = train_command) -> int:
-    """Trains each member that is not finished yet in a folder of `workdir`, and lays all of them side by side.
+def run(members: Sequence[Member], workdir: pathlib.Path, jobs: int = 1, *, command: CommandFn = train_command) -> int:
+    """Trains each member that is not finished yet in a folder of `workdir`, and compares all of them.
 
     A member's output goes to its `log.txt`. `sweep.json` and `sweep.md` are written anew after each. Ctrl-C stops
     what is running as it would stop a single run, with a checkpoint; a second start goes on from there.
@@ -239,60 +103,83 @@ def run(members: Sequence[Member], workdir: pathlib.Path, jobs: int = 1, command
             "a sweep compares runs that had one config from their first step to their last; leave out "
             "train.continue_workdir."
         )
-    done = {member.name: finished(member, workdir / member.name) for member in members}
-    numbered = {member.name: f"member {i} of {len(members)} · {member.name}" for i, member in enumerate(members, 1)}
-    console = rich.console.Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    for name in (name for name, is_done in done.items() if is_done):
-        say(f"{numbered[name]} · finished before")
-    waiting = collections.deque(member for member in members if not done[member.name])
-    running: list[_Process] = []
-    failures: dict[str, str] = {}
-    with _Stop() as stop, console.status("") as status:
-        while running or (waiting and not stop.asked):
-            while waiting and len(running) < jobs and not stop.asked:
-                member = waiting.popleft()
-                try:
-                    running.append(_Process(member, workdir / member.name, command))
-                    say(f"{numbered[member.name]} · running · {running[-1].log_path}")
-                except OSError as error:
-                    failures[member.name] = f"could not be started: {error}"
-                    say(f"{numbered[member.name]} · failed · {error}")
-            stop.pass_on(running, say)
-            status.update(rich.text.Text("\n".join(f"{numbered[p.member.name]} · {p.progress()}" for p in running)))
+    sweep = _Sweep(members, workdir, command)
+    with _Stop() as stop, sweep.console.status("") as status:
+        while sweep.running or (sweep.waiting and not stop.asked):
+            while sweep.waiting and len(sweep.running) < jobs and not stop.asked:
+                sweep.start(sweep.waiting.popleft())
+            stop.pass_on(sweep.running, sweep.say)
+            status.update(sweep.progress())
             time.sleep(0.2)
-            for process in [process for process in running if process.exit_code is not None]:
-                running.remove(process)
-                process.close()
-                name, code = process.member.name, process.exit_code
-                try:
-                    done[name] = code == 0 and finished(process.member, process.folder)
-                    if not (done[name] or stop.asked):
-                        failures[name] = process.failure()
-                except ValueError as error:
-                    failures[name] = str(error)
-                state = "finished" if done[name] else "stopped" if stop.asked else f"failed with exit code {code}"
-                say(f"{numbered[name]} · {state} · {process.seconds:.0f} s")
-                write(compare(members, workdir, done, failures), workdir)
-
-    comparison = compare(members, workdir, done, failures)
-    write(comparison, workdir)
+            for process in [process for process in sweep.running if process.exit_code is not None]:
+                sweep.end(process, was_stopped=stop.asked > 0)
+    comparison = sweep.write()
     if stop.asked:
-        say(f"{sum(done.values())} of {len(members)} members are finished; the same command goes on with the others")
+        done = sum(sweep.done.values())
+        sweep.say(f"{done} of {len(members)} members are finished; the same command goes on with the others")
         return 130
     print_table("sweep", *table(comparison))
     print(NOTE)
-    for name, reason in failures.items():
+    for name, reason in sweep.failures.items():
         print(f"\n{name} failed: {reason}")
     print(f"\ntables         {workdir}/sweep.md, {workdir}/sweep.json", flush=True)
-    return 1 if failures else 0
+    return 1 if sweep.failures else 0
+
+
+class _Sweep:
+    """Starts members, and keeps account of who is waiting, running, done and failed."""
+
+    def __init__(self, members: Sequence[Member], workdir: pathlib.Path, command: CommandFn):
+        self._members, self._workdir, self._command = members, workdir, command
+        count = len(members)
+        self._titles = {member.name: f"member {i} of {count} · {member.name}" for i, member in enumerate(members, 1)}
+        self.console = rich.console.Console()
+        self.done = {member.name: finished(member, workdir / member.name) for member in members}
+        self.failures: dict[str, str] = {}
+        self.running: list[_Process] = []
+        self.waiting = collections.deque(member for member in members if not self.done[member.name])
+        for name in (name for name, is_done in self.done.items() if is_done):
+            self.say(f"{self._titles[name]} · finished before")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self) -> rich.text.Text:
+        return rich.text.Text("\n".join(f"{self._titles[p.member.name]} · {p.progress()}" for p in self.running))
+
+    def start(self, member: Member) -> None:
+        try:
+            process = _Process(member, self._workdir / member.name, self._command)
+        except OSError as error:
+            self.failures[member.name] = f"could not be started: {error}"
+            self.say(f"{self._titles[member.name]} · failed · {error}")
+        else:
+            self.running.append(process)
+            self.say(f"{self._titles[member.name]} · running · {process.log_path}")
+
+    def end(self, process: _Process, *, was_stopped: bool) -> None:
+        """Takes account of a process that has ended, and writes the tables anew."""
+        self.running.remove(process)
+        process.close()
+        name, code = process.member.name, process.exit_code
+        try:
+            self.done[name] = code == 0 and finished(process.member, process.folder)
+            if not (self.done[name] or was_stopped):
+                self.failures[name] = process.failure()
+        except ValueError as error:
+            self.failures[name] = str(error)
+        state = "finished" if self.done[name] else "stopped" if was_stopped else f"failed with exit code {code}"
+        self.say(f"{self._titles[name]} · {state} · {process.seconds:.0f} s")
+        self.write()
+
+    def write(self) -> dict[str, Any]:
+        comparison = compare(self._members, self._workdir, self.done, failures=self.failures)
+        write(comparison, self._workdir)
+        return comparison
 
 
 class _Process:
-    """A member in training."""
+    """Trains a member in a process of its own."""
 
     def __init__(self, member: Member, folder: pathlib.Path, command: CommandFn):
         folder.mkdir(parents=True, exist_ok=True)
@@ -309,11 +196,10 @@ class _Process:
             self._process = subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, process_group=0
             )
-        except BlockingIOError as error:
+        except OSError as error:
             self._log.close()
-            raise OSError(f"another process is training in {folder}; wait for it, or stop it") from error
-        except OSError:
-            self._log.close()
+            if isinstance(error, BlockingIOError):
+                raise OSError(f"another process is training in {folder}; wait for it, or stop it") from error
             raise
 
     @property
@@ -347,7 +233,7 @@ class _Process:
 
 
 class _Stop:
-    """Ctrl-C, and being told to end: the first asks the members to save and stop, the third kills them."""
+    """Passes Ctrl-C and SIGTERM on: the first asks the members to save and stop, the third kills them."""
 
     def __init__(self):
         self.asked = 0
@@ -360,11 +246,11 @@ class _Stop:
                 self._handlers[number] = signal.signal(number, self._take_note)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _take_note(self, *_):
+    def _take_note(self, *_: object) -> None:
         self.asked += 1
 
     def pass_on(self, running: Sequence[_Process], say: Callable[[str], None]) -> None:
@@ -384,9 +270,9 @@ class _Stop:
 
 
 def compare(
-    members: Sequence[Member], workdir: pathlib.Path, done: Mapping[str, bool], failures: Mapping[str, str]
+    members: Sequence[Member], workdir: pathlib.Path, done: Mapping[str, bool], *, failures: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What goes into `sweep.json`: every member's evaluations, and its difference from the first member.
+    """Returns, for `sweep.json`, every member's evaluations and its difference from the first member.
 
     Args:
         done: By name, whether a member is finished.
@@ -426,7 +312,7 @@ def compare(
 
 
 def _held_out(config: Config) -> dict[str, Any]:
-    """The settings that make the held-out streams: only the same streams can be paired."""
+    """Returns the settings that make the held-out streams: only the same streams can be paired."""
     return {
         name: value
         for name, value in config_lib.flatten(config).items()
@@ -435,7 +321,7 @@ def _held_out(config: Config) -> dict[str, Any]:
 
 
 def table(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a block for each metric, and in it a row for each member."""
+    """Lays out a comparison: a block for each metric, and in it a row for each member."""
     header = ["on held-out streams", "steps", "before", "after", "against the first", "n"]
     rows = []
     for metric, title in evaluate.METRICS.items():
@@ -448,19 +334,16 @@ def table(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _cell(estimate, sign=False):
+def _cell(estimate: Mapping[str, Any] | None, sign: bool = False) -> str:
     return "–" if estimate is None else evaluate.cell(estimate["mean"], estimate["standard_error"], sign)
 
 
 def write(comparison: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """Writes `sweep.json` and `sweep.md`."""
-    header, rows = table(comparison)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    text = "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
     failed = [f"\n{m['name']} failed: {m['failure']}\n" for m in comparison["members"] if m["failure"]]
     workdir.mkdir(parents=True, exist_ok=True)
     files.replace_text(workdir / "sweep.json", json.dumps(comparison, indent=1) + "\n")
-    files.replace_text(workdir / "sweep.md", f"{text}\n{NOTE}\n{''.join(failed)}")
+    files.replace_text(workdir / "sweep.md", f"{tables.markdown(*table(comparison))}\n{NOTE}\n{''.join(failed)}")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def train(
     """
     with Run(config, workdir, components, test_streams) as run:
         trainer = Trainer(config, components, interrupt=run.interrupt, watchdog=run.watchdog, phase=run.display.phase)
-        batches = input_pipeline.batches(config, components.environment, train_streams, components.processes)
+        batches = input_pipeline.batches(config, components.environment, train_streams, processes=components.processes)
         step = run.begin(trainer, batches)
         while step < config.train.num_steps and not run.out_of_time():
             trajectories = trainer.rollout(next(batches), step)  # G rollouts a stream: policy, memory, reader.

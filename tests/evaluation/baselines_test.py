@@ -1,10 +1,10 @@
-"""Tests of finemem_jax/methods.py: what each keeps of a stream, and what the reader is shown."""
+"""Tests of finemem_jax/evaluation/baselines.py: what each keeps of a stream, and what the reader is shown."""
 
 import json
 
 import pytest
 
-from finemem_jax.evaluation import baselines, evaluate
+from finemem_jax.evaluation import baselines
 from finemem_jax.memory.environment import Environment
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.rl.rollout import Players, RolloutOptions
@@ -44,7 +44,7 @@ def judge(items):
 
 def play(keep, streams=(STREAM,)):
     reader = Reader()
-    played = baselines.baseline(keep, RULES, reader, workers.Batched(judge))(list(streams))
+    played = baselines.without_manager(keep, RULES, reader, answer_judge=workers.Batched(judge))(list(streams))
     return played, [query.evidence for query in reader.asked], reader.asked
 
 
@@ -106,7 +106,7 @@ def test_thinking_that_never_ends_changes_no_summary():
 
 def test_a_question_that_needs_a_judge_is_refused_without_one():
     with pytest.raises(ValueError, match="needs a judge"):
-        baselines.baseline(baselines.nothing, RULES, Reader())([STREAM])
+        baselines.without_manager(baselines.nothing, RULES, Reader())([STREAM])
 
 
 def test_a_manager():
@@ -117,11 +117,8 @@ def test_a_manager():
 
     options = RolloutOptions(1, 200, 0.0, "lucene", 2, 1.0, 100)
 
-    def roll_out(streams):
-        players = Players(RULES, policy, Reader(), answer_judge=workers.Batched(judge))
-        return evaluate.run(streams, options, players, (0,))
-
-    (one,) = baselines.manager(roll_out, RULES)([STREAM])
+    players = Players(RULES, policy, Reader(), answer_judge=workers.Batched(judge))
+    (one,) = baselines.manager(options, players, (0,))([STREAM])
     # The second time the same is written it changes nothing.
     assert (one.operations, one.valid_operations, one.reader_calls) == (2, 1, 3)
     assert one.memory_tokens == len("Ada lives in Oslo.")

@@ -19,7 +19,7 @@ def run(workdir, **changes):
     settings = smoke_run.config(**QUICK | changes)
     checkpoint.check(workdir, settings)
     benchmark.check(settings, workdir)
-    benchmarks = benchmark.benchmarks(settings)
+    benchmarks = benchmark.load(settings)
     parts = smoke_run.prepare(settings, workdir)[0]
     with contextlib.closing(parts.answering):
         checkpoint.claim(workdir, settings)

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/evaluate.py: estimates and paired differences by hand, and what a table shows."""
+"""Tests of finemem_jax/evaluation/evaluate.py: estimates and paired differences by hand, and what a table shows."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_pairing_takes_out_how_hard_streams_are():
     before = {"a": 0.0, "b": 0.4, "c": 0.8}
     after = {name: value + 0.1 for name, value in before.items()}
     assert evaluate.difference(before, after).standard_error == pytest.approx(0, abs=1e-12)
-    assert evaluate.estimate(list(after.values())).standard_error > 0.2
+    assert (evaluate.estimate(list(after.values())).standard_error or 0.0) > 0.2
 
 
 def test_per_stream_by_hand():

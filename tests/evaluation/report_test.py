@@ -10,7 +10,7 @@ import re
 import pytest
 from small_trajectories import ENVIRONMENT, TOKENS, answer, answers, deleted, inserted, item, step, trajectory, updated
 
-from finemem_jax.evaluation import report, report_plots
+from finemem_jax.evaluation import report, report_plots, report_rollouts
 from finemem_jax.memory import operations
 from finemem_jax.rl import records, rewards
 from finemem_jax.rl.credit_rules import CreditConfig
@@ -450,6 +450,6 @@ def test_likelihoods_and_missing_scores_are_shown():
     scores = None, None, 0.5
     asked = [answer(score, likelihood=one) for score, one in zip(scores, likelihoods, strict=True)]
     rollout = trajectory([step(answers=asked)], answers(1.0))
-    shown = [report._score(record) for record in recorded([rollout, rollout])[0]["steps"][0]["answers"]]
+    shown = [report_rollouts._score(record) for record in recorded([rollout, rollout])[0]["steps"][0]["answers"]]
     assert [re.sub("<.*?>", "", one) for one in shown] == ["– p 0.368", "–", "0.500 p 0.750"]
     assert "good" not in shown[0] and "good" in shown[2]

@@ -55,12 +55,18 @@ def test_costs_by_hand():
     assert "valid_fraction" not in tables.costs([line("a", "x", "1", [], operations=0)])["a"]
 
 
+def compared(lines, method="a", other="b", **options):
+    found = tables.compare(lines, method, other, **options)
+    assert found is not None
+    return found
+
+
 def test_comparison_is_paired_and_seeded():
-    one = tables.compare(LINES, "a", "b")
+    one = compared(LINES)
     # x: +1/2 and +1/3; y, by question: 0 0 0 1.
     assert one.mean == pytest.approx(((0.5 + 1 / 3) / 2 + 0.25) / 2)
-    assert one == tables.compare(LINES, "a", "b") and one.units == 6
-    other = tables.compare(LINES, "b", "a")
+    assert one == compared(LINES) and one.units == 6
+    other = compared(LINES, "b", "a")
     assert other.mean == -one.mean and other.low == pytest.approx(-one.high, abs=0.02)
     assert set(tables.comparisons(LINES)) == {("b", "a")}
 
@@ -69,7 +75,7 @@ def test_only_what_both_have_played_is_compared():
     lines = [line("a", "x", "1", [1.0]), line("b", "x", "2", [0.0])]
     # Of a source with one stream each, questions are compared, of the same stream only.
     assert tables.compare(lines, "a", "b") is None
-    assert tables.compare([*LINES, line("a", "z", "9", [1.0, 1.0])], "a", "b").units == 6
+    assert compared([*LINES, line("a", "z", "9", [1.0, 1.0])]).units == 6
 
 
 def test_intervals_cover_the_truth():
@@ -80,14 +86,14 @@ def test_intervals_cover_the_truth():
             base = rng.random()
             lines.append(line("a", "x", str(i), [base + rng.gauss(0.1, 0.3)]))
             lines.append(line("b", "x", str(i), [base]))
-        one = tables.compare(lines, "a", "b", 500)
+        one = compared(lines, resamples=500)
         hits += one.low <= 0.1 <= one.high
     assert 50 <= hits <= 60
 
 
 def test_no_difference_is_not_significant():
     lines = [line(m, "x", str(i), [float(i % 3 == 0)]) for m in "ab" for i in range(9)]
-    one = tables.compare(lines, "a", "b")
+    one = compared(lines)
     assert (one.mean, one.low, one.high, one.p) == (0, 0, 0, 1)
 
 

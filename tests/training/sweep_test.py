@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/sweep.py: who is in a sweep, how members are run, skipped and stopped, and the table by hand."""
+"""Tests of training/sweep.py: who is in a sweep, how members are run, skipped and stopped, and the table by hand."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ import pytest
 from finemem_jax import config as config_lib
 from finemem_jax.evaluation import evaluate
 from finemem_jax.rl import credit_rules
-from finemem_jax.training import sweep
+from finemem_jax.training import sweep, sweep_members
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = str(ROOT / "experiments" / "smoke.py")
@@ -36,7 +36,7 @@ def names(members):
 
 
 def test_all_combinations_of_fields():
-    members = sweep.members(SMOKE, {"train.num_steps": 7}, "credit.beta=0,0.5; seed=1,2")
+    members = sweep_members.find(SMOKE, {"train.num_steps": 7}, "credit.beta=0,0.5; seed=1,2")
     assert names(members) == [f"credit.beta={beta},seed={seed}" for beta in ("0", "0.5") for seed in (1, 2)]
     assert [(m.config.credit.beta, m.config.seed) for m in members] == [(0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)]
     assert all(member.config.train.num_steps == 7 for member in members)
@@ -46,7 +46,7 @@ def test_all_combinations_of_fields():
 
 
 def test_quotes_keep_a_value_together():
-    members = sweep.members(SMOKE, {}, "train.curriculum='','0:1,1:2'; experiment=\"a;b\"")
+    members = sweep_members.find(SMOKE, {}, "train.curriculum='','0:1,1:2'; experiment=\"a;b\"")
     assert [member.config.train.curriculum for member in members] == ["", "0:1,1:2"]
     assert [member.config.experiment for member in members] == ["a;b", "a;b"]
     # A folder's name.
@@ -73,7 +73,7 @@ def test_quotes_keep_a_value_together():
 )
 def test_fields_that_cannot_be_swept_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        sweep.members(SMOKE, {"seed": 3}, fields)
+        sweep_members.find(SMOKE, {"seed": 3}, fields)
 
 
 def experiment(folder, body):
@@ -95,31 +95,31 @@ def sweep(arg="none"):
     return ["", f"{arg},x=1", "../y"]
 """,
     )
-    members = sweep.members(file, {}, "")
+    members = sweep_members.find(file, {}, "")
     assert [(m.name, m.arguments, m.config.experiment) for m in members] == [
         ("default", (f"--config={file}",), ""),
         ("none,x=1", (f"--config={file}:none,x=1",), "none,x=1"),
         ("_y", (f"--config={file}:../y",), "../y"),
     ]
     # What stands after the colon is passed on, and need not be said again in each name.
-    assert names(sweep.members(f"{file}:z", {}, "")) == ["default", "x=1", "_y"]
+    assert names(sweep_members.find(f"{file}:z", {}, "")) == ["default", "x=1", "_y"]
 
 
 def test_experiments_that_cannot_be_swept_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no function sweep\(\).*--sweep="):
-        sweep.members(SMOKE, {}, "")
+        sweep_members.find(SMOKE, {}, "")
     with pytest.raises(ValueError, match="no such file"):
-        sweep.members(str(tmp_path / "none.py"), {}, "")
+        sweep_members.find(str(tmp_path / "none.py"), {}, "")
     file = experiment(tmp_path, "def get_config():\n    return base()\n\ndef sweep():\n    return []\n")
     with pytest.raises(ValueError, match="no members"):
-        sweep.members(file, {}, "")
+        sweep_members.find(file, {}, "")
     with pytest.raises(ValueError, match="cannot be called with"):
-        sweep.members(f"{file}:x", {}, "")
+        sweep_members.find(f"{file}:x", {}, "")
 
 
 def test_the_ablations():
     module = runpy.run_path(ABLATIONS)
-    members = sweep.members(f"{ABLATIONS}:smoke,steps=2", {"data.num_test": 3}, "")
+    members = sweep_members.find(f"{ABLATIONS}:smoke,steps=2", {"data.num_test": 3}, "")
     every = module["PAPER"] + module["RIVALS"]
     assert names(members) == [f"credit={rule}" for rule in every]
     assert [member.config.credit.rule for member in members] == list(every)
@@ -163,7 +163,7 @@ def test_ablations_that_do_not_exist(arg, message):
 
 def test_the_ablations_choose_the_rule():
     with pytest.raises(ValueError, match="chooses credit itself"):
-        sweep.members(f"{ABLATIONS}:smoke,credit=full", {}, "")
+        sweep_members.find(f"{ABLATIONS}:smoke,credit=full", {}, "")
 
 
 # --------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def copying(results):
 
 @pytest.fixture
 def members():
-    return sweep.members(SMOKE, {}, "credit.beta=0,0.5,1")
+    return sweep_members.find(SMOKE, {}, "credit.beta=0,0.5,1")
 
 
 def must_not_run(member, folder):
@@ -275,10 +275,10 @@ def test_several_at_once(tmp_path, members):
     ],
 )
 def test_finished_means_evaluated_after_the_last_step(tmp_path, changes, is_finished):
-    (member,) = sweep.members(SMOKE, {}, "seed=0")
+    (member,) = sweep_members.find(SMOKE, {}, "seed=0")
     assert not sweep.finished(member, tmp_path)
     leave(tmp_path, member)
-    (now,) = sweep.members(SMOKE, changes, "seed=0")
+    (now,) = sweep_members.find(SMOKE, changes, "seed=0")
     assert sweep.finished(now, tmp_path) == is_finished
 
 
@@ -288,10 +288,10 @@ def test_training_that_went_on_after_its_evaluation_is_not_finished(tmp_path, me
 
 
 def test_a_run_that_the_clock_ended_is_finished_until_it_is_asked_for_more(tmp_path):
-    (member,) = sweep.members(SMOKE, {"train.stop_after_seconds": 60}, "seed=0")
+    (member,) = sweep_members.find(SMOKE, {"train.stop_after_seconds": 60}, "seed=0")
     leave(tmp_path, member, steps=2)
     assert sweep.finished(member, tmp_path)
-    (longer,) = sweep.members(SMOKE, {"train.stop_after_seconds": 120}, "seed=0")
+    (longer,) = sweep_members.find(SMOKE, {"train.stop_after_seconds": 120}, "seed=0")
     assert not sweep.finished(longer, tmp_path)
 
 
@@ -308,7 +308,7 @@ def test_other_runs_are_not_taken_for_members(tmp_path, members):
 
 
 def test_going_on_with_another_config_is_no_comparison(tmp_path):
-    members = sweep.members(SMOKE, {"train.continue_workdir": True}, "seed=0,1")
+    members = sweep_members.find(SMOKE, {"train.continue_workdir": True}, "seed=0,1")
     with pytest.raises(ValueError, match="leave out train.continue_workdir"):
         sweep.run(members, tmp_path, command=must_not_run)
 
@@ -378,7 +378,7 @@ def test_the_table_by_hand(tmp_path, members):
         after=evaluation(3, score=(0.5, 0.75, 1), memory_tokens=(10, 10, 10)),
     )
     done = {members[0].name: True, members[1].name: True, members[2].name: False}
-    found = sweep.compare(members, tmp_path, done, {})
+    found = sweep.compare(members, tmp_path, done, failures={})
     score = found["members"][1]["metrics"]["score"]
     assert score["before"] == {"mean": 0.25, "standard_error": 0.0, "n": 3}
     assert score["after"] == {"mean": 0.75, "standard_error": pytest.approx(1 / math.sqrt(48)), "n": 3}
@@ -406,17 +406,17 @@ def test_the_table_by_hand(tmp_path, members):
 
 @pytest.mark.parametrize(("field", "paired"), [("seed", False), ("data.chunk_words", False), ("data.num_train", True)])
 def test_only_the_same_streams_are_paired(tmp_path, field, paired):
-    members = sweep.members(SMOKE, {}, f"{field}=41,42")
+    members = sweep_members.find(SMOKE, {}, f"{field}=41,42")
     for member in members:
         leave(tmp_path / member.name, member)
-    found = sweep.compare(members, tmp_path, {member.name: True for member in members}, {})
+    found = sweep.compare(members, tmp_path, {member.name: True for member in members}, failures={})
     assert (found["members"][1]["metrics"]["score"]["against_first"] is not None) == paired
 
 
 def test_without_the_first_there_are_no_differences(tmp_path, members):
     leave(tmp_path / members[1].name, members[1])
     done = {member.name: member is members[1] for member in members}
-    found = sweep.compare(members, tmp_path, done, {members[0].name: "exit code 1"})
+    found = sweep.compare(members, tmp_path, done, failures={members[0].name: "exit code 1"})
     assert found["members"][1]["metrics"]["score"]["against_first"] is None
     _, rows = sweep.table(found)
     assert [row[1] for row in rows[1:4]] == ["failed", "3", "–"]
@@ -426,7 +426,7 @@ def test_a_run_without_a_first_evaluation_has_no_before(tmp_path, members):
     leave(tmp_path / members[0].name, members[0])
     path = tmp_path / members[0].name / "evaluation.json"
     path.write_text(json.dumps({"after": evaluation(3)}))
-    found = sweep.compare(members[:1], tmp_path, {members[0].name: True}, {})
+    found = sweep.compare(members[:1], tmp_path, {members[0].name: True}, failures={})
     assert found["members"][0]["metrics"]["score"]["before"] is None
 
 
