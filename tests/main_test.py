@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 import smoke_run
@@ -44,11 +45,30 @@ def test_bad_settings(tmp_path, arguments, message):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_misspelt_setting(tmp_path):
-    result = command(f"--workdir={tmp_path}", "--config.rollout.grupp_size=4")
-    assert result.returncode == 1
-    assert "there is no setting 'rollout.grupp_size'; is it rollout.group_size" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("rollout.grupp_size=4", "there is no setting 'rollout.grupp_size'; is it rollout.group_size"),
+        ("reader.endpoint.urls=x", "there is no setting 'reader.endpoint.urls' any more; .* it is servers.main.urls"),
+        ("prompts.manager=x", "there is no setting 'prompts.manager' any more; it is manager.system now"),
+    ],
+)
+def test_a_setting_that_is_none(tmp_path, flag, message):
+    result = command(f"--workdir={tmp_path}", f"--config.{flag}")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search(message, result.stderr)
+
+
+@pytest.mark.parametrize("line", ["config.prompts.manager = 'x'", "config.reader.endpoint.urls = 'x'"])
+def test_an_experiment_with_settings_of_an_earlier_version(tmp_path, line):
+    file = tmp_path / "old.py"
+    body = ("config = c.default()", line, "return config")
+    file.write_text(
+        "from finemem_jax import config as c\ndef get_config():\n" + "".join(f"    {one}\n" for one in body)
+    )
+    result = command(f"--workdir={tmp_path / 'run'}", config=str(file))
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search("there is no setting .* any more; .*it is (manager.system|servers.main)", result.stderr)
 
 
 def test_broken_line_is_named(tmp_path):

@@ -72,8 +72,8 @@ SUCCESSORS: Mapping[str, str] = _successors()
 
 def successor(name: str) -> str:
     """What to say instead of a setting of an earlier version; "" where there was none of that name."""
-    role, _, field = name.partition(".endpoint")
-    if field and role in _ROLES:
+    role, is_endpoint, field = name.partition(".endpoint")
+    if is_endpoint and role in _ROLES:
         return (
             f"servers are a table that roles name: it is servers.main{field} (or servers.second{field}) with "
             f"{role}.kind=server and {role}.server=main"

@@ -141,11 +141,11 @@ def adds_up(report):
 
 def one_chunk(text, replies, answer=lambda question: "unknown", **settings):
     """Questions of one chunk, of a generator that replies so, round by round, and a verifier that is a function."""
-    settings: dict = {"keep": 5, "rounds": len(replies)} | settings
+    chosen = {"keep": 5, "rounds": len(replies)} | settings
     stream = Stream("one", "made up", (Chunk(text),))
     (got,), report = ask(
         [stream],
-        QuestionOptions(**settings),
+        QuestionOptions(**chosen),
         batched(lambda chat: replies[chat.seed]),
         batched(lambda chat: answer(chat.messages[-1].parts[-1].removeprefix("Question: "))),
     )
