@@ -17,7 +17,7 @@ from finemem_jax.reading import answering
 from finemem_jax.reading.reader import Query
 from finemem_jax.rl.method import rollout_options, with_likelihoods
 from finemem_jax.runtime import files, workers
-from finemem_jax.types import Chat, Message
+from finemem_jax.types import Action, Chat, Chunk, Memory, Message, Operation
 from tests.fault_server import FaultServer, reply_to
 
 KEY = "sk-very-secret-key"
@@ -83,7 +83,7 @@ def test_servers_for_all(monkeypatch):
         assert not parts.answering.models.has_sampler
         (answer,) = workers.run_all(parts.answering.answer, [Query("Where?", ("Here.",))])
         assert answer == reply_to("Notes:\n- Here.\nQuestion: Where?").strip()
-        workers.run_all(parts.answering.content_judge, [build.Operation(build.Action.INSERT, "x")])
+        workers.run_all(parts.answering.content_judge, [Operation(Action.INSERT, "x")])
         # The judge is asked three times, and comes to no verdict.
         metrics = parts.answering.take_metrics()
         assert metrics["reader/servers_answered"] == 4 and metrics["judge/retried"] == 2
@@ -121,7 +121,7 @@ def test_prompts_are_replaced():
         )
         systems = [body["messages"][0]["content"] for body in server.bodies]
         assert systems[0] == "READ!" and set(systems[1:]) == {"JUDGE!"}
-        ids = parts.environment.observe(build.Chunk("x"), build.Memory()).ids
+        ids = parts.environment.observe(Chunk("x"), Memory()).ids
         assert "MANAGE!" in parts.tokenizer.decode(ids)
 
 
