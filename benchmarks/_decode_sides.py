@@ -37,7 +37,7 @@ ROWS = 16  # Prompts at a time.
 CONTEXT = 1024  # Room for a prompt and its new tokens.
 HF_FOLDER, GGUF_FILE = "hugging_face", "q8_0.gguf"
 
-# {"ids", "cuts": ends of trunk, branch and whole (`episode.Request`), "new_tokens": how many to draw}.
+# {"ids", "cuts": ends of shared prefix, group prefix and whole (`episode.Request`), "new_tokens": how many to draw}.
 Prompt = dict[str, Any]
 
 

@@ -96,7 +96,7 @@ class _Never(dict):
 
 @contextmanager
 def without_prefixes() -> Iterator[None]:
-    """No row is found to begin with anything, no two prompts are equal, and nothing stands in the trunk."""
+    """No row is found to begin with anything, no two prompts are equal, and nothing stands in the shared prefix."""
     new_admission = slots._Shard.new_admission
 
     def forgetful(share):
@@ -106,7 +106,7 @@ def without_prefixes() -> Iterator[None]:
     with (
         mock.patch.object(PrefixCache, "longest", lambda *_: (0, 0)),
         mock.patch.object(slots._Shard, "new_admission", forgetful),
-        mock.patch.object(Request, "trunk", property(lambda _: ())),
+        mock.patch.object(Request, "shared_prefix", property(lambda _: ())),
     ):
         yield
 
@@ -116,8 +116,8 @@ def without_leaving(longest: int) -> Iterator[None]:
     """A call to the device lasts until every slot is done."""
     decode, init = Engine.decode, Engine._decode
 
-    def to_the_end(engine, trunk, cache, state, leave_at, allowed=None):
-        return decode(engine, trunk, cache, state, 0, allowed)
+    def to_the_end(engine, shared_prefix, cache, state, leave_at, allowed=None):
+        return decode(engine, shared_prefix, cache, state, 0, allowed)
 
     def long(engine, *arguments):
         with mock.patch.object(engine, "_steps_per_call", longest):

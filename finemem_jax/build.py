@@ -174,17 +174,17 @@ def warm_up(config: Config, parts: Components, say: Callable[[str], None]) -> No
     """
     prompt = parts.environment.observe(Chunk(""), Memory())
     texts = config.manager.chunk_tokens + config.memory.view_tokens
-    trunk, positions = _lengths(prompt, texts + config.rollout.max_new_tokens)
+    shared_prefix, positions = _lengths(prompt, texts + config.rollout.max_new_tokens)
     # Readers get the same lengths, so that with equal slots they share the manager's programs. Evidence can be longer;
     # their caches then grow.
-    trunk = max(trunk, parts.answering.prompt(Query("", ())).cuts[0])
+    shared_prefix = max(shared_prefix, parts.answering.prompt(Query("", ())).cuts[0])
     line = "compiling what the manager generates with"
-    parts.manager.warm_up(trunk, positions, lambda done, total: say(f"{line}: {done} of {total} programs"))
-    parts.answering.warm_up(trunk, positions, say)
+    parts.manager.warm_up(shared_prefix, positions, lambda done, total: say(f"{line}: {done} of {total} programs"))
+    parts.answering.warm_up(shared_prefix, positions, say)
 
 
 def _lengths(prompt, tokens):
-    """Lengths of a prompt's trunk, and of what follows it with so many tokens more."""
+    """Lengths of a prompt's shared prefix, and of what follows it with so many tokens more."""
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
 
 
@@ -199,8 +199,9 @@ def check_lengths(config: Config, parts: Components) -> None:
     if longest > parts.model.max_length:
         raise ValueError(
             f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
-            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({lengths.trunk}) can "
-            f"reach {longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
+            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions "
+            f"({lengths.shared_prefix}) can reach {longest} tokens, more than {parts.model.name} takes "
+            f"({parts.model.max_length}); lower one of them."
         )
 
 

@@ -274,7 +274,7 @@ class Request:
 
     Attributes:
         prompt_ids: Token ids.
-        cuts: Ends of the prompt's parts (see `tokenizer.EncodedChat`): trunk, branch, whole.
+        cuts: Ends of the prompt's parts (see `tokenizer.EncodedChat`): shared prefix, group prefix, whole.
         max_new_tokens: At least 1.
         temperature: 0 means greedy.
         top_k, top_p: Which tokens may be drawn; see `drawing.Sampling`.
@@ -293,17 +293,17 @@ class Request:
     constraint: Constraint | None = None
 
     @property
-    def trunk(self) -> tuple[int, ...]:
+    def shared_prefix(self) -> tuple[int, ...]:
         return self.prompt_ids[: self.cuts[0]]
 
     @property
-    def branch(self) -> tuple[int, ...]:
-        """The part between trunk and leaf; empty where the prompt has two parts only."""
+    def group_prefix(self) -> tuple[int, ...]:
+        """The part between shared prefix and suffix; empty where the prompt has two parts only."""
         return self.prompt_ids[self.cuts[0] : self.cuts[1]] if len(self.cuts) > 2 else ()
 
     @property
-    def leaf(self) -> tuple[int, ...]:
-        return self.prompt_ids[self.cuts[0] + len(self.branch) :]
+    def suffix(self) -> tuple[int, ...]:
+        return self.prompt_ids[self.cuts[0] + len(self.group_prefix) :]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,27 +74,31 @@ def strong_params(config):
     )
 
 
-def cached_rows(config, params, ids, num_prefilled, trunk_tokens=0):
-    """States of one row from `kv_cache.extend`: a trunk, a prefill with garbage behind it, then token by token."""
+def cached_rows(config, params, ids, num_prefilled, shared_prefix_tokens=0):
+    """States of one row from `kv_cache.extend`: shared prefix, prefill with garbage behind it, then token by token."""
     laid_out = kv_cache.layout(config, params, "float32")
 
-    def call(trunk, cache, tokens, trunk_length, start):
-        places = np.asarray(trunk_length), np.array([start])
-        return extend(config, laid_out, trunk, cache, np.array([tokens]), *places)
+    def call(shared_prefix, cache, tokens, shared_prefix_length, start):
+        places = np.asarray(shared_prefix_length), np.array([start])
+        return extend(config, laid_out, shared_prefix, cache, np.array([tokens]), *places)
 
-    trunk, parts = kv_cache.empty(config, 1, 0), []
-    if trunk_tokens:
-        # The trunk is padded as well: what stands behind its length must stay unseen.
-        padded = np.concatenate([ids[:trunk_tokens], [1, 2, 3]])
-        states, trunk = call(trunk, kv_cache.empty(config, 1, len(padded)), padded, 0, 0)
-        parts.append(states[0, :trunk_tokens])
-    own = ids[trunk_tokens:]
+    shared_prefix, parts = kv_cache.empty(config, 1, 0), []
+    if shared_prefix_tokens:
+        # The shared prefix is padded as well: what stands behind its length must stay unseen.
+        padded = np.concatenate([ids[:shared_prefix_tokens], [1, 2, 3]])
+        states, shared_prefix = call(shared_prefix, kv_cache.empty(config, 1, len(padded)), padded, 0, 0)
+        parts.append(states[0, :shared_prefix_tokens])
+    own = ids[shared_prefix_tokens:]
     garbage = np.full(3, 5)
     states, cache = call(
-        trunk, kv_cache.empty(config, 1, len(own) + 3), np.concatenate([own[:num_prefilled], garbage]), trunk_tokens, 0
+        shared_prefix,
+        kv_cache.empty(config, 1, len(own) + 3),
+        np.concatenate([own[:num_prefilled], garbage]),
+        shared_prefix_tokens,
+        0,
     )
     parts.append(states[0, :num_prefilled])
     for start in range(num_prefilled, len(own)):
-        states, cache = call(trunk, cache, own[start : start + 1], trunk_tokens, start)
+        states, cache = call(shared_prefix, cache, own[start : start + 1], shared_prefix_tokens, start)
         parts.append(states[0])
     return np.concatenate(parts)

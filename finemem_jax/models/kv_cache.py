@@ -1,6 +1,7 @@
 """The decoder with a cache of keys and values: how tokens are generated. Knows nothing of sampling or requests.
 
-Sizes: N rows, L tokens per row, S cache positions per row, P trunk positions, D embed_dim, K key heads, C head_dim.
+Sizes: N rows, L tokens per row, S cache positions per row, P positions of the shared prefix, D embed_dim, K key heads,
+C head_dim.
 """
 
 from __future__ import annotations
@@ -140,24 +141,24 @@ class Tree(NamedTuple):
 def extend(
     config: DecoderConfig,
     weights: Weights,
-    trunk: Sequence[LayerCache],
+    shared_prefix: Sequence[LayerCache],
     cache: Sequence[LayerCache],
     tokens: Int[Array, "N L"],
-    trunk_length: Int[Array, ""],
+    shared_prefix_length: Int[Array, ""],
     starts: Int[Array, " N"],
     mesh: Mesh | None = None,
     tree: Tree | None = None,
 ) -> tuple[Float[Array, "N L D"], list[LayerCache]]:
     """Appends tokens to cached rows and returns their final hidden states.
 
-    Row n's tokens stand at positions trunk_length + starts[n] … and see the trunk, row n's cache below
+    Row n's tokens stand at positions shared_prefix_length + starts[n] … and see the shared prefix, row n's cache below
     starts[n], and their own predecessors. Tokens past a row's true length may be garbage: a later call with
     `starts` at the true length overwrites them before anything can see them.
 
     Args:
-        trunk: Keys and values shared by all rows, one cache row per layer; P may be 0.
+        shared_prefix: Keys and values shared by all rows, one cache row per layer; P may be 0.
         cache: Keys and values per row. Donate it.
-        trunk_length: Valid positions of the trunk.
+        shared_prefix_length: Valid positions of the shared prefix.
         starts: Filled positions of each row's cache; starts + L <= S, else the write is shifted.
         mesh: Devices that share out the rows, and gather each layer's weights, which are less than the states of many
             tokens. None leaves it to the compiler, which adds up partial products instead.
@@ -174,26 +175,26 @@ def extend(
         return logical_axes.constrain(mesh, array, names)
 
     length = tokens.shape[1]
-    slots, trunk_slots = cache[0][1].shape[2], trunk[0][1].shape[2]
+    slots, prefix_slots = cache[0][1].shape[2], shared_prefix[0][1].shape[2]
     offsets = starts[:, None] + jnp.arange(length)[None]
     own_mask: Bool[Array, "N L S"] = jnp.arange(slots)[None, None] <= offsets[:, :, None]
     if tree is not None:
         offsets = tree.depths
         own_mask &= (tree.branches[:, None] == 0) | (tree.branches[:, None] == tree.branches[:, :, None])
-    rotation = decoder.rotary(config, trunk_length + offsets)
-    trunk_mask = (jnp.arange(trunk_slots) < trunk_length)[None, None, :]
+    rotation = decoder.rotary(config, shared_prefix_length + offsets)
+    prefix_mask = (jnp.arange(prefix_slots) < shared_prefix_length)[None, None, :]
     x = embedding.embed(rest["embedding"], tokens, rest["embedding"].dtype, mesh)
     new_cache = []
-    for i, ((trunk_keys, trunk_values), (old_keys, old_values)) in enumerate(zip(trunk, cache, strict=True)):
+    for i, ((prefix_keys, prefix_values), (old_keys, old_values)) in enumerate(zip(shared_prefix, cache, strict=True)):
 
-        def attend(queries, keys, values, tk=trunk_keys, tv=trunk_values, ok=old_keys, ov=old_values):
+        def attend(queries, keys, values, tk=prefix_keys, tv=prefix_values, ok=old_keys, ov=old_values):
             keys = _write(ok, keys.transpose(0, 2, 3, 1), starts, axis=2)
             values = _write(ov, values.transpose(0, 2, 1, 3), starts, axis=1)
 
             def some(queries, own_mask):
                 segments = [Segment(keys, values, own_mask)]
-                if trunk_slots:
-                    segments.append(Segment(tk, tv, trunk_mask))
+                if prefix_slots:
+                    segments.append(Segment(tk, tv, prefix_mask))
                 return attention.attend(queries, segments)
 
             return _in_blocks(some, queries, own_mask), (keys, values)

@@ -50,13 +50,13 @@ _END_TOKENS = 4
 class Lengths:
     """The longest case, in tokens: what all prompts share, a chunk, and the memory view with the response."""
 
-    trunk: int
-    branch: int
+    shared_prefix: int
+    group_prefix: int
     view: int
     response: int
 
     @property
-    def leaf(self) -> int:
+    def suffix(self) -> int:
         return self.view + self.response
 
 
@@ -164,7 +164,7 @@ def make(config: Config, topology: str) -> Plan:
     groups = config.rollout.streams_per_step * config.data.chunks_per_stream
     shapes = _Shapes(config, model, mesh, lengths)
     work = flops.tree(
-        lengths.trunk, lengths.branch, lengths.leaf, config.train.groups_per_microbatch // shares,
+        lengths.shared_prefix, lengths.group_prefix, lengths.suffix, config.train.groups_per_microbatch // shares,
         config.rollout.group_size, config.rollout.max_new_tokens, triangular=attention != "xla",
     )  # fmt: skip
     programs = [*_update_programs(config, options, shapes, work, groups), *_sampling_programs(config, model, shapes)]
@@ -213,17 +213,17 @@ def _attention(config: Config, where):
 
 def _lengths(config: Config, model):
     multiple = config.train.length_multiple
-    trunk = batching.trunk_length(INSTRUCTION_TOKENS, multiple)
-    branch = compilation.bucket(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
+    shared_prefix = batching.shared_prefix_length(INSTRUCTION_TOKENS, multiple)
+    group_prefix = compilation.bucket(config.manager.chunk_tokens + INSTRUCTION_TOKENS - shared_prefix, multiple)
     response = config.rollout.max_new_tokens
     view = compilation.bucket(config.memory.view_tokens + response, multiple) - response
-    if trunk + branch + view + response > model.max_length:
+    if shared_prefix + group_prefix + view + response > model.max_length:
         raise ValueError(
             f"instructions ({INSTRUCTION_TOKENS}, as the plan assumes) + manager.chunk_tokens "
             f"({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) + "
             f"rollout.max_new_tokens ({response}) are more than {model.name} takes ({model.max_length}); lower one."
         )
-    return Lengths(trunk, branch, view, response)
+    return Lengths(shared_prefix, group_prefix, view, response)
 
 
 class _Shapes:
@@ -264,9 +264,10 @@ class _Shapes:
     def batch(self) -> Batch:
         config, lengths = self.config, self.lengths
         blank = batching.blank(
-            [[0] * lengths.trunk] * logical_axes.size(self.mesh, logical_axes.ROWS), config.train.groups_per_microbatch,
-            config.rollout.group_size, (lengths.branch, lengths.leaf), config.rollout.max_new_tokens, 0,
-            bool(config.objective.kl_weight), checks.rule_args(config).type_factor_on == "unclipped",
+            [[0] * lengths.shared_prefix] * logical_axes.size(self.mesh, logical_axes.ROWS),
+            config.train.groups_per_microbatch, config.rollout.group_size, (lengths.group_prefix, lengths.suffix),
+            config.rollout.max_new_tokens, 0, bool(config.objective.kl_weight),
+            checks.rule_args(config).type_factor_on == "unclipped",
         )  # fmt: skip
         return jax.tree.map(lambda array: self.rows(array.shape, array.dtype), blank)
 
@@ -323,8 +324,8 @@ def _sampling_programs(config: Config, model, shapes):
         base, (), num_slots=slots, steps_per_call=config.sampler.steps_per_call, piece=piece,
         dtype=config.sampler.dtype, whole=config.sampler.whole_weights,
     )  # fmt: skip
-    positions = sampler.positions(lengths.branch + lengths.leaf)
-    trunk = shapes.cache(base, 1, sampler.positions(lengths.trunk))
+    positions = sampler.positions(lengths.group_prefix + lengths.suffix)
+    shared_prefix = shapes.cache(base, 1, sampler.positions(lengths.shared_prefix))
     cache = shapes.cache(base, slots, positions)
     store = shapes.cache(base, config.rollout.streams_per_step, sampler.positions(positions // 2))
     in_place, adapted = config.sampler.in_place, bool(config.lora.rank)
@@ -336,7 +337,7 @@ def _sampling_programs(config: Config, model, shapes):
         "frozen copies": _bytes(shapes.weights) if frozen else 0.0,
         # Adapters are merged into a copy of what they adapt.
         "manager's copy": _bytes(weights) if adapted or not in_place else 0.0,
-        "cache": _bytes(cache) + _bytes(trunk) + _bytes(store),
+        "cache": _bytes(cache) + _bytes(shared_prefix) + _bytes(store),
     }
     if _has_reference(config) and not config.lora.rank:
         held["frozen copies"] += _bytes(shapes.base)
@@ -357,22 +358,22 @@ def _sampling_programs(config: Config, model, shapes):
     held["cache"] += sum(_bytes(shapes.cache(base, slots, size)) for size in sampler.sizes(positions)[-2:-1])
     prefill = _compile(
         "prefill", steps * waves * pieces, decode_lib.prefill,
-        (weights, trunk, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
+        (weights, shared_prefix, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
          shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
         held, config=base, mesh=shapes.mesh,
     )  # fmt: skip
-    keys = lengths.trunk + positions
+    keys = lengths.shared_prefix + positions
     prefill.flops = together / tensor * flops.forward(base, Work(piece, 0, 0, piece * keys), piece * keys)
     num_steps = config.sampler.steps_per_call
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decode_lib.decode,
-        (weights, trunk, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
+        (weights, shared_prefix, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
          _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P())), None),
         held, config=base, num_steps=num_steps, mesh=shapes.mesh,
     )  # fmt: skip
     decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)
     # Every token reads the weights and the cache once.
-    decode.hbm_bytes = num_steps * (_bytes(weights) + _bytes(cache) + _bytes(trunk))
+    decode.hbm_bytes = num_steps * (_bytes(weights) + _bytes(cache) + _bytes(shared_prefix))
     return prefill, decode
 
 

@@ -24,7 +24,7 @@ from finemem_jax.models.kv_cache import Tree
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
 from finemem_jax.reading.reader import LikelihoodQuery, LikelihoodScorer, Query
 from finemem_jax.runtime import compilation, workers
-from finemem_jax.sampling.engine import Engine, Trunk, targets_in
+from finemem_jax.sampling.engine import Engine, SharedPrefix, targets_in
 from finemem_jax.types import Likelihood
 
 # ℓ of a gold answer that is blank, which no answer matches (nats).
@@ -49,7 +49,7 @@ class LikelihoodStats:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A claim in token ids: the prompt after its trunk, then every answer with an end of its own."""
+    """A claim in token ids: the prompt after its shared prefix, then every answer with an end of its own."""
 
     request_id: int
     prompt: tuple[int, ...]
@@ -85,7 +85,7 @@ class Likelihoods:
         self.stats = LikelihoodStats()
         self.poll: Callable[[], bool | None] = lambda: None
         self._last_id = 0
-        self._trunks: dict[tuple[int, ...], Trunk] = {}
+        self._shared_prefixes: dict[tuple[int, ...], SharedPrefix] = {}
         self._waiting: dict[tuple[int, ...], dict[int, _Row]] = {}
         self._done: list[tuple[int, Likelihood]] = []
 
@@ -93,16 +93,16 @@ class Likelihoods:
         """The same, which remembers: the likelihood without evidence, above all, is wanted again and again."""
         return workers.Memoized(self)
 
-    def warm_up(self, trunk: int, longest: int, say: Callable[[int, int], None]) -> None:
+    def warm_up(self, shared_prefix: int, longest: int, say: Callable[[int, int], None]) -> None:
         """Compiles all that claims of a size can need.
 
         Args:
-            trunk: Tokens of the longest trunk.
+            shared_prefix: Tokens of the longest shared prefix.
             longest: Tokens beyond it, of prompt and answers.
             say: See `Engine.warm_up`.
         """
         lengths = sorted({_length(length) for length in compilation.buckets_up_to(longest, _UNIT)})
-        self._engine.warm_up_teacher(trunk, [(self._rows(length), length) for length in lengths], say)
+        self._engine.warm_up_teacher(shared_prefix, [(self._rows(length), length) for length in lengths], say)
 
     def take_stats(self) -> LikelihoodStats:
         """Returns the counts since the last call."""
@@ -169,23 +169,23 @@ class Likelihoods:
 
     def _compute_some(self):
         # The longest first: what is left over at the end pads short rows.
-        trunk_ids = next(iter(self._waiting))
-        waiting = sorted(self._waiting[trunk_ids].values(), key=lambda row: (-row.length, row.request_id))
+        shared_prefix_ids = next(iter(self._waiting))
+        waiting = sorted(self._waiting[shared_prefix_ids].values(), key=lambda row: (-row.length, row.request_id))
         length = _length(waiting[0].length)
         taken = waiting[: self._rows(length)]
-        found = self._compute(self._trunk(trunk_ids), taken, length)
+        found = self._compute(self._shared_prefix(shared_prefix_ids), taken, length)
         for row in taken:
-            del self._waiting[trunk_ids][row.request_id]
-        if not self._waiting[trunk_ids]:
-            del self._waiting[trunk_ids]
+            del self._waiting[shared_prefix_ids][row.request_id]
+        if not self._waiting[shared_prefix_ids]:
+            del self._waiting[shared_prefix_ids]
         return found
 
-    def _trunk(self, ids):
-        if ids not in self._trunks:
-            self._trunks[ids] = self._engine.trunk(ids)
-        return self._trunks[ids]
+    def _shared_prefix(self, ids):
+        if ids not in self._shared_prefixes:
+            self._shared_prefixes[ids] = self._engine.shared_prefix(ids)
+        return self._shared_prefixes[ids]
 
-    def _compute(self, trunk, taken, length):
+    def _compute(self, shared_prefix, taken, length):
         shape = self._rows(length), length
         tokens, branches, depths = np.zeros((3, *shape), np.int32)
         branches -= 1  # Padding: a branch that nobody sees.
@@ -206,7 +206,7 @@ class Likelihoods:
         rows, places, targets = asked = np.zeros((3, targets_in(shape)), np.int32)
         asked[:, : len(wanted)] = np.transpose(wanted)
         log_probs, is_top = self._engine.teacher_force(
-            trunk, tokens, Tree(branches, depths), rows, places, targets, len(wanted)
+            shared_prefix, tokens, Tree(branches, depths), rows, places, targets, len(wanted)
         )
         self.stats.tokens += sum(row.length for row in taken)
         self.stats.padded_tokens += tokens.size

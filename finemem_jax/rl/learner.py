@@ -96,8 +96,8 @@ def response_log_probs(
     hidden = decoder.hidden_states(
         options.model,
         params,
-        [batch.trunk, batch.branch, batch.leaf],
-        [batch.trunk_length, batch.branch_length, batch.leaf_length],
+        [batch.shared_prefix, batch.group_prefix, batch.suffix],
+        [batch.shared_prefix_length, batch.group_prefix_length, batch.suffix_length],
         options.compute,
     )[-1]
     # The state at one position predicts the token at the next; only predicted positions meet the output head.

@@ -67,11 +67,11 @@ def empty(
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnames="rows")
 def prefill(
     weights: Weights,
-    trunk: list[LayerCache],
+    shared_prefix: list[LayerCache],
     rows: list[LayerCache],
     tokens: Int[Array, "A L"],
     lengths: Int[Array, " A"],
-    trunk_length: Int[Array, ""],
+    shared_prefix_length: Int[Array, ""],
     starts: Int[Array, " A"],
     *,
     config: DecoderConfig,
@@ -87,7 +87,7 @@ def prefill(
         starts: Filled positions of each row.
         mesh: Devices that hold the weights, and share out the rows if they can; None for one.
     """
-    hidden, rows = kv_cache.extend(config, weights, trunk, rows, tokens, trunk_length, starts, mesh)
+    hidden, rows = kv_cache.extend(config, weights, shared_prefix, rows, tokens, shared_prefix_length, starts, mesh)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return logical_axes.constrain(mesh, last, kv_cache.STATES), kv_cache.constrain(mesh, rows)
 
@@ -155,22 +155,22 @@ def draw_first(
     hidden: Float[Array, "A D"],
     rows: Int[Array, " N"],
     state: SlotState,
-    trunk_length: Int[Array, ""],
+    shared_prefix_length: Int[Array, ""],
     allowed: UInt32[Array, "N W"] | None,
     *,
     config: DecoderConfig,
 ) -> Sample:
     """Draws a token for each slot from the state of its last prompt token, which is row rows[n] of `hidden`."""
-    return _draw(kv_cache.logits(config, weights, hidden)[rows], state, trunk_length, allowed)
+    return _draw(kv_cache.logits(config, weights, hidden)[rows], state, shared_prefix_length, allowed)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps", "mesh"), donate_argnames="cache")
 def decode(
     weights: Weights,
-    trunk: list[LayerCache],
+    shared_prefix: list[LayerCache],
     cache: list[LayerCache],
     state: SlotState,
-    trunk_length: Int[Array, ""],
+    shared_prefix_length: Int[Array, ""],
     leave_at: Int[Array, ""],
     end_ids: Int[Array, " E"],
     allowed: UInt32[Array, "N W"] | None,
@@ -198,10 +198,12 @@ def decode(
 
     def one(carry):
         step, cache, state, drawn = carry
-        hidden, cache = kv_cache.extend(config, weights, trunk, cache, state.token[:, None], trunk_length, state.filled)
+        hidden, cache = kv_cache.extend(
+            config, weights, shared_prefix, cache, state.token[:, None], shared_prefix_length, state.filled
+        )
         active = state.remaining > 0
         state = state._replace(filled=state.filled + active)
-        new = _draw(kv_cache.logits(config, weights, hidden[:, 0]), state, trunk_length, allowed)
+        new = _draw(kv_cache.logits(config, weights, hidden[:, 0]), state, shared_prefix_length, allowed)
         drawn = jax.tree.map(
             lambda all_, one, idle: all_.at[:, step].set(jnp.where(active, one, idle)), drawn, new, nothing
         )
@@ -219,14 +221,14 @@ def decode(
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def teacher_forced(
     weights: Weights,
-    trunk: list[LayerCache],
+    shared_prefix: list[LayerCache],
     tokens: Int[Array, "A L"],
     tree: Tree,
     rows: Int[Array, " M"],
     places: Int[Array, " M"],
     targets: Int[Array, " M"],
     count: Int[Array, ""],
-    trunk_length: Int[Array, ""],
+    shared_prefix_length: Int[Array, ""],
     end_ids: Int[Array, " E"],
     *,
     config: DecoderConfig,
@@ -235,7 +237,7 @@ def teacher_forced(
     """How likely given tokens are after texts that are given too: no drawing, and one pass for all.
 
     Args:
-        tokens: Rows that all go on from the trunk.
+        tokens: Rows that all go on from the shared prefix.
         rows, places, targets: The token that is to follow place p of row r: its id, or -1 for any that ends a turn.
             M is a multiple of `TARGETS_TOGETHER`.
         count: How many of these there are; the others are padding, and what is returned of them is 0.
@@ -244,9 +246,11 @@ def teacher_forced(
         log π(target), and whether the target is the likeliest token.
     """
     number, length = tokens.shape
-    cache = kv_cache.empty(config, number, length, jax.tree.leaves(trunk)[0].dtype.name)
+    cache = kv_cache.empty(config, number, length, jax.tree.leaves(shared_prefix)[0].dtype.name)
     nothing = jnp.zeros(number, jnp.int32)
-    hidden, _ = kv_cache.extend(config, weights, trunk, cache, tokens, trunk_length, nothing, mesh, tree)
+    hidden, _ = kv_cache.extend(
+        config, weights, shared_prefix, cache, tokens, shared_prefix_length, nothing, mesh, tree
+    )
     hidden = hidden[rows, places]
 
     def some(i, found):
@@ -266,9 +270,9 @@ def teacher_forced(
     return jax.lax.fori_loop(0, -(-count // TARGETS_TOGETHER), some, found)
 
 
-def _draw(logits, state, trunk_length, allowed):
+def _draw(logits, state, shared_prefix_length, allowed):
     """Draws a token per row with the random number that belongs to its request and position."""
     uniform = jax.vmap(
         lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
-    )(state.key, trunk_length + state.filled)
+    )(state.key, shared_prefix_length + state.filled)
     return token_sampling.sample(logits, state.sampling, uniform, allowed)

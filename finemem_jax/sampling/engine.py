@@ -30,7 +30,7 @@ _MOST_ROWS = 4
 _PARTS = (4, 1)
 
 
-class Trunk(NamedTuple):
+class SharedPrefix(NamedTuple):
     """Keys and values of what all rows begin with, and how many positions of them are valid."""
 
     cache: list[LayerCache]
@@ -76,7 +76,7 @@ class Engine:
     ):
         self.num_slots, self.piece = num_slots, piece
         self.device_seconds = 0.0
-        self._least_trunk = 0
+        self._least_shared_prefix = 0
         self._config, self._end_ids = config, np.asarray(end_ids, np.int32)
         self._steps_per_call = steps_per_call
         self._dtype, self._whole, self._int8, self._in_place = dtype, whole, int8, in_place
@@ -173,39 +173,39 @@ class Engine:
 
     def warm_up(
         self,
-        trunk_length: int,
+        shared_prefix_length: int,
         positions: Sequence[int],
         stored: tuple[int, int],
         say: Callable[[int, int], None],
     ) -> None:
-        """Compiles all programs for caches of these sizes. Shorter trunks will be padded to this length.
+        """Compiles all programs for caches of these sizes. Shorter shared prefixes will be padded to this length.
 
         Args:
             positions: Of the slots, from the fewest to the most; they may be lengthened from any to any.
             stored: Rows and positions of the store.
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
-        self._least_trunk = self.positions(trunk_length)
-        trunk = Trunk(self._shape(1, self._least_trunk), np.int32(trunk_length))
+        self._least_shared_prefix = self.positions(shared_prefix_length)
+        shared_prefix = SharedPrefix(self._shape(1, self._least_shared_prefix), np.int32(shared_prefix_length))
         state, store = decode_lib.idle(self.num_slots), self._shape(*stored)
         sizes = [self._shape(self.num_slots, size) for size in positions]
-        calls = [self._empty(*size) for size in ((1, self._least_trunk), (1, 0), stored)]
+        calls = [self._empty(*size) for size in ((1, self._least_shared_prefix), (1, 0), stored)]
         calls += [self._empty(self.num_slots, size) for size in positions]
-        calls += [self._decode(trunk, slots, state, 0) for slots in sizes]
+        calls += [self._decode(shared_prefix, slots, state, 0) for slots in sizes]
         for rows in (self.shares * rows for rows in self.row_buckets):
             nothing, copies = np.zeros(rows, np.int32), self._shape(rows, positions[-1])
             calls.append(self._empty(rows, positions[-1]))
             calls += [self._copy(*pair, []) for slots in sizes for pair in ((copies, slots), (slots, copies))]
             for length in self.length_buckets:
                 tokens = np.zeros((rows, length), np.int32)
-                calls.append(self._prefill(trunk, copies, tokens, nothing, nothing))
+                calls.append(self._prefill(shared_prefix, copies, tokens, nothing, nothing))
             hidden = jax.ShapeDtypeStruct((rows, self._config.embed_dim), self._dtype, sharding=self._states(rows))
-            calls.append(self._first(trunk, hidden, np.zeros(self.num_slots, np.int32), state))
+            calls.append(self._first(shared_prefix, hidden, np.zeros(self.num_slots, np.int32), state))
         for slots in sizes:
             calls += [self._copy(*pair, []) for pair in ((slots, store), (store, slots), (slots, None))]
         calls += [self._lengthen(shorter, longer) for shorter, longer in itertools.combinations(sizes, 2)]
-        if trunk_length:
-            calls.append(self._trunk_piece(trunk.cache, (0,), 0))
+        if shared_prefix_length:
+            calls.append(self._shared_prefix_piece(shared_prefix.cache, (0,), 0))
         compilation.prepare_all(calls, say)
 
     def _states(self, rows):
@@ -216,16 +216,16 @@ class Engine:
 
     # ---------------------------------------------------------------------------------- what it computes
 
-    def trunk(self, ids: Sequence[int]) -> Trunk:
-        """Computes a trunk."""
-        cache = self.empty(1, max(self.positions(len(ids)), self._least_trunk))
+    def shared_prefix(self, ids: Sequence[int]) -> SharedPrefix:
+        """Computes a shared prefix."""
+        cache = self.empty(1, max(self.positions(len(ids)), self._least_shared_prefix))
         for start in range(0, len(ids), self.piece):
-            _, cache = self._run(self._trunk_piece(cache, ids, start))
-        return Trunk(cache, np.int32(len(ids)))
+            _, cache = self._run(self._shared_prefix_piece(cache, ids, start))
+        return SharedPrefix(cache, np.int32(len(ids)))
 
     def prefill(
         self,
-        trunk: Trunk,
+        shared_prefix: SharedPrefix,
         cache: list[LayerCache],
         positions: int,
         slots: Mapping[int, int],
@@ -246,40 +246,59 @@ class Engine:
         if rows is None or rows[0][1].shape[2] != positions:
             rows = self.empty(count, positions)
         rows = self.copy(rows, cache, [(slot, row) for row, slot in slots.items()])
-        hidden, rows = self._run(self._prefill(trunk, rows, tokens, lengths, starts))
+        hidden, rows = self._run(self._prefill(shared_prefix, rows, tokens, lengths, starts))
         cache = self.copy(cache, rows, list(slots.items()))
         self._scratch[count] = rows
         return hidden, cache
 
     def draw_first(
-        self, trunk: Trunk, hidden: jax.Array, rows: Array, state: SlotState, allowed: Array | None = None
+        self,
+        shared_prefix: SharedPrefix,
+        hidden: jax.Array,
+        rows: Array,
+        state: SlotState,
+        allowed: Array | None = None,
     ) -> Sample:
         """`decode_lib.draw_first` of slots whose prompts have just been prefilled, as NumPy arrays."""
-        return self._fetch(self._run(self._first(trunk, hidden, rows, state, allowed)))
+        return self._fetch(self._run(self._first(shared_prefix, hidden, rows, state, allowed)))
 
     def decode(
-        self, trunk: Trunk, cache: list[LayerCache], state: SlotState, leave_at: int, allowed: Array | None = None
+        self,
+        shared_prefix: SharedPrefix,
+        cache: list[LayerCache],
+        state: SlotState,
+        leave_at: int,
+        allowed: Array | None = None,
     ) -> tuple[list[LayerCache], SlotState, Sample]:
         """`decode_lib.decode`; state and what was drawn as NumPy arrays. Of what is `allowed`, one step."""
-        cache, *rest = self._run(self._decode(trunk, cache, state, leave_at, allowed))
+        cache, *rest = self._run(self._decode(shared_prefix, cache, state, leave_at, allowed))
         return cache, *self._fetch(rest)
 
     def teacher_force(
-        self, trunk: Trunk, tokens: Array, tree: Tree, rows: Array, places: Array, targets: Array, count: int
+        self,
+        shared_prefix: SharedPrefix,
+        tokens: Array,
+        tree: Tree,
+        rows: Array,
+        places: Array,
+        targets: Array,
+        count: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`decode_lib.teacher_forced`, as NumPy arrays."""
-        return self._fetch(self._run(self._teacher_force(trunk, tokens, tree, rows, places, targets, count)))
+        return self._fetch(self._run(self._teacher_force(shared_prefix, tokens, tree, rows, places, targets, count)))
 
-    def warm_up_teacher(self, trunk_length: int, shapes: Sequence[tuple[int, int]], say: Callable[[int, int], None]):
+    def warm_up_teacher(
+        self, shared_prefix_length: int, shapes: Sequence[tuple[int, int]], say: Callable[[int, int], None]
+    ):
         """Compiles `teacher_force` for rows and tokens of these shapes; see `warm_up`."""
-        self._least_trunk = max(self._least_trunk, self.positions(trunk_length))
-        trunk = Trunk(self._shape(1, self._least_trunk), np.int32(trunk_length))
-        calls = [self._empty(1, self._least_trunk), self._empty(1, 0)]
+        self._least_shared_prefix = max(self._least_shared_prefix, self.positions(shared_prefix_length))
+        shared_prefix = SharedPrefix(self._shape(1, self._least_shared_prefix), np.int32(shared_prefix_length))
+        calls = [self._empty(1, self._least_shared_prefix), self._empty(1, 0)]
         for shape in shapes:
             tokens, some = np.zeros(shape, np.int32), np.zeros(targets_in(shape), np.int32)
-            calls.append(self._teacher_force(trunk, tokens, Tree(tokens, tokens), some, some, some, 0))
-        if trunk_length:
-            calls.append(self._trunk_piece(trunk.cache, (0,), 0))
+            calls.append(self._teacher_force(shared_prefix, tokens, Tree(tokens, tokens), some, some, some, 0))
+        if shared_prefix_length:
+            calls.append(self._shared_prefix_piece(shared_prefix.cache, (0,), 0))
         compilation.prepare_all(calls, say)
 
     def copy(
@@ -312,37 +331,46 @@ class Engine:
         self.device_seconds += time.perf_counter() - began
         return fetched
 
-    def _prefill(self, trunk, rows, tokens, lengths, starts):
+    def _prefill(self, shared_prefix, rows, tokens, lengths, starts):
         return Call(
-            (decode_lib.prefill, self.weights, trunk.cache, rows, tokens, lengths, trunk.length, starts),
+            (
+                decode_lib.prefill,
+                self.weights,
+                shared_prefix.cache,
+                rows,
+                tokens,
+                lengths,
+                shared_prefix.length,
+                starts,
+            ),
             {"config": self._config, "mesh": self._mesh},
         )
 
-    def _trunk_piece(self, cache, ids, start):
+    def _shared_prefix_piece(self, cache, ids, start):
         piece = ids[start : start + self.piece]
         tokens = np.zeros((1, self.piece), np.int32)
         tokens[0, : len(piece)] = piece
-        nothing, one = Trunk(self.empty(1, 0), np.int32(0)), np.ones(1, np.int32)
+        nothing, one = SharedPrefix(self.empty(1, 0), np.int32(0)), np.ones(1, np.int32)
         return self._prefill(nothing, cache, tokens, len(piece) * one, start * one)
 
-    def _first(self, trunk, hidden, rows, state, allowed=None):
+    def _first(self, shared_prefix, hidden, rows, state, allowed=None):
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         state = state._replace(filled=state.filled - 1)
-        arguments = (decode_lib.draw_first, self.weights, hidden, rows, state, trunk.length, allowed)
+        arguments = (decode_lib.draw_first, self.weights, hidden, rows, state, shared_prefix.length, allowed)
         return Call(arguments, {"config": self._config})
 
-    def _decode(self, trunk, cache, state, leave_at, allowed=None):
+    def _decode(self, shared_prefix, cache, state, leave_at, allowed=None):
         return Call(
-            (decode_lib.decode, self.weights, trunk.cache, cache, state, trunk.length, np.int32(leave_at),
-             self._end_ids, allowed),
+            (decode_lib.decode, self.weights, shared_prefix.cache, cache, state, shared_prefix.length,
+             np.int32(leave_at), self._end_ids, allowed),
             {"config": self._config, "num_steps": 1 if allowed is not None else self._steps_per_call,
              "mesh": self._mesh},
         )  # fmt: skip
 
-    def _teacher_force(self, trunk, tokens, tree, rows, places, targets, count):
+    def _teacher_force(self, shared_prefix, tokens, tree, rows, places, targets, count):
         return Call(
-            (decode_lib.teacher_forced, self.weights, trunk.cache, tokens, tree, rows, places, targets, np.int32(count),
-             trunk.length, self._end_ids),
+            (decode_lib.teacher_forced, self.weights, shared_prefix.cache, tokens, tree, rows, places, targets,
+             np.int32(count), shared_prefix.length, self._end_ids),
             {"config": self._config, "mesh": self._mesh},
         )  # fmt: skip
 

@@ -1,9 +1,9 @@
 """The host side of generation: requests in, completions out, in whatever order they are done.
 
 A fixed number of slots is decoded together; a request enters as soon as a slot is free. Prompts come as parts
-(`Request.cuts`): the trunk, which all requests in the slots share, is computed once per set of weights, and attention
-reads it once for all of them. Of the rest, a prompt takes over whatever some row of the caches already begins with: the
-chunk that another rollout of its stream has read, or all of it.
+(`Request.cuts`): the shared prefix, the same for all requests in the slots, is computed once per set of weights, and
+attention reads it once for all of them. Of the rest, a prompt takes over whatever some row of the caches already begins
+with: the chunk that another rollout of its stream has read, or all of it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.sampling.engine import Engine, Trunk
+from finemem_jax.sampling.engine import Engine, SharedPrefix
 from finemem_jax.sampling.slots import SLOTS, STORE, Slots
 from finemem_jax.types import Completion, Refusal, Request
 
-# How many later requests may overtake one whose trunk is another: for a change of trunks, slots must empty.
+# How many later requests may overtake one with another shared prefix: to change the prefix, slots must empty.
 _PATIENCE = 256
 
 
@@ -126,7 +126,7 @@ class Sampler:
         """
         self._check_idle("new weights")
         self.engine.drop()
-        self._trunks: dict[tuple[int, ...], Trunk] = {}
+        self._shared_prefixes: dict[tuple[int, ...], SharedPrefix] = {}
         self._slots = None
 
     def reset(self) -> None:
@@ -141,18 +141,20 @@ class Sampler:
         self._check_idle("empty slots")
         self._slots = None
 
-    def warm_up(self, trunk: int, positions: int, say: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def warm_up(
+        self, shared_prefix: int, positions: int, say: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
         """Compiles all that requests of a size can need, so that serving them compiles nothing.
 
         Args:
-            trunk: Tokens of the longest trunk; shorter ones are padded to it.
+            shared_prefix: Tokens of the longest shared prefix; shorter ones are padded to it.
             positions: Tokens beyond it that a request may have, new ones included. Larger requests are served too, but
                 what they need is compiled when they come.
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
         self._positions = max(self._positions, self.engine.positions(positions))
         sizes = self.engine.sizes(self._positions)
-        self.engine.warm_up(trunk, sizes, (self._stored_rows, self._half), say)
+        self.engine.warm_up(shared_prefix, sizes, (self._stored_rows, self._half), say)
 
     def take_stats(self) -> SamplerStats:
         """Returns the counts since the last call."""
@@ -177,7 +179,7 @@ class Sampler:
             self._done.append((request_id, Refusal(reason)))
         else:
             self.stats.prompt_tokens += len(request.prompt_ids)
-            self._waiting.setdefault(request.trunk, deque()).append((request_id, request))
+            self._waiting.setdefault(request.shared_prefix, deque()).append((request_id, request))
         return request_id
 
     def cancel(self, request_id: int) -> bool:
@@ -249,7 +251,7 @@ class Sampler:
         if not cuts or list(cuts) != sorted(cuts) or cuts[0] < 0 or cuts[-1] != length:
             return f"The cuts {cuts} must rise from 0 or more to the prompt's length, {length}."
         if cuts[0] == length:
-            return f"The cuts {cuts} make all of the prompt its trunk; leave at least one token to what follows it."
+            return f"The cuts {cuts} make all of the prompt its shared prefix; leave at least one token to follow it."
         if request.max_new_tokens < 1:
             return f"max_new_tokens must be at least 1, got {request.max_new_tokens}."
         if not 0 <= request.temperature < float("inf"):
@@ -266,34 +268,34 @@ class Sampler:
     # ---------------------------------------------------------------------------------- admission
 
     def _slots_for_waiting(self):
-        """The slots, over the trunk that is next; None if nothing waits, or they must empty first."""
-        first_of = {trunk: queue[0][0] for trunk, queue in self._waiting.items() if queue}
+        """The slots, over the shared prefix that is next; None if nothing waits, or they must empty first."""
+        first_of = {shared_prefix: queue[0][0] for shared_prefix, queue in self._waiting.items() if queue}
         if not first_of:
             return None
-        trunk, slots = min(first_of, key=first_of.__getitem__), self._slots
-        if slots is not None and first_of.get(slots.trunk_ids, np.inf) < first_of[trunk] + _PATIENCE:
+        shared_prefix, slots = min(first_of, key=first_of.__getitem__), self._slots
+        if slots is not None and first_of.get(slots.shared_prefix_ids, np.inf) < first_of[shared_prefix] + _PATIENCE:
             return slots
         if slots is not None and any(slots.occupants):
             return None
         self._waiting = {ids: queue for ids, queue in self._waiting.items() if queue}
         if slots is None:
-            size = self._size_for(_need(self._waiting[trunk][0][1]))
+            size = self._size_for(_need(self._waiting[shared_prefix][0][1]))
             caches = {
                 SLOTS: self.engine.empty(self.engine.num_slots, size),
                 STORE: self.engine.empty(self._stored_rows, self._half),
             }
-            self._slots = Slots(trunk, self._trunk(trunk), caches, self.engine.shares)
+            self._slots = Slots(shared_prefix, self._shared_prefix(shared_prefix), caches, self.engine.shares)
         else:
-            slots.take_over(trunk, self._trunk(trunk))
+            slots.take_over(shared_prefix, self._shared_prefix(shared_prefix))
         return self._slots
 
-    def _trunk(self, ids):
-        """A trunk, computed once per set of weights."""
-        if ids not in self._trunks:
-            self._trunks[ids] = self.engine.trunk(ids)
+    def _shared_prefix(self, ids):
+        """A shared prefix, computed once per set of weights."""
+        if ids not in self._shared_prefixes:
+            self._shared_prefixes[ids] = self.engine.shared_prefix(ids)
             self.stats.prefilled_tokens += len(ids)
             self.stats.padded_tokens += -(-len(ids) // self.engine.piece) * self.engine.piece
-        return self._trunks[ids]
+        return self._shared_prefixes[ids]
 
     def _size_for(self, need):
         """Positions that slots are given for requests that need so many: from half of the most there were on.
@@ -305,7 +307,7 @@ class Sampler:
 
     @property
     def _half(self):
-        # As long are the rows of the store: a branch is seldom more than half of what a request takes.
+        # As long are the rows of the store: a group prefix is seldom more than half of what a request takes.
         return self.engine.sizes(self._positions)[0]
 
     @property
@@ -315,7 +317,7 @@ class Sampler:
 
     def _admit(self, slots):
         """Fills free slots with waiting requests, and draws their first tokens."""
-        queue = self._waiting[slots.trunk_ids]
+        queue = self._waiting[slots.shared_prefix_ids]
         admitted = [queue.popleft() for _ in range(min(slots.num_free, len(queue)))]
         size = self._size_for(max(_need(request) for _, request in admitted))
         if size > slots.positions:
@@ -373,7 +375,7 @@ class Sampler:
         self.stats.padded_tokens += tokens.size
         slot_of_row = {row: entry.slot for row, entry in taken}
         hidden, slots.caches[SLOTS] = self.engine.prefill(
-            slots.trunk, slots.caches[SLOTS], self._positions, slot_of_row, tokens, lengths, starts
+            slots.shared_prefix, slots.caches[SLOTS], self._positions, slot_of_row, tokens, lengths, starts
         )
         return hidden, {slot: row for row, slot in slot_of_row.items()}
 
@@ -387,7 +389,7 @@ class Sampler:
         rows = np.zeros(self.engine.num_slots, np.int32)
         rows[list(row_of_slot)] = list(row_of_slot.values())
         allowed = slots.allowed(self.config.vocab_size)
-        first = self.engine.draw_first(slots.trunk, hidden, rows, slots.state, allowed)
+        first = self.engine.draw_first(slots.shared_prefix, hidden, rows, slots.state, allowed)
         for slot in row_of_slot:
             owner = slots.occupants[slot]
             _take(owner, first, slot, [0])
@@ -402,9 +404,13 @@ class Sampler:
     def _decode(self, slots):
         busy = sum(owner is not None for owner in slots.occupants)
         # While others wait, a few free slots are worth a look of the host.
-        leave_at = busy - max(self.engine.num_slots // 8, 1) if self._waiting.get(slots.trunk_ids) else 0
+        leave_at = busy - max(self.engine.num_slots // 8, 1) if self._waiting.get(slots.shared_prefix_ids) else 0
         slots.caches[SLOTS], slots.state, drawn = self.engine.decode(
-            slots.trunk, slots.caches[SLOTS], slots.state, max(leave_at, 0), slots.allowed(self.config.vocab_size)
+            slots.shared_prefix,
+            slots.caches[SLOTS],
+            slots.state,
+            max(leave_at, 0),
+            slots.allowed(self.config.vocab_size),
         )
         held = drawn.token >= 0
         self.stats.slot_steps += int(held.any(0).sum()) * self.engine.num_slots
@@ -436,5 +442,5 @@ def _take(owner, drawn, slot, places):
 
 
 def _need(request):
-    """Cache positions beyond the trunk that a request takes."""
-    return len(request.prompt_ids) - len(request.trunk) + request.max_new_tokens
+    """Cache positions beyond the shared prefix that a request takes."""
+    return len(request.prompt_ids) - len(request.shared_prefix) + request.max_new_tokens

@@ -1,6 +1,6 @@
 """The slots that requests are served in: who has which, what its cache holds, and where a new prompt had best begin.
 
-Books only: nothing here computes. Beside the slots, a store keeps branches whose slots have been given on.
+Books only: nothing here computes. Beside the slots, a store keeps group prefixes whose slots have been given on.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Admission:
     """A request on its way into a slot.
 
     Attributes:
-        own: The prompt after the trunk.
+        own: The prompt after the shared prefix.
         held: How many of these tokens the slot holds, once `source` is copied.
         source: (cache, row) to copy from; None where the slot itself has them, or nothing has.
         stage: Entries of a stage need nothing of one another, only of earlier stages.
         original: Slot of an entry with the same prompt, which this one is a copy of; nothing is left to compute.
-        saved: Row of the store that its branch is kept in from then on; None if it is there, or there is none.
+        saved: Row of the store that its group prefix is kept in from then on; None if it is there, or there is none.
     """
 
     slot: int
@@ -107,17 +107,17 @@ class _Shard:
         return slot, entry
 
     def _save(self, entry):
-        """Has an entry's branch kept in the store, if it is not, and there is a row that these entries do not fill."""
-        branch, store = entry.request.branch, self.cached[STORE]
+        """Keeps an entry's group prefix in the store, if it is not there and some row is not filled by others."""
+        group_prefix, store = entry.request.group_prefix, self.cached[STORE]
         rows = [row for row in range(len(store)) if (STORE, row) not in self._ready]
-        if branch and rows and store.match(branch)[1] < min(len(branch), store.positions):
+        if group_prefix and rows and store.match(group_prefix)[1] < min(len(group_prefix), store.positions):
             row = store.oldest(rows)
-            store.insert(row, branch)
+            store.insert(row, group_prefix)
             entry.saved, self._ready[STORE, row] = self.first[STORE] + row, entry.stage + 1
 
 
 class Slots:
-    """Slots and store over one trunk.
+    """Slots and store over one shared prefix.
 
     Attributes:
         caches: Keys and values of SLOTS and STORE, on the device.
@@ -125,7 +125,7 @@ class Slots:
         occupants: Who has which slot.
     """
 
-    def __init__(self, trunk_ids: tuple[int, ...], trunk: Any, caches: dict[str, Any], shares: int = 1):
+    def __init__(self, shared_prefix_ids: tuple[int, ...], shared_prefix: Any, caches: dict[str, Any], shares: int = 1):
         """Args:
         shares: In how many equal parts devices have the rows; nothing is copied from one to another.
         """
@@ -135,11 +135,11 @@ class Slots:
         self.state = decode.idle(shares * rows[SLOTS])
         self.occupants: list[Slot | None] = [None] * (shares * rows[SLOTS])
         self._shares = [_Shard({name: i * n for name, n in rows.items()}, rows, positions) for i in range(shares)]
-        self.take_over(trunk_ids, trunk)
+        self.take_over(shared_prefix_ids, shared_prefix)
 
-    def take_over(self, trunk_ids: tuple[int, ...], trunk: Any) -> None:
-        """Puts another trunk before all rows, which makes what they hold worthless."""
-        self.trunk_ids, self.trunk = trunk_ids, trunk
+    def take_over(self, shared_prefix_ids: tuple[int, ...], shared_prefix: Any) -> None:
+        """Puts another shared prefix before all rows, which makes what they hold worthless."""
+        self.shared_prefix_ids, self.shared_prefix = shared_prefix_ids, shared_prefix
         for share in self._shares:
             for rows in share.cached.values():
                 rows.clear()
@@ -177,13 +177,13 @@ class Slots:
         """Gives each request, with its request_id, a slot; there must be enough. The entries must then be carried out.
 
         Args:
-            requests: Their prompts begin with the trunk.
+            requests: Their prompts begin with the shared prefix.
         """
         for share in self._shares:
             share.new_admission()
         entries = []
         for request_id, request in requests:
-            own = request.prompt_ids[len(self.trunk_ids) :]
+            own = request.prompt_ids[len(self.shared_prefix_ids) :]
             candidates = [share for share in self._shares if share.free]
             # With most of the prompt; among equals, the one with most room.
             share = max(candidates, key=lambda share: (share.match(own), len(share.free)))
@@ -207,7 +207,7 @@ class Slots:
         assert owner is not None, "nobody has this slot"
         share, local = self._shares[slot * len(self._shares) // len(self.occupants)], slot
         local -= share.first[SLOTS]
-        prompt = len(owner.request.prompt_ids) - len(self.trunk_ids)
+        prompt = len(owner.request.prompt_ids) - len(self.shared_prefix_ids)
         # The last token drawn is in no cache.
         share.cached[SLOTS].insert(local, owner.drawn[0][:-1], start=prompt)
         share.free.add(local)

@@ -23,10 +23,10 @@ UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 
 # --------------------------------------------------------------------------------------
-# Cases: a tree of trunk, branches and leaves, with the plain row behind each leaf
+# Cases: a tree of shared prefix, group prefixes and suffixes, with the plain row behind each leaf
 # --------------------------------------------------------------------------------------
 
-# One trunk, two branches, four leaves, all shorter than their arrays.
+# One shared prefix, two group prefixes, four leaves, all shorter than their arrays.
 TREE_LENGTHS = [np.array([7]), np.array([3, 5]), np.array([4, 6, 1, 5])]
 TREE_SHAPES = [(1, 8), (2, 5), (4, 6)]
 
@@ -45,10 +45,10 @@ def tree(tokens_of_path, filler):
 
 def paths_of(rng, ids):
     """The plain row behind each leaf: prefixes in common, leaves of `ids` in random order."""
-    trunk, rest = ids[: TREE_LENGTHS[0][0]], ids[TREE_LENGTHS[0][0] :]
-    branches = [rng.permutation(rest)[:n] for n in TREE_LENGTHS[1]]
+    shared_prefix, rest = ids[: TREE_LENGTHS[0][0]], ids[TREE_LENGTHS[0][0] :]
+    group_prefixes = [rng.permutation(rest)[:n] for n in TREE_LENGTHS[1]]
     return [
-        np.concatenate([trunk, branches[leaf // 2], rng.permutation(rest)[:n]])
+        np.concatenate([shared_prefix, group_prefixes[leaf // 2], rng.permutation(rest)[:n]])
         for leaf, n in enumerate(TREE_LENGTHS[2])
     ]
 
@@ -297,7 +297,7 @@ def test_smollm_with_a_cache_agrees_with_numpy(shallow):
     config, params, checkpoint = shallow
     ids = np.array(TEXT_IDS)
     expected = slow_hidden(config, checkpoint, ids, interleaved=True)
-    states = cached_rows(config, params, ids, num_prefilled=20, trunk_tokens=14)
+    states = cached_rows(config, params, ids, num_prefilled=20, shared_prefix_tokens=14)
     assert_log_probs_agree(checkpoint["embedding"].astype(np.float64), states, expected)
 
 

@@ -28,9 +28,9 @@ def rows(params, paths):
     return [slow_hidden(TINY, as_checkpoint(params), ids) for ids in paths]
 
 
-@pytest.mark.parametrize(("trunk_tokens", "num_prefilled"), [(0, 4), (7, 4)])
-def test_extend_agrees_with_numpy(params, paths, rows, trunk_tokens, num_prefilled):
-    got = cached_rows(TINY, params, paths[1], num_prefilled, trunk_tokens)
+@pytest.mark.parametrize(("shared_prefix_tokens", "num_prefilled"), [(0, 4), (7, 4)])
+def test_extend_agrees_with_numpy(params, paths, rows, shared_prefix_tokens, num_prefilled):
+    got = cached_rows(TINY, params, paths[1], num_prefilled, shared_prefix_tokens)
     np.testing.assert_allclose(got, rows[1], rtol=0, atol=1e-4)
 
 
@@ -38,11 +38,11 @@ def test_extend_takes_rows_of_different_lengths(params, paths, rows):
     # Prefill all paths in one call, then append one token to each at its own place.
     lengths = np.array([len(ids) for ids in paths])
     tokens = np.stack([np.pad(ids[:-1], (0, 20 - len(ids)), constant_values=9) for ids in paths])
-    cache, trunk = kv_cache.empty(TINY, len(tokens), 24), kv_cache.empty(TINY, 1, 0)
+    cache, shared_prefix = kv_cache.empty(TINY, len(tokens), 24), kv_cache.empty(TINY, 1, 0)
     weights = kv_cache.layout(TINY, params, "float32")
-    _, cache = extend(TINY, weights, trunk, cache, tokens, jnp.asarray(0), jnp.zeros(4, jnp.int32))
+    _, cache = extend(TINY, weights, shared_prefix, cache, tokens, jnp.asarray(0), jnp.zeros(4, jnp.int32))
     last = np.array([ids[-1:] for ids in paths])
-    states, _ = extend(TINY, weights, trunk, cache, last, jnp.asarray(0), lengths - 1)
+    states, _ = extend(TINY, weights, shared_prefix, cache, last, jnp.asarray(0), lengths - 1)
     np.testing.assert_allclose(states[:, 0], [row[-1] for row in rows], rtol=0, atol=1e-4)
 
 
@@ -50,10 +50,10 @@ def test_attention_in_blocks_of_tokens_is_attention_at_once(params, monkeypatch)
     weights = kv_cache.layout(TINY, params, "float32")
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12) + 100
     cache = jax.tree.map(lambda x: x + 0.1, kv_cache.empty(TINY, 2, 16))
-    trunk = jax.tree.map(lambda x: x + 0.2, kv_cache.empty(TINY, 1, 5))
+    shared_prefix = jax.tree.map(lambda x: x + 0.2, kv_cache.empty(TINY, 1, 5))
 
     def extended():
-        return kv_cache.extend(TINY, weights, trunk, cache, tokens, jnp.int32(4), np.array([0, 3]))
+        return kv_cache.extend(TINY, weights, shared_prefix, cache, tokens, jnp.int32(4), np.array([0, 3]))
 
     whole = extended()
     monkeypatch.setattr(kv_cache, "_QUERY_BLOCK", 4)
@@ -102,7 +102,7 @@ def test_int8_rounds_by_at_most_half_a_step(params):
 def test_int8_states_are_close(params, paths, rows):
     """Against the exact states: wrong by a few hundredths of their size, and not by none."""
     weights = kv_cache.layout(TINY, params, "float32", int8=True)
-    cache, trunk = kv_cache.empty(TINY, 1, 24), kv_cache.empty(TINY, 1, 0)
-    states, _ = extend(TINY, weights, trunk, cache, paths[1][None], jnp.int32(0), np.zeros(1, np.int32))
+    cache, shared_prefix = kv_cache.empty(TINY, 1, 24), kv_cache.empty(TINY, 1, 0)
+    states, _ = extend(TINY, weights, shared_prefix, cache, paths[1][None], jnp.int32(0), np.zeros(1, np.int32))
     error = np.abs(np.asarray(states[0]) - rows[1]).mean() / np.abs(rows[1]).mean()
     assert 1e-4 < error < 0.05

@@ -70,11 +70,11 @@ def test_gradients(config):
 def test_cached_decoding(config):
     row = parity_cases.token_rows(config)[0]
     weights = kv_cache.layout(config, parity_cases.as_params(config, parity_cases.checkpoint(config)), "float32")
-    cache, trunk = kv_cache.empty(config, 1, len(row)), kv_cache.empty(config, 1, 0)
+    cache, shared_prefix = kv_cache.empty(config, 1, len(row)), kv_cache.empty(config, 1, 0)
 
     @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
     def extend(cache, tokens, start):
-        states, cache = kv_cache.extend(config, weights, trunk, cache, tokens, jnp.asarray(0), start)
+        states, cache = kv_cache.extend(config, weights, shared_prefix, cache, tokens, jnp.asarray(0), start)
         return jax.nn.log_softmax(kv_cache.logits(config, weights, states[0])), cache
 
     parts = []

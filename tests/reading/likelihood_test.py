@@ -96,7 +96,7 @@ def test_several_golds_share_a_prompt_and_do_not_see_each_other(params):
     each = [total / count for total, count in (by_hand(params, QUERY, gold) for gold in GOLDS)]
     assert found.log_prob == pytest.approx(max(each), abs=1e-4)
     assert len(set(each)) == len(GOLDS)
-    # The prompt was computed once, for all of them, and its trunk stands apart.
+    # The prompt was computed once, for all of them, and its shared prefix stands apart.
     own = len(prompt(QUERY).ids) - prompt(QUERY).cuts[0]
     assert worker.stats.tokens == own + sum(len(TOKENS.encode(gold)) for gold in GOLDS)
 

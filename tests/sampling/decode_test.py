@@ -57,12 +57,12 @@ def logits_of(params):
     return of
 
 
-def no_trunk():
+def no_prefix():
     return kv_cache.empty(TINY, 1, 0)
 
 
 def prefill(weights, cache, tokens, lengths, starts):
-    return decode_lib.prefill(weights, no_trunk(), cache, tokens, lengths, np.int32(0), starts, config=TINY)
+    return decode_lib.prefill(weights, no_prefix(), cache, tokens, lengths, np.int32(0), starts, config=TINY)
 
 
 def draw_first(weights, hidden, state):
@@ -71,7 +71,16 @@ def draw_first(weights, hidden, state):
 
 def decode(weights, cache, state, num_steps, ends, leave_at=0):
     return decode_lib.decode(
-        weights, no_trunk(), cache, state, np.int32(0), np.int32(leave_at), ends, None, config=TINY, num_steps=num_steps
+        weights,
+        no_prefix(),
+        cache,
+        state,
+        np.int32(0),
+        np.int32(leave_at),
+        ends,
+        None,
+        config=TINY,
+        num_steps=num_steps,
     )
 
 

@@ -28,7 +28,7 @@ def serve(params, requests, num_slots, **how):
         sampler_test.TINY, params, sampler_test.NO_END, num_slots=num_slots, steps_per_call=4,
         prefill_tokens=sampler_test.MULTIPLE, **how,
     )  # fmt: skip
-    sampler.warm_up(len(sampler_test.TRUNK), 2 * sampler_test.MULTIPLE)
+    sampler.warm_up(len(sampler_test.SHARED_PREFIX), 2 * sampler_test.MULTIPLE)
     compiled = compilation.counts().programs
     rng, results, request_ids = random.Random(1), {}, []
     for request in requests:

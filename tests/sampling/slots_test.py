@@ -8,12 +8,12 @@ import pytest
 from finemem_jax.sampling.slots import SLOTS, STORE, Slots
 from finemem_jax.types import Request
 
-TRUNK, POSITIONS = (1, 2, 3), 24
+SHARED_PREFIX, POSITIONS = (1, 2, 3), 24
 
 
-def request(branch=(), leaf=(9,), max_new_tokens=4):
-    ids = (*TRUNK, *branch, *leaf)
-    return Request(ids, (3, 3 + len(branch), len(ids)), max_new_tokens, 1.0, (0, 0))
+def request(group_prefix=(), suffix=(9,), max_new_tokens=4):
+    ids = (*SHARED_PREFIX, *group_prefix, *suffix)
+    return Request(ids, (3, 3 + len(group_prefix), len(ids)), max_new_tokens, 1.0, (0, 0))
 
 
 class Simulated:
@@ -24,7 +24,7 @@ class Simulated:
             return [(np.zeros((rows, 1, 1, positions)), np.zeros((rows, 1, positions, 1)))]
 
         caches = {SLOTS: empty(num_slots, POSITIONS), STORE: empty(num_stored, stored_positions)}
-        self.slots = Slots(TRUNK, None, caches, shares)
+        self.slots = Slots(SHARED_PREFIX, None, caches, shares)
         self.sizes = {SLOTS: num_slots // shares, STORE: num_stored // shares}
         self.rows = {SLOTS: [[] for _ in range(num_slots)], STORE: [[] for _ in range(num_stored)]}
         self.computed, self.stored_positions = 0, stored_positions
@@ -68,13 +68,13 @@ def test_a_group_at_its_first_step():
     assert sorted(entry.slot for entry in entries) == list(range(8))
 
 
-def test_a_branch_is_computed_once_for_those_that_go_on_otherwise():
+def test_a_group_prefix_is_computed_once_for_those_that_go_on_otherwise():
     simulated = Simulated(4, 2)
     simulated.admit([(i, request((4, 5, 6), (7, i))) for i in range(4)])
     assert simulated.computed == 3 + 2 + 3 * 1  # Even the 7 is had from the first.
 
 
-def test_a_branch_outlives_its_slots():
+def test_a_group_prefix_outlives_its_slots():
     simulated = Simulated(1, 1)
     simulated.admit([(0, request((4, 5, 6)))])
     simulated.leave(0, [8])
@@ -85,11 +85,11 @@ def test_a_branch_outlives_its_slots():
     assert simulated.computed == before + 1
 
 
-def test_of_a_long_branch_the_store_keeps_what_goes_in():
+def test_of_a_long_group_prefix_the_store_keeps_what_goes_in():
     simulated = Simulated(1, 1, stored_positions=2)
-    for i, (branch, leaf) in enumerate([((4, 5, 6), (9,)), ((), (20, 21)), ((4, 5, 6), (30,))]):
+    for i, (group_prefix, suffix) in enumerate([((4, 5, 6), (9,)), ((), (20, 21)), ((4, 5, 6), (30,))]):
         before = simulated.computed
-        (entry,) = simulated.admit([(i, request(branch, leaf))])
+        (entry,) = simulated.admit([(i, request(group_prefix, suffix))])
         simulated.leave(0, [8])
     assert simulated.computed == before + 2
     assert entry.saved is None
@@ -104,7 +104,7 @@ def test_a_conversation_goes_on_in_its_slot():
     assert (entry.slot, entry.source, entry.cached) == (0, None, 3)
 
 
-def test_another_trunk_makes_all_worthless():
+def test_another_shared_prefix_makes_all_worthless():
     simulated = Simulated(1, 1)
     simulated.admit([(0, request((4, 5)))])
     simulated.leave(0, [8])
@@ -123,7 +123,7 @@ def test_shares_do_not_look_at_each_other():
 
 def test_idle_slots_ask_for_no_cut_distribution():
     slots = Simulated(1, 0).slots
-    slots.admit([(0, Request((*TRUNK, 4), (3, 4), 4, 1.0, (0, 0), top_k=5, top_p=0.5))])
+    slots.admit([(0, Request((*SHARED_PREFIX, 4), (3, 4), 4, 1.0, (0, 0), top_k=5, top_p=0.5))])
     assert (slots.state.sampling.top_k[0], slots.state.sampling.top_p[0]) == (5, 0.5)
     slots.leave(0)
     assert (slots.state.sampling.top_k[0], slots.state.sampling.top_p[0]) == (0, 1)
@@ -137,12 +137,14 @@ def test_random_traffic(seed):
     simulated = Simulated(
         num_slots := shares * rng.randint(1, 6), shares * rng.randint(0, 3), shares, rng.choice((2, 9, 24))
     )
-    branches = [tuple(rng.choices((4, 5), k=rng.randint(0, 4))) for _ in range(4)]
+    group_prefixes = [tuple(rng.choices((4, 5), k=rng.randint(0, 4))) for _ in range(4)]
     naive = request_id = 0
     for _ in range(40):
         free = range(simulated.slots.num_free)
         if free and rng.random() < 0.7:
-            group = [request(rng.choice(branches), tuple(rng.choices((4, 5, 6), k=rng.randint(1, 5)))) for _ in free]
+            group = [
+                request(rng.choice(group_prefixes), tuple(rng.choices((4, 5, 6), k=rng.randint(1, 5)))) for _ in free
+            ]
             group = group[: rng.randint(1, len(group))]
             entries = simulated.admit([(request_id + i, one) for i, one in enumerate(group)])
             request_id += len(group)
