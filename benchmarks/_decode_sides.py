@@ -86,11 +86,7 @@ class Ours:
     def __init__(self, folder: pathlib.Path):
         config = settings()
         model, self.params = _load()
-        self.sampler = Sampler(
-            model, self.params, (model.vocab_size,), num_slots=config.sampler.num_slots,
-            steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
-            dtype=config.sampler.dtype,
-        )  # fmt: skip
+        self.sampler = Sampler(model, self.params, (model.vocab_size,), settings=config.sampler)
 
     def forget(self) -> None:
         self.sampler.update(self.params, 0)

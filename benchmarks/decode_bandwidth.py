@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets
 from finemem_jax.sampling import decode as decoding
 from finemem_jax.sampling.engine import Engine
@@ -58,10 +59,11 @@ class Decoding:
     def __init__(self, model, arguments):
         self.slots, room = arguments.slots, arguments.positions
         init = jax.jit(lambda: jax.tree.map(lambda x: x.astype(arguments.dtype), decoder.init(model, 0)))
-        self.engine = Engine(
-            model, (), num_slots=self.slots, steps_per_call=STEPS, piece=STEPS, dtype=arguments.dtype, whole=True,
+        settings = sections.Sampler(
+            num_slots=self.slots, steps_per_call=STEPS, prefill_tokens=STEPS, dtype=arguments.dtype,
             int8=arguments.int8, in_place=arguments.in_place,
         )  # fmt: skip
+        self.engine = Engine(model, (), settings)
         self.engine.load(init())
         if self.engine.positions(room) != room:
             sys.exit(f"--positions={room}: take {self.engine.positions(room)}, a length that caches have.")
@@ -78,7 +80,7 @@ class Decoding:
         state = decoding.idle(self.slots)
         state.filled[:], state.remaining[:], state.sampling.temperature[:] = self.filled, STEPS + 1, 1.0
         state.key[:, 0] = np.arange(self.slots)
-        self.cache, _, drawn = self.engine.decode(self.shared_prefix, self.cache, state, 0)
+        self.cache, _, drawn = self.engine.decode(self.shared_prefix, self.cache, state)
         assert (drawn.token >= 0).all()
 
     def seconds_a_step(self) -> float:

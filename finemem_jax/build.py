@@ -97,9 +97,8 @@ def build(config: Config, workdir: pathlib.Path | None = None, processes: Proces
     params = loaded.pretrained.params(mesh)
     own = sharding.own(params, mesh)
     model, adapted = loaded.pretrained.model, pretrained.adapted(config, loaded.pretrained.model)
-    sampler = _sampler(config, loaded, own)
     num_stored = -(-config.rollout.streams_per_step // processes.count)
-    manager = sampler(num_slots=config.sampler.num_slots, num_stored=num_stored, in_place=config.sampler.in_place)
+    manager = Sampler(model, own, loaded.tokenizer.end_ids, settings=config.sampler, num_stored=num_stored)
     # Each writes its own file of answers: file systems that several machines share do not lock as SQLite needs it.
     answers_dir = workdir if workdir is None or processes.is_first else workdir / f"process_{processes.index}"
     asked = Answering(config, _local(config, loaded, own), needs, answers_dir)
@@ -150,20 +149,13 @@ def frozen(config: Config, loaded: ModelFiles) -> Local:
 def _local(config: Config, loaded, params):
     # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
     in_place = config.sampler.in_place and config.lora.rank > 0
+    settings = dataclasses.replace(config.sampler, num_slots=config.reader.num_slots, in_place=in_place)
     return Local(
-        functools.partial(_sampler(config, loaded, params), num_slots=config.reader.num_slots, in_place=in_place),
+        functools.partial(Sampler, loaded.pretrained.model, params, loaded.tokenizer.end_ids, settings=settings),
         loaded.tokenizer,
         loaded.pretrained.model.max_length,
         functools.partial(language_models.local_name, config, params),
     )
-
-
-def _sampler(config: Config, loaded, params):
-    return functools.partial(
-        Sampler, loaded.pretrained.model, params, loaded.tokenizer.end_ids,
-        steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
-        dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
-    )  # fmt: skip
 
 
 def warm_up(config: Config, parts: Components, say: Callable[[str], None]) -> None:

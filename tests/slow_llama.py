@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from finemem_jax.models import decoder, kv_cache
+from finemem_jax.models.kv_cache import Context, NewTokens
 
-extend = jax.jit(kv_cache.extend, static_argnums=0, donate_argnums=3)
+extend = jax.jit(kv_cache.extend, static_argnums=0, donate_argnums=2)
 
 
 def slow_hidden(config, model, ids, interleaved=False):
@@ -74,31 +75,26 @@ def strong_params(config):
     )
 
 
-def cached_rows(config, params, ids, num_prefilled, shared_prefix_tokens=0):
+def cached_rows(config, params, ids, num_prefilled, prefix_tokens=0):
     """States of one row from `kv_cache.extend`: shared prefix, prefill with garbage behind it, then token by token."""
     laid_out = kv_cache.layout(config, params, "float32")
 
-    def call(shared_prefix, cache, tokens, shared_prefix_length, start):
-        places = np.asarray(shared_prefix_length), np.array([start])
-        return extend(config, laid_out, shared_prefix, cache, np.array([tokens]), *places)
+    def call(prefix, cache, tokens, prefix_length, start):
+        context = Context(laid_out, prefix, np.asarray(prefix_length))
+        return extend(config, context, cache, NewTokens(np.array([tokens]), np.array([start])))
 
-    shared_prefix, parts = kv_cache.empty(config, 1, 0), []
-    if shared_prefix_tokens:
+    prefix, parts = kv_cache.empty(config, 1, 0), []
+    if prefix_tokens:
         # The shared prefix is padded as well: what stands behind its length must stay unseen.
-        padded = np.concatenate([ids[:shared_prefix_tokens], [1, 2, 3]])
-        states, shared_prefix = call(shared_prefix, kv_cache.empty(config, 1, len(padded)), padded, 0, 0)
-        parts.append(states[0, :shared_prefix_tokens])
-    own = ids[shared_prefix_tokens:]
+        padded = np.concatenate([ids[:prefix_tokens], [1, 2, 3]])
+        states, prefix = call(prefix, kv_cache.empty(config, 1, len(padded)), padded, 0, 0)
+        parts.append(states[0, :prefix_tokens])
+    own = ids[prefix_tokens:]
     garbage = np.full(3, 5)
-    states, cache = call(
-        shared_prefix,
-        kv_cache.empty(config, 1, len(own) + 3),
-        np.concatenate([own[:num_prefilled], garbage]),
-        shared_prefix_tokens,
-        0,
-    )
+    own_and_garbage = np.concatenate([own[:num_prefilled], garbage])
+    states, cache = call(prefix, kv_cache.empty(config, 1, len(own) + 3), own_and_garbage, prefix_tokens, 0)
     parts.append(states[0, :num_prefilled])
     for start in range(num_prefilled, len(own)):
-        states, cache = call(shared_prefix, cache, own[start : start + 1], shared_prefix_tokens, start)
+        states, cache = call(prefix, cache, own[start : start + 1], prefix_tokens, start)
         parts.append(states[0])
     return np.concatenate(parts)

@@ -23,6 +23,7 @@ from finemem_jax.config import checks
 from finemem_jax.config.sections import Config
 from finemem_jax.models import decoder, kv_cache, logical_axes, lora, sharding
 from finemem_jax.models.decoder import Compute
+from finemem_jax.models.kv_cache import Context, NewTokens
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.planning import flops, hlo
 from finemem_jax.planning import topology as topology_lib
@@ -36,7 +37,7 @@ from finemem_jax.rl.method import Method
 from finemem_jax.runtime import compilation
 from finemem_jax.sampling import decode as decode_lib
 from finemem_jax.sampling import engine
-from finemem_jax.sampling.decode import SlotState
+from finemem_jax.sampling.decode import Rules, SlotState, Spec
 from finemem_jax.sampling.token_sampling import SamplingParams
 from finemem_jax.weights import pretrained
 
@@ -319,11 +320,8 @@ def _has_reference(config: Config):
 
 def _sampling_programs(config: Config, model, shapes):
     base, lengths = lora.without(model), shapes.lengths
-    piece, slots = config.sampler.prefill_tokens, config.sampler.num_slots
-    sampler = engine.Engine(
-        base, (), num_slots=slots, steps_per_call=config.sampler.steps_per_call, piece=piece,
-        dtype=config.sampler.dtype, whole=config.sampler.whole_weights,
-    )  # fmt: skip
+    chunk, slots = config.sampler.prefill_tokens, config.sampler.num_slots
+    sampler = engine.Engine(base, (), config.sampler)
     positions = sampler.positions(lengths.group_prefix + lengths.suffix)
     shared_prefix = shapes.cache(base, 1, sampler.positions(lengths.shared_prefix))
     cache = shapes.cache(base, slots, positions)
@@ -348,28 +346,28 @@ def _sampling_programs(config: Config, model, shapes):
     )  # fmt: skip
     rollouts = config.rollout.streams_per_step * config.rollout.group_size
     steps, waves = config.data.chunks_per_stream, math.ceil(rollouts / slots)
-    shares, tensor = logical_axes.size(shapes.mesh, logical_axes.ROWS), shapes.mesh.shape["tensor"]
-    shares = shares if slots % shares == 0 else 1
-    rows, together = slots // shares, engine.row_buckets(slots // shares)[-1]
-    pieces = math.ceil(rows / together) * math.ceil(lengths.view / piece)
-    copies = shapes.cache(base, together * shares, positions)
+    shards, tensor = logical_axes.size(shapes.mesh, logical_axes.ROWS), shapes.mesh.shape["tensor"]
+    shards = shards if slots % shards == 0 else 1
+    rows, together = slots // shards, engine.row_buckets(slots // shards)[-1]
+    chunks = math.ceil(rows / together) * math.ceil(lengths.view / chunk)
+    copies = shapes.cache(base, together * shards, positions)
     held["cache"] += _bytes(copies)
     # While slots are lengthened, the shorter ones are there too.
     held["cache"] += sum(_bytes(shapes.cache(base, slots, size)) for size in sampler.sizes(positions)[-2:-1])
+    context = Context(weights, shared_prefix, shapes.scalar(jnp.int32))
     prefill = _compile(
-        "prefill", steps * waves * pieces, decode_lib.prefill,
-        (weights, shared_prefix, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
-         shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
-        held, config=base, mesh=shapes.mesh,
+        "prefill", steps * waves * chunks, decode_lib.prefill,
+        (context, copies, NewTokens(shapes.rows((together * shards, chunk)), *[shapes.rows((together * shards,))] * 2)),
+        held, spec=Spec(base, shapes.mesh),
     )  # fmt: skip
     keys = lengths.shared_prefix + positions
-    prefill.flops = together / tensor * flops.forward(base, Work(piece, 0, 0, piece * keys), piece * keys)
+    prefill.flops = together / tensor * flops.forward(base, Work(chunk, 0, 0, chunk * keys), chunk * keys)
     num_steps = config.sampler.steps_per_call
+    end_ids = _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P()))
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decode_lib.decode,
-        (weights, shared_prefix, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
-         _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P())), None),
-        held, config=base, num_steps=num_steps, mesh=shapes.mesh,
+        (context, cache, state, Rules(shapes.scalar(jnp.int32), end_ids)),
+        held, spec=Spec(base, shapes.mesh, num_steps),
     )  # fmt: skip
     decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)
     # Every token reads the weights and the cache once.

@@ -20,10 +20,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from finemem_jax.models.kv_cache import Tree
+from finemem_jax.models.kv_cache import Packed
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
 from finemem_jax.reading.reader import LikelihoodQuery, LikelihoodScorer, Query
 from finemem_jax.runtime import compilation, workers
+from finemem_jax.sampling.decode import Targets
 from finemem_jax.sampling.engine import Engine, SharedPrefix, targets_in
 from finemem_jax.types import Likelihood
 
@@ -164,8 +165,8 @@ class Likelihoods:
     # ---------------------------------------------------------------------------------- computing
 
     def _rows(self, length):
-        shares = self._engine.shares
-        return max(self._together // length // shares, 1) * shares
+        shards = self._engine.data_shards
+        return max(self._together // length // shards, 1) * shards
 
     def _compute_some(self):
         # The longest first: what is left over at the end pads short rows.
@@ -187,26 +188,26 @@ class Likelihoods:
 
     def _compute(self, shared_prefix, taken, length):
         shape = self._rows(length), length
-        tokens, branches, depths = np.zeros((3, *shape), np.int32)
-        branches -= 1  # Padding: a branch that nobody sees.
+        tokens, segment_ids, positions = np.zeros((3, *shape), np.int32)
+        segment_ids -= 1  # Padding: a segment that nobody sees.
         wanted: list[tuple[int, int, int]] = []
         for number, row in enumerate(taken):
-            stem = len(row.prompt)
-            tokens[number, :stem] = row.prompt
-            branches[number, :stem], depths[number, :stem] = 0, np.arange(stem)
-            end = stem
-            for branch, answer in enumerate(row.answers, 1):
+            size = len(row.prompt)
+            tokens[number, :size] = row.prompt
+            segment_ids[number, :size], positions[number, :size] = 0, np.arange(size)
+            end = size
+            for segment, answer in enumerate(row.answers, 1):
                 start, end = end, end + len(answer)
                 tokens[number, start:end] = answer
-                branches[number, start:end] = branch
-                depths[number, start:end] = stem + np.arange(len(answer))
-                # An answer's first token follows the stem, its others one another, and its end its last one.
-                befores = (stem - 1, *range(start, end))
+                segment_ids[number, start:end] = segment
+                positions[number, start:end] = size + np.arange(len(answer))
+                # An answer's first token follows the prompt, its others one another, and its end its last one.
+                befores = (size - 1, *range(start, end))
                 wanted += [(number, before, target) for before, target in zip(befores, (*answer, -1), strict=True)]
-        rows, places, targets = asked = np.zeros((3, targets_in(shape)), np.int32)
+        rows, places, ids = asked = np.zeros((3, targets_in(shape)), np.int32)
         asked[:, : len(wanted)] = np.transpose(wanted)
         log_probs, is_top = self._engine.teacher_force(
-            shared_prefix, tokens, Tree(branches, depths), rows, places, targets, len(wanted)
+            shared_prefix, Packed(tokens, segment_ids, positions), Targets(rows, places, ids, np.int32(len(wanted)))
         )
         self.stats.tokens += sum(row.length for row in taken)
         self.stats.padded_tokens += tokens.size

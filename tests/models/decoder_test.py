@@ -297,7 +297,7 @@ def test_smollm_with_a_cache_agrees_with_numpy(shallow):
     config, params, checkpoint = shallow
     ids = np.array(TEXT_IDS)
     expected = slow_hidden(config, checkpoint, ids, interleaved=True)
-    states = cached_rows(config, params, ids, num_prefilled=20, shared_prefix_tokens=14)
+    states = cached_rows(config, params, ids, num_prefilled=20, prefix_tokens=14)
     assert_log_probs_agree(checkpoint["embedding"].astype(np.float64), states, expected)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from finemem_jax.models import decoder, kv_cache, presets, sharding
+from finemem_jax.models.kv_cache import Context, NewTokens
 
 from slow_llama import as_checkpoint, cached_rows, extend, slow_hidden, strong_params  # isort: skip
 
@@ -28,9 +29,9 @@ def rows(params, paths):
     return [slow_hidden(TINY, as_checkpoint(params), ids) for ids in paths]
 
 
-@pytest.mark.parametrize(("shared_prefix_tokens", "num_prefilled"), [(0, 4), (7, 4)])
-def test_extend_agrees_with_numpy(params, paths, rows, shared_prefix_tokens, num_prefilled):
-    got = cached_rows(TINY, params, paths[1], num_prefilled, shared_prefix_tokens)
+@pytest.mark.parametrize(("prefix_tokens", "num_prefilled"), [(0, 4), (7, 4)])
+def test_extend_agrees_with_numpy(params, paths, rows, prefix_tokens, num_prefilled):
+    got = cached_rows(TINY, params, paths[1], num_prefilled, prefix_tokens)
     np.testing.assert_allclose(got, rows[1], rtol=0, atol=1e-4)
 
 
@@ -40,9 +41,10 @@ def test_extend_takes_rows_of_different_lengths(params, paths, rows):
     tokens = np.stack([np.pad(ids[:-1], (0, 20 - len(ids)), constant_values=9) for ids in paths])
     cache, shared_prefix = kv_cache.empty(TINY, len(tokens), 24), kv_cache.empty(TINY, 1, 0)
     weights = kv_cache.layout(TINY, params, "float32")
-    _, cache = extend(TINY, weights, shared_prefix, cache, tokens, jnp.asarray(0), jnp.zeros(4, jnp.int32))
+    context = Context(weights, shared_prefix, jnp.asarray(0))
+    _, cache = extend(TINY, context, cache, NewTokens(tokens, jnp.zeros(4, jnp.int32)))
     last = np.array([ids[-1:] for ids in paths])
-    states, _ = extend(TINY, weights, shared_prefix, cache, last, jnp.asarray(0), lengths - 1)
+    states, _ = extend(TINY, context, cache, NewTokens(last, lengths - 1))
     np.testing.assert_allclose(states[:, 0], [row[-1] for row in rows], rtol=0, atol=1e-4)
 
 
@@ -53,7 +55,7 @@ def test_attention_in_blocks_of_tokens_is_attention_at_once(params, monkeypatch)
     shared_prefix = jax.tree.map(lambda x: x + 0.2, kv_cache.empty(TINY, 1, 5))
 
     def extended():
-        return kv_cache.extend(TINY, weights, shared_prefix, cache, tokens, jnp.int32(4), np.array([0, 3]))
+        return kv_cache.extend(TINY, Context(weights, shared_prefix, 4), cache, NewTokens(tokens, np.array([0, 3])))
 
     whole = extended()
     monkeypatch.setattr(kv_cache, "_QUERY_BLOCK", 4)
@@ -103,6 +105,7 @@ def test_int8_states_are_close(params, paths, rows):
     """Against the exact states: wrong by a few hundredths of their size, and not by none."""
     weights = kv_cache.layout(TINY, params, "float32", int8=True)
     cache, shared_prefix = kv_cache.empty(TINY, 1, 24), kv_cache.empty(TINY, 1, 0)
-    states, _ = extend(TINY, weights, shared_prefix, cache, paths[1][None], jnp.int32(0), np.zeros(1, np.int32))
+    new = NewTokens(paths[1][None], np.zeros(1, np.int32))
+    states, _ = extend(TINY, Context(weights, shared_prefix, jnp.int32(0)), cache, new)
     error = np.abs(np.asarray(states[0]) - rows[1]).mean() / np.abs(rows[1]).mean()
     assert 1e-4 < error < 0.05

@@ -13,7 +13,9 @@ import numpy as np
 import parity_cases
 import pytest
 
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, kv_cache
+from finemem_jax.models.kv_cache import Context, NewTokens
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Request
 
@@ -74,7 +76,8 @@ def test_cached_decoding(config):
 
     @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
     def extend(cache, tokens, start):
-        states, cache = kv_cache.extend(config, weights, shared_prefix, cache, tokens, jnp.asarray(0), start)
+        context = Context(weights, shared_prefix, jnp.asarray(0))
+        states, cache = kv_cache.extend(config, context, cache, NewTokens(tokens, start))
         return jax.nn.log_softmax(kv_cache.logits(config, weights, states[0])), cache
 
     parts = []
@@ -97,7 +100,8 @@ def test_cached_decoding(config):
 def test_greedy_generation(config):
     """All prompts at once, in few slots; some begin with what others are."""
     params = parity_cases.as_params(config, parity_cases.checkpoint(config))
-    sampler = Sampler(config, params, parity_cases.END_IDS, num_slots=5, steps_per_call=4, prefill_tokens=32)
+    settings = sections.Sampler(num_slots=5, steps_per_call=4, prefill_tokens=32)
+    sampler = Sampler(config, params, parity_cases.END_IDS, settings=settings)
     prompts = [tuple(prompt) for prompt in parity_cases.prompts(config)]
     requests = [Request(ids, (0, len(ids)), parity_cases.NEW_TOKENS, 0.0, (0, 0)) for ids in prompts]
     stored = reference(config)

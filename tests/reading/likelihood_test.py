@@ -10,6 +10,7 @@ import pytest
 
 from finemem_jax import build
 from finemem_jax import config as config_lib
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets
 from finemem_jax.models.tokenizer import ByteTokenizer, EncodedChat
 from finemem_jax.reading import likelihood, reader
@@ -40,7 +41,7 @@ def params():
 
 
 def make_sampler(params, end_ids=TOKENS.end_ids):
-    return Sampler(TINY, params, end_ids, num_slots=4, steps_per_call=4, prefill_tokens=32)
+    return Sampler(TINY, params, end_ids, settings=sections.Sampler(num_slots=4, steps_per_call=4, prefill_tokens=32))
 
 
 def prompt(query):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets, sharding
 from finemem_jax.runtime import compilation
 from finemem_jax.sampling.sampler import Sampler, SamplerStats
@@ -45,9 +46,8 @@ def random_requests(num_requests, seed=0, temperature=1.0):
 
 
 def make_sampler(params, num_slots=4, steps_per_call=5, end_ids=NO_END, **settings):
-    return Sampler(
-        TINY, params, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, prefill_tokens=MULTIPLE, **settings
-    )
+    own = sections.Sampler(num_slots=num_slots, steps_per_call=steps_per_call, prefill_tokens=MULTIPLE, **settings)
+    return Sampler(TINY, params, end_ids, settings=own)
 
 
 @pytest.fixture(scope="module")
@@ -459,7 +459,8 @@ def test_stats_count(params, requests, completions):
 
 
 def test_update_forgets_the_old_weights(params, requests):
-    sampler = make_sampler(params, policy_version=3)
+    sampler = make_sampler(params)
+    sampler.update(params, 3)
     assert {c.policy_version for c in sampler.generate(requests[:3])} == {3}
     sampler.take_stats()
     newer = random_params(1)
