@@ -51,7 +51,7 @@ def settings() -> Config:
 
 def write_weights(folder: pathlib.Path) -> None:
     """Writes the experiment's weights in the form of each peer."""
-    hf_weights.save(folder / HF_FOLDER, *_load(), None)
+    hf_weights.save(folder / HF_FOLDER, *_load())
     _write_gguf(weights.locate(weights.EMBEDDED), folder / GGUF_FILE)
 
 

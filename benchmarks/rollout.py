@@ -119,10 +119,10 @@ def without_leaving(longest: int) -> Iterator[None]:
     def to_the_end(engine, prefix, cache, state, leave_at, allowed=None):
         return decode(engine, prefix, cache, state, allowed=allowed)
 
-    def long(engine, *arguments):
+    def long(engine, *arguments, **rules):
         settings = dataclasses.replace(engine._settings, steps_per_call=longest)
         with mock.patch.object(engine, "_settings", settings):
-            return init(engine, *arguments)
+            return init(engine, *arguments, **rules)
 
     with mock.patch.object(Engine, "decode", to_the_end), mock.patch.object(Engine, "_decode", long):
         yield

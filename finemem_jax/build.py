@@ -106,7 +106,7 @@ def build(config: Config, workdir: pathlib.Path | None = None, processes: Proces
         model=adapted,
         processes=processes,
         mesh=mesh,
-        params=pretrained.with_adapters(adapted, params, mesh, config.seed),
+        params=pretrained.with_adapters(adapted, params, mesh, seed=config.seed),
         tokenizer=loaded.tokenizer,
         environment=environment(config, loaded.tokenizer),
         manager=manager,
@@ -221,7 +221,7 @@ def compute(config: Config, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
     check_groups(config, mesh)
     device = mesh.devices.flat[0]
     implementation, remark = attention.choose(
-        config.model.attention, device, jnp.dtype(config.model.compute_dtype), mesh.size
+        config.model.attention, device, jnp.dtype(config.model.compute_dtype), num_devices=mesh.size
     )
     return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
 

@@ -81,7 +81,7 @@ def cached_rows(config, params, ids, num_prefilled, prefix_tokens=0):
 
     def call(prefix, cache, tokens, prefix_length, start):
         context = Context(laid_out, prefix, np.asarray(prefix_length))
-        return extend(config, context, cache, NewTokens(np.array([tokens]), np.array([start])))
+        return extend(config, context, cache, new=NewTokens(np.array([tokens]), np.array([start])))
 
     prefix, parts = kv_cache.empty(config, 1, 0), []
     if prefix_tokens:

@@ -16,9 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
-from finemem_jax.models import attention, decoder, embedding, logical_axes, sharding
-from finemem_jax.models.attention import Array, Segment
+from finemem_jax.models import attention, decoder, linear, logical_axes, sharding
+from finemem_jax.models.attention import Segment
 from finemem_jax.models.decoder import Params
+from finemem_jax.models.logical_axes import Array
 from finemem_jax.models.presets import DecoderConfig
 
 # All parameters but the layers', and one tree per layer, whose kernels lie (out, in) or are `Int8`; or the layers
@@ -48,7 +49,7 @@ def in_place(params: Params) -> Weights:
     return {name: leaf for name, leaf in params.items() if name != "layers"}, params["layers"]
 
 
-def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype, int8: bool = False) -> Weights:
+def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype, *, int8: bool = False) -> Weights:
     """Copies all parameters into the layout that decoding reads.
 
     A tree per layer, since slicing the stacked layers inside a decoding step would copy the whole model at every call.
@@ -82,7 +83,7 @@ def _kernel(leaf: Array | Int8, dtype: jnp.dtype) -> Array:
     return leaf.T if leaf.ndim == 2 else leaf
 
 
-def shardings(config: DecoderConfig, mesh: Mesh, whole: bool, int8: bool = False) -> tuple[Params, list[Params]]:
+def shardings(config: DecoderConfig, mesh: Mesh, *, whole: bool, int8: bool = False) -> tuple[Params, list[Params]]:
     """Where the leaves of `layout` live: split along "tensor", and unless `whole` along "fsdp" as they are stored.
 
     Split along "fsdp", devices that split the rows must sum partial products for every single token; whole, they send
@@ -103,7 +104,7 @@ def shardings(config: DecoderConfig, mesh: Mesh, whole: bool, int8: bool = False
     return rest, [layer] * config.num_layers
 
 
-def empty(config: DecoderConfig, rows: int, positions: int, dtype: str = "float32") -> list[LayerCache]:
+def empty(config: DecoderConfig, rows: int, positions: int, *, dtype: str = "float32") -> list[LayerCache]:
     """Zeros for keys and values, one pair per layer (two arrays each, since donation forbids sharing)."""
     heads, width = config.num_kv_heads, config.head_dim
     return [
@@ -177,6 +178,7 @@ def extend(
     config: DecoderConfig,
     context: Context,
     cache: Sequence[LayerCache],
+    *,
     new: NewTokens,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "N L D"], list[LayerCache]]:
@@ -205,12 +207,12 @@ def extend(
     rotation = decoder.rotary(config, context.prefix_length + positions)
     prefix_size = context.prefix[0][1].shape[2]
     prefix_mask = (jnp.arange(prefix_size) < context.prefix_length)[None, None, :]
-    x = embedding.embed(outer["embedding"], new.ids, outer["embedding"].dtype, mesh)
+    x = linear.embed(outer["embedding"], new.ids, dtype=outer["embedding"].dtype, mesh=mesh)
     new_cache = []
     for i, (prefix, row) in enumerate(zip(context.prefix, cache, strict=True)):
 
         def attend(
-            queries: Array, keys: Array, values: Array, prefix: LayerCache = prefix, row: LayerCache = row
+            queries: Array, keys: Array, values: Array, *, prefix: LayerCache = prefix, row: LayerCache = row
         ) -> tuple[Array, LayerCache]:
             keys = _write(row[0], keys.transpose(0, 2, 3, 1), new.starts, axis=2)
             values = _write(row[1], values.transpose(0, 2, 1, 3), new.starts, axis=1)
@@ -228,7 +230,7 @@ def extend(
         else:
             params = {name: leaf[i] for name, leaf in layers.items()}
         layer = decoder.bind(decoder.Layer, config, decoder.gathered(config, params, mesh))
-        x, written = layer(constrain(x, ("rows", "apart", "embed")), rotation, attend, constrain)
+        x, written = layer(constrain(x, ("rows", "apart", "embed")), rotation, attend=attend, constrain=constrain)
         new_cache.append(written)
     x = constrain(x, ("rows", "tokens", "embed"))
     return decoder.rms_norm(x, outer["final_norm"], config.norm_epsilon), new_cache
@@ -265,7 +267,7 @@ def _in_blocks(function: Callable[..., Array], *arrays: Array) -> Array:
     return out.swapaxes(0, 1).reshape(n, length, *out.shape[3:])
 
 
-def _write(cache: Array, new: Array, starts: Int[Array, " N"], axis: int) -> Array:
+def _write(cache: Array, new: Array, starts: Int[Array, " N"], *, axis: int) -> Array:
     """Writes each row of `new` into its row of the cache, from `starts` on along an axis of the row."""
 
     def one(row: Array, part: Array, start: Array) -> Array:

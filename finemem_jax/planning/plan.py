@@ -177,7 +177,7 @@ def make(config: Config, topology: str) -> Plan:
 def _mesh(config: Config, model, where):
     sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     try:
-        mesh = sharding.make_mesh(*sizes, where.devices)
+        mesh = sharding.make_mesh(*sizes, devices=where.devices)
         sharding.param_shardings(model, mesh)
     except ValueError as error:
         fitting = _fitting_mesh(model, where)
@@ -246,7 +246,7 @@ class _Shapes:
         # What the manager and the reader each decode with, where these are copies.
         plain = lora.without(model)
         laid_out = functools.partial(kv_cache.layout, plain, dtype=config.sampler.dtype, int8=config.sampler.int8)
-        where = kv_cache.shardings(plain, mesh, config.sampler.whole_weights, config.sampler.int8)
+        where = kv_cache.shardings(plain, mesh, whole=config.sampler.whole_weights, int8=config.sampler.int8)
         self.weights = jax.tree.map(_at, jax.eval_shape(laid_out, base), where)
 
     def scalar(self, dtype=jnp.float32) -> Any:
@@ -274,7 +274,9 @@ class _Shapes:
 
     def cache(self, model, rows, positions):
         """Rows over data and fsdp, heads over tensor."""
-        shapes = jax.eval_shape(functools.partial(kv_cache.empty, model, rows, positions, self.config.sampler.dtype))
+        shapes = jax.eval_shape(
+            functools.partial(kv_cache.empty, model, rows, positions, dtype=self.config.sampler.dtype)
+        )
         return jax.tree.map(_at, shapes, kv_cache.cache_shardings(self.mesh, shapes))
 
 

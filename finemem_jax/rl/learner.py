@@ -97,8 +97,8 @@ def response_log_probs(
         options.model,
         params,
         [batch.shared_prefix, batch.group_prefix, batch.suffix],
-        [batch.shared_prefix_length, batch.group_prefix_length, batch.suffix_length],
-        options.compute,
+        lengths=[batch.shared_prefix_length, batch.group_prefix_length, batch.suffix_length],
+        compute=options.compute,
     )[-1]
     # The state at one position predicts the token at the next; only predicted positions meet the output head.
     rows, width = batch.response.shape
@@ -106,7 +106,11 @@ def response_log_probs(
     states = jnp.take_along_axis(hidden, positions[:, :, None], axis=1).reshape(rows * width, -1)
     head = decoder.output_head(options.model, params)
     chosen, entropy = log_probs.token_log_probs(
-        states, head.astype(states.dtype), batch.response.reshape(-1), temperature, mesh=options.compute.mesh
+        states,
+        head.astype(states.dtype),
+        batch.response.reshape(-1),
+        temperature=temperature,
+        mesh=options.compute.mesh,
     )
     return chosen.reshape(rows, width), entropy.reshape(rows, width)
 

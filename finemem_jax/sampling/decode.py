@@ -123,7 +123,7 @@ def prefill(
     copies of their rows (`copy_rows`): where one program takes rows out of a cache, computes and puts them back, XLA on
     CPUs copies the cache whole.
     """
-    hidden, rows = kv_cache.extend(spec.config, context, rows, new, spec.mesh)
+    hidden, rows = kv_cache.extend(spec.config, context, rows, new=new, mesh=spec.mesh)
     assert new.lengths is not None, "the last token of each row is asked for"
     last = jnp.take_along_axis(hidden, (new.lengths - 1)[:, None, None], axis=1)[:, 0]
     return logical_axes.constrain(spec.mesh, last, kv_cache.STATES), kv_cache.constrain(spec.mesh, rows)
@@ -135,7 +135,7 @@ def draw_first(
 ) -> Sample:
     """Draws a token for each slot from the state of its last prompt token."""
     logits = kv_cache.logits(spec.config, context.weights, ends.hidden)[ends.row_of_slot]
-    return _draw(logits, state, context.prefix_length, allowed)
+    return _draw(logits, state, prefix_length=context.prefix_length, allowed=allowed)
 
 
 # --------------------------------------------------------------------------------------
@@ -165,11 +165,11 @@ def decode(
     def one_step(carry: _Carry) -> _Carry:
         step, cache, state, drawn = carry
         # Without a mesh: of one token a row, partial sums are less to send than a layer's weights.
-        hidden, cache = kv_cache.extend(config, context, cache, NewTokens(state.token[:, None], state.filled))
+        hidden, cache = kv_cache.extend(config, context, cache, new=NewTokens(state.token[:, None], state.filled))
         active = state.remaining > 0
         state = state._replace(filled=state.filled + active)
         logits = kv_cache.logits(config, context.weights, hidden[:, 0])
-        new = _draw(logits, state, context.prefix_length, rules.allowed)
+        new = _draw(logits, state, prefix_length=context.prefix_length, allowed=rules.allowed)
         drawn = jax.tree.map(
             lambda all_, one, idle: all_.at[:, step].set(jnp.where(active, one, idle)), drawn, new, nothing
         )
@@ -187,6 +187,7 @@ def decode(
 def _draw(
     logits: Float[Array, "N V"],
     state: SlotState,
+    *,
     prefix_length: Int[Array, ""] | np.int32,
     allowed: UInt32[Array, "N W"] | None,
 ) -> Sample:
@@ -194,7 +195,7 @@ def _draw(
     uniform = jax.vmap(
         lambda key, position: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position))
     )(state.key, prefix_length + state.filled)
-    return token_sampling.sample(logits, state.sampling, uniform, allowed)
+    return token_sampling.sample(logits, state.sampling, uniform, allowed=allowed)
 
 
 # --------------------------------------------------------------------------------------
@@ -215,9 +216,9 @@ def teacher_forced(
         log π(target), and whether the target is the likeliest token.
     """
     config, (number, length) = spec.config, packed.ids.shape
-    cache = kv_cache.empty(config, number, length, jax.tree.leaves(context.prefix)[0].dtype.name)
+    cache = kv_cache.empty(config, number, length, dtype=jax.tree.leaves(context.prefix)[0].dtype.name)
     new = NewTokens(packed.ids, jnp.zeros(number, jnp.int32), packed=packed)
-    hidden, _ = kv_cache.extend(config, context, cache, new, spec.mesh)
+    hidden, _ = kv_cache.extend(config, context, cache, new=new, mesh=spec.mesh)
     hidden = hidden[targets.rows, targets.places]
 
     def one_block(i: Array, found: tuple[Array, Array]) -> tuple[Array, ...]:
@@ -248,7 +249,7 @@ def empty(
     *, config: DecoderConfig, rows: int, positions: int, dtype: str, mesh: Mesh | None = None
 ) -> list[LayerCache]:
     """Returns a cache of zeros, made where it belongs on the mesh."""
-    return kv_cache.constrain(mesh, kv_cache.empty(config, rows, positions, dtype))
+    return kv_cache.constrain(mesh, kv_cache.empty(config, rows, positions, dtype=dtype))
 
 
 class Copies(NamedTuple):

@@ -105,13 +105,13 @@ class Engine:
                 )
             weights = kv_cache.in_place(params)
         else:
-            weights = kv_cache.layout(self._config, params, settings.dtype, settings.int8)
+            weights = kv_cache.layout(self._config, params, settings.dtype, int8=settings.int8)
         if self._mesh is None:
             # Of one kind also where the trainer has a mesh of one device: else programs would be compiled for either.
             self._device = SingleDeviceSharding(*place.device_set)
             weights = jax.device_put(weights, self._device)
         elif not settings.in_place:
-            where = kv_cache.shardings(self._config, self._mesh, settings.whole_weights, settings.int8)
+            where = kv_cache.shardings(self._config, self._mesh, whole=settings.whole_weights, int8=settings.int8)
             weights = jax.device_put(weights, where)
         self.weights = weights
 
@@ -154,7 +154,7 @@ class Engine:
 
     def _shape(self, rows: int, positions: int) -> _CacheLike:
         """What `empty` returns, without its memory."""
-        cache = jax.eval_shape(lambda: kv_cache.empty(self._config, rows, positions, self._settings.dtype))
+        cache = jax.eval_shape(lambda: kv_cache.empty(self._config, rows, positions, dtype=self._settings.dtype))
         if self._mesh is None:
             places = jax.tree.map(lambda _: self._device, cache)
         else:
@@ -172,7 +172,7 @@ class Engine:
     # ---------------------------------------------------------------------------------- compiling ahead
 
     def warm_up(
-        self, prefix_length: int, positions: Sequence[int], stored: tuple[int, int], say: Callable[[int, int], None]
+        self, prefix_length: int, positions: Sequence[int], *, stored: tuple[int, int], say: Callable[[int, int], None]
     ) -> None:
         """Compiles all programs for caches of these sizes. Shorter prefixes will be padded to this length.
 
@@ -184,9 +184,10 @@ class Engine:
         prefix, calls = self._prefix_calls(self.positions(prefix_length), prefix_length)
         state, store = decode_lib.idle(self.num_slots), self._shape(*stored)
         sizes = [self._shape(self.num_slots, size) for size in positions]
+        rules = Rules(np.int32(0), self._end_ids)
         calls += [self._empty(*stored)]
         calls += [self._empty(self.num_slots, size) for size in positions]
-        calls += [self._decode(prefix, slots, state, Rules(np.int32(0), self._end_ids)) for slots in sizes]
+        calls += [self._decode(prefix, slots, state, rules=rules) for slots in sizes]
         for rows in (self.data_shards * rows for rows in self.row_buckets):
             nothing, copies = np.zeros(rows, np.int32), self._shape(rows, positions[-1])
             calls.append(self._empty(rows, positions[-1]))
@@ -262,10 +263,10 @@ class Engine:
         return hidden, cache
 
     def draw_first(
-        self, prefix: SharedPrefix, ends: PromptEnds, state: SlotState, allowed: Array | None = None
+        self, prefix: SharedPrefix, ends: PromptEnds, state: SlotState, *, allowed: Array | None = None
     ) -> Sample:
         """Computes `decode_lib.draw_first` of slots whose prompts have just been prefilled, as NumPy arrays."""
-        return self._fetch(self._run(self._draw_first(prefix, ends, state, allowed)))
+        return self._fetch(self._run(self._draw_first(prefix, ends, state, allowed=allowed)))
 
     def decode(
         self,
@@ -278,7 +279,7 @@ class Engine:
     ) -> tuple[list[LayerCache], SlotState, Sample]:
         """Computes `decode_lib.decode`; state and what was drawn as NumPy arrays. Of what is `allowed`, one step."""
         rules = Rules(np.int32(leave_at), self._end_ids, allowed)
-        cache, *rest = self._run(self._decode(prefix, cache, state, rules))
+        cache, *rest = self._run(self._decode(prefix, cache, state, rules=rules))
         return cache, *self._fetch(rest)
 
     def teacher_force(self, prefix: SharedPrefix, packed: Packed, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
@@ -335,13 +336,13 @@ class Engine:
         return self._prefill(nothing, cache, NewTokens(tokens, start * one, len(chunk) * one))
 
     def _draw_first(
-        self, prefix: SharedPrefix, ends: PromptEnds, state: SlotState, allowed: Array | None = None
+        self, prefix: SharedPrefix, ends: PromptEnds, state: SlotState, *, allowed: Array | None = None
     ) -> Call:
         # The first draw's position is the prompt's last token, so that it never meets a later draw's key.
         state = state._replace(filled=state.filled - 1)
         return self._call(decode_lib.draw_first, prefix, ends, state, allowed)
 
-    def _decode(self, prefix: SharedPrefix, cache: _CacheLike, state: SlotState, rules: Rules) -> Call:
+    def _decode(self, prefix: SharedPrefix, cache: _CacheLike, state: SlotState, *, rules: Rules) -> Call:
         num_steps = 1 if rules.allowed is not None else self._settings.steps_per_call
         return self._call(decode_lib.decode, prefix, cache, state, rules, num_steps=num_steps)
 

@@ -146,7 +146,7 @@ class Sampler:
         """
         self._positions = max(self._positions, self.engine.positions(positions))
         sizes = self.engine.sizes(self._positions)
-        self.engine.warm_up(prefix_length, sizes, (self._stored_rows, self._half), say)
+        self.engine.warm_up(prefix_length, sizes, stored=(self._stored_rows, self._half), say=say)
 
     def take_stats(self) -> SamplerStats:
         """Returns the counts since the last call."""
@@ -276,7 +276,9 @@ class Sampler:
                 SLOTS: self.engine.empty(self.engine.num_slots, size),
                 STORE: self.engine.empty(self._stored_rows, self._half),
             }
-            self._slots = Slots(prefix_ids, self._shared_prefix(prefix_ids), caches, self.engine.data_shards)
+            self._slots = Slots(
+                prefix_ids, self._shared_prefix(prefix_ids), caches, data_shards=self.engine.data_shards
+            )
         else:
             slots.take_over(prefix_ids, self._shared_prefix(prefix_ids))
         return self._slots
@@ -391,11 +393,11 @@ class Sampler:
         rows = np.zeros(self.engine.num_slots, np.int32)
         rows[list(row_of_slot)] = list(row_of_slot.values())
         allowed = slots.allowed(self.config.vocab_size)
-        drawn = self.engine.draw_first(slots.prefix, PromptEnds(hidden, rows), slots.state, allowed)
+        drawn = self.engine.draw_first(slots.prefix, PromptEnds(hidden, rows), slots.state, allowed=allowed)
         for slot in row_of_slot:
             taken = slots.occupants[slot]
             assert taken is not None, "its prompt has just ended"
-            _append(taken, drawn, slot, [0])
+            _append(taken, drawn, slot=slot, places=[0])
             self.stats.new_tokens += 1
             slots.state.token[slot] = drawn.token[slot]
             slots.state.remaining[slot] = taken.request.max_new_tokens - 1
@@ -420,7 +422,7 @@ class Sampler:
         for slot, taken in enumerate(slots.occupants):
             if taken is None:
                 continue
-            _append(taken, drawn, slot, is_drawn[slot])
+            _append(taken, drawn, slot=slot, places=is_drawn[slot])
             if slots.state.remaining[slot] == 0:
                 self._complete(slots, slot)
 
@@ -433,7 +435,7 @@ class Sampler:
         self._done.append((left.request_id, completion))
 
 
-def _append(taken: Slot, drawn: Sample, slot: int, places: np.ndarray | list[int]) -> None:
+def _append(taken: Slot, drawn: Sample, *, slot: int, places: np.ndarray | list[int]) -> None:
     """Appends what a slot has drawn to its completion so far.
 
     Args:

@@ -134,7 +134,7 @@ class Slots:
         occupants: What each slot works on; None for a free one.
     """
 
-    def __init__(self, prefix_ids: tuple[int, ...], prefix: Any, caches: dict[str, Any], data_shards: int = 1):
+    def __init__(self, prefix_ids: tuple[int, ...], prefix: Any, caches: dict[str, Any], *, data_shards: int = 1):
         """Begins with all slots free.
 
         Args:

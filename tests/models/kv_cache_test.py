@@ -42,9 +42,9 @@ def test_extend_takes_rows_of_different_lengths(params, paths, rows):
     cache, shared_prefix = kv_cache.empty(TINY, len(tokens), 24), kv_cache.empty(TINY, 1, 0)
     weights = kv_cache.layout(TINY, params, "float32")
     context = Context(weights, shared_prefix, jnp.asarray(0))
-    _, cache = extend(TINY, context, cache, NewTokens(tokens, jnp.zeros(4, jnp.int32)))
+    _, cache = extend(TINY, context, cache, new=NewTokens(tokens, jnp.zeros(4, jnp.int32)))
     last = np.array([ids[-1:] for ids in paths])
-    states, _ = extend(TINY, context, cache, NewTokens(last, lengths - 1))
+    states, _ = extend(TINY, context, cache, new=NewTokens(last, lengths - 1))
     np.testing.assert_allclose(states[:, 0], [row[-1] for row in rows], rtol=0, atol=1e-4)
 
 
@@ -55,7 +55,7 @@ def test_attention_in_blocks_of_tokens_is_attention_at_once(params, monkeypatch)
     shared_prefix = jax.tree.map(lambda x: x + 0.2, kv_cache.empty(TINY, 1, 5))
 
     def extended():
-        return kv_cache.extend(TINY, Context(weights, shared_prefix, 4), cache, NewTokens(tokens, np.array([0, 3])))
+        return kv_cache.extend(TINY, Context(weights, shared_prefix, 4), cache, new=NewTokens(tokens, np.array([0, 3])))
 
     whole = extended()
     monkeypatch.setattr(kv_cache, "_QUERY_BLOCK", 4)
@@ -79,8 +79,8 @@ def test_the_layout_is_a_copy(params):
 @pytest.mark.parametrize("whole", [True, False])
 def test_places_on_a_mesh(params, whole):
     """Split along "tensor" always, along "fsdp" only where weights are to stay in parts."""
-    mesh = sharding.make_mesh(1, 2, 1, jax.devices()[:2])
-    placed = jax.device_put(kv_cache.layout(TINY, params, "float32"), kv_cache.shardings(TINY, mesh, whole))
+    mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    placed = jax.device_put(kv_cache.layout(TINY, params, "float32"), kv_cache.shardings(TINY, mesh, whole=whole))
     gate = placed[1][0]["gate"]
     assert gate.shape == (TINY.mlp_dim, TINY.embed_dim)
     assert gate.addressable_shards[0].data.shape == (TINY.mlp_dim, TINY.embed_dim // (1 if whole else 2))
@@ -106,6 +106,6 @@ def test_int8_states_are_close(params, paths, rows):
     weights = kv_cache.layout(TINY, params, "float32", int8=True)
     cache, shared_prefix = kv_cache.empty(TINY, 1, 24), kv_cache.empty(TINY, 1, 0)
     new = NewTokens(paths[1][None], np.zeros(1, np.int32))
-    states, _ = extend(TINY, Context(weights, shared_prefix, jnp.int32(0)), cache, new)
+    states, _ = extend(TINY, Context(weights, shared_prefix, jnp.int32(0)), cache, new=new)
     error = np.abs(np.asarray(states[0]) - rows[1]).mean() / np.abs(rows[1]).mean()
     assert 1e-4 < error < 0.05

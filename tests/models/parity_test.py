@@ -33,7 +33,7 @@ def ours(config):
     tokens = np.stack([np.pad(row, (0, lengths.max() - len(row)), constant_values=3) for row in rows])
 
     def mean_log_prob(params):
-        (states,) = decoder.hidden_states(config, params, [tokens], [lengths], decoder.Compute("none"))
+        (states,) = decoder.hidden_states(config, params, [tokens], lengths=[lengths], compute=decoder.Compute("none"))
         log_probs = jax.nn.log_softmax(states @ decoder.output_head(config, params).T)
         chosen = [log_probs[i, np.arange(len(row) - 1), row[1:]] for i, row in enumerate(rows)]
         return jnp.concatenate(chosen).mean(), log_probs
@@ -77,7 +77,7 @@ def test_cached_decoding(config):
     @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
     def extend(cache, tokens, start):
         context = Context(weights, shared_prefix, jnp.asarray(0))
-        states, cache = kv_cache.extend(config, context, cache, NewTokens(tokens, start))
+        states, cache = kv_cache.extend(config, context, cache, new=NewTokens(tokens, start))
         return jax.nn.log_softmax(kv_cache.logits(config, weights, states[0])), cache
 
     parts = []

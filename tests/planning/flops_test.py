@@ -39,7 +39,9 @@ def traced(remat, config=TINY, backward=True):
 
     def loss(trained):
         params = lora.combine(frozen_values, trained)
-        return sum(x.sum() for x in decoder.hidden_states(config, params, tokens, lengths, Compute(remat)))
+        return sum(
+            x.sum() for x in decoder.hidden_states(config, params, tokens, lengths=lengths, compute=Compute(remat))
+        )
 
     frozen_values = jax.tree.map(lambda x: jnp.zeros(x.shape), frozen)
     return products(jax.make_jaxpr(jax.grad(loss) if backward else loss)(trained).jaxpr)

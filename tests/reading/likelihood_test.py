@@ -54,7 +54,7 @@ def likelihoods(params, together=256, most=1024, tokens=TOKENS, end_ids=TOKENS.e
 
 @jax.jit
 def _log_probs(params, tokens, length):
-    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], [length[None]])
+    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], lengths=[length[None]])
     return jax.nn.log_softmax(states[0] @ params["embedding"].T)
 
 
@@ -266,7 +266,9 @@ def test_the_real_model_and_its_tokenizer():
         prompt_ids, ids = parts.answering.prompt(queries[0]).ids, tokens.encode(gold)
         assert tokens.decode(ids) == gold
         row = np.pad([*prompt_ids, *ids], (0, 320 - len(prompt_ids) - len(ids)))
-        (states,) = decoder.hidden_states(model, parts.params, [row[None]], [np.array([len(prompt_ids) + len(ids)])])
+        (states,) = decoder.hidden_states(
+            model, parts.params, [row[None]], lengths=[np.array([len(prompt_ids) + len(ids)])]
+        )
         logits = np.asarray(states[0, len(prompt_ids) - 1 : len(prompt_ids) + len(ids)] @ parts.params["embedding"].T)
         log_probs = np.asarray(jax.nn.log_softmax(logits.astype(np.float64)))
         end = np.log(np.exp(log_probs[-1, list(tokens.end_ids)]).sum())

@@ -17,7 +17,7 @@ MODEL = presets.preset("tiny")
 OPTIONS = learner.LearnerOptions(MODEL, decoder.Compute(), ObjectiveOptions())
 ONE = jnp.float32(1.0)
 response_log_probs = jax.jit(learner.response_log_probs, static_argnums=0)
-hidden_states = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
+hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "compute"))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_log_probs_equal_those_of_plain_rows(params):
             ]
         )
         padded = np.pad(row, (0, 24 - len(row)))
-        hidden = hidden_states(MODEL, params, [padded[None]], [np.array([len(row)])])[0][0, : len(row)]
+        hidden = hidden_states(MODEL, params, [padded[None]], lengths=[np.array([len(row)])])[0][0, : len(row)]
         log_probs = jax.nn.log_softmax(hidden @ params["embedding"].T)
         count = int(batch.rows.token_mask[r].sum())
         want = np.take_along_axis(np.asarray(log_probs)[-count - 1 : -1], row[-count:, None], axis=1)[:, 0]

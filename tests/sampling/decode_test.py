@@ -49,7 +49,7 @@ def logits_of(params):
 
     @jax.jit
     def logits(tokens, length):
-        (states,) = decoder.hidden_states(TINY, params, [tokens[None]], [length[None]])
+        (states,) = decoder.hidden_states(TINY, params, [tokens[None]], lengths=[length[None]])
         return params["embedding"] @ states[0, length - 1]
 
     def of(ids):

@@ -57,7 +57,7 @@ def params():
 
 @jax.jit
 def _logits(params, tokens, length):
-    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], [length[None]])
+    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], lengths=[length[None]])
     return states[0] @ params["embedding"].T
 
 
@@ -167,7 +167,7 @@ def pointers(params):
 def test_in_place(params, requests, completions, sizes):
     """The same ids from the trainer's own arrays, of which nothing is copied."""
     if sizes:
-        params = sharding.place(TINY, params, sharding.make_mesh(*sizes, jax.devices()[: np.prod(sizes)]))
+        params = sharding.place(TINY, params, sharding.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
     sampler = make_sampler(params, in_place=True)
     rest, layers = sampler.engine.weights
     assert pointers(rest | {"layers": layers}) == pointers(params)
@@ -203,7 +203,7 @@ def test_first_two_tokens_follow_the_models_distribution(params):
 
     vocab = TINY.vocab_size
     rows = np.concatenate([np.tile(prompt, (vocab, 1)), np.arange(vocab)[:, None]], axis=1)
-    (states,) = jax.jit(decoder.hidden_states, static_argnums=0)(TINY, params, [rows], [np.full(vocab, 9)])
+    (states,) = jax.jit(decoder.hidden_states, static_argnums=0)(TINY, params, [rows], lengths=[np.full(vocab, 9)])
     first, second = (np.asarray(jax.nn.softmax(states[:, i] @ params["embedding"].T), np.float64) for i in (-2, -1))
     # P(second) = Σ over first of P(first) P(second | first); each of the rows continues one first token.
     for tokens, probabilities in [(sampled[:, 0], first[0]), (sampled[:, 1], first[0] @ second)]:
@@ -646,7 +646,7 @@ def test_an_endless_stream_of_one_shared_prefix_does_not_starve_another(params, 
 def test_nothing_is_compiled_after_the_warm_up(params, requests, completions, mesh):
     """Whether the trainer's parameters are on a mesh or not."""
     if mesh:
-        params = sharding.place(TINY, params, sharding.make_mesh(*mesh, jax.devices()[:1]))
+        params = sharding.place(TINY, params, sharding.make_mesh(*mesh, devices=jax.devices()[:1]))
     sampler = make_sampler(params, num_slots=5, steps_per_call=3)
     shown = []
     sampler.warm_up(len(SHARED_PREFIX), 4 * MULTIPLE, lambda done, total: shown.append((done, total)))

@@ -24,7 +24,7 @@ class Simulated:
             return [(np.zeros((rows, 1, 1, positions)), np.zeros((rows, 1, positions, 1)))]
 
         caches = {SLOTS: empty(num_slots, POSITIONS), STORE: empty(num_stored, stored_positions)}
-        self.slots = Slots(SHARED_PREFIX, None, caches, data_shards)
+        self.slots = Slots(SHARED_PREFIX, None, caches, data_shards=data_shards)
         self.sizes = {SLOTS: num_slots // data_shards, STORE: num_stored // data_shards}
         self.rows = {SLOTS: [[] for _ in range(num_slots)], STORE: [[] for _ in range(num_stored)]}
         self.computed, self.stored_positions = 0, stored_positions
