@@ -30,14 +30,14 @@ from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Request, random_key
 from finemem_jax.weights import files as weights
 from finemem_jax.weights import hf_weights
-from finemem_jax.weights import pretrained as backbone
+from finemem_jax.weights import pretrained
 
 THREADS = common.machine()["cores"]
 ROWS = 16  # Prompts at a time.
 CONTEXT = 1024  # Room for a prompt and its new tokens.
 HF_FOLDER, GGUF_FILE = "hugging_face", "q8_0.gguf"
 
-# {"ids", "cuts": ends of shared prefix, group prefix and whole (`episode.Request`), "new_tokens": how many to draw}.
+# {"ids", "cuts": ends of shared prefix, group prefix and whole (`types.Request`), "new_tokens": how many to draw}.
 Prompt = dict[str, Any]
 
 
@@ -56,7 +56,7 @@ def write_weights(folder: pathlib.Path) -> None:
 
 
 def _load() -> tuple[DecoderConfig, Params]:
-    found = backbone.find(settings())
+    found = pretrained.find(settings())
     return found.model, found.params(sharding.make_mesh(1, 1, 1))
 
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/drawing.py: against sorted float64 probabilities, on ties, and row by row."""
+"""Tests of finemem_jax/sampling/token_sampling.py: against sorted float64 probabilities, on ties, and row by row."""
 
 import jax
 import jax.numpy as jnp
