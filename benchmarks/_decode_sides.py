@@ -29,8 +29,7 @@ from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Request, random_key
 from finemem_jax.weights import files as weights
-from finemem_jax.weights import hf_weights
-from finemem_jax.weights import pretrained
+from finemem_jax.weights import hf_weights, pretrained
 
 THREADS = common.machine()["cores"]
 ROWS = 16  # Prompts at a time.
