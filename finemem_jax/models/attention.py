@@ -67,10 +67,10 @@ class Segment(NamedTuple):
 class _Rows(NamedTuple):
     """Rows of queries with all keys that they may see, their own last; `valid` is False at padding."""
 
-    queries: Float[Array, "N L H C"]
-    keys: Float[Array, "N P K C"]
-    values: Float[Array, "N P K C"]
-    valid: Bool[Array, "N P"]
+    queries: Float[jax.Array, "N L H C"]
+    keys: Float[jax.Array, "N P K C"]
+    values: Float[jax.Array, "N P K C"]
+    valid: Bool[jax.Array, "N P"]
 
 
 def choose(wanted: str, device: jax.Device, dtype: jnp.dtype, *, num_devices: int = 1) -> tuple[str, str]:
@@ -314,12 +314,14 @@ def _repeat_prefixes(path: Sequence[Level], row_attention: Callable[[_Rows], Arr
     """Attends from the last level of `path`, its rows' keys put together from all levels."""
     queries, count = path[-1].queries, len(path[-1].queries)
 
-    def joined(arrays: list[Array]) -> Array:
+    def joined(arrays: list[Array]) -> jax.Array:
         return jnp.concatenate([jnp.repeat(x, count // len(x), axis=0) for x in arrays], axis=1)
 
     prefixes = [jnp.arange(level.keys.shape[1])[None] < level.lengths[:, None] for level in path[:-1]]
     valid = joined([*prefixes, jnp.arange(queries.shape[1])[None] < path[-1].lengths[:, None]])
-    rows = _Rows(queries, joined([level.keys for level in path]), joined([level.values for level in path]), valid)
+    rows = _Rows(
+        jnp.asarray(queries), joined([level.keys for level in path]), joined([level.values for level in path]), valid
+    )
     if mesh is None or mesh.size == 1:
         return row_attention(rows)
     # A kernel is opaque to the partitioner; rows and heads are independent, so each device runs it on its own.
@@ -327,7 +329,7 @@ def _repeat_prefixes(path: Sequence[Level], row_attention: Callable[[_Rows], Arr
     tensor = logical_axes.COMPUTED["kv_heads"]
     split_heads = tensor if rows.keys.shape[2] % logical_axes.size(mesh, tensor) == 0 else None
     spec = P(split_rows, None, split_heads, None)
-    specs = _Rows(spec, spec, spec, P(split_rows, None))
+    specs = _Rows._make((spec, spec, spec, P(split_rows, None)))
     return jax.shard_map(row_attention, mesh=mesh, in_specs=(specs,), out_specs=spec, check_vma=False)(rows)
 
 

@@ -282,7 +282,7 @@ def gathered(config: DecoderConfig, layer_params: Params, mesh: Mesh | None) -> 
 
 def _starts(lengths: Sequence[Array]) -> list[Array]:
     """Position of each row's first token: the total length of its ancestors."""
-    starts = [jnp.zeros_like(lengths[0])]
+    starts: list[Array] = [jnp.zeros_like(lengths[0])]
     for parent, child in itertools.pairwise(lengths):
         starts.append(jnp.repeat(starts[-1] + parent, len(child) // len(parent)))
     return starts

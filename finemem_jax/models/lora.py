@@ -70,11 +70,11 @@ def split(params: Params) -> tuple[Params, Params]:
     return {**params, "layers": base}, {"layers": adapters}
 
 
-def combine(frozen: Params, trained: Params) -> Params:
+def combine(base: Params, trained: Params) -> Params:
     """Undoes `split`."""
-    if not frozen:
+    if not base:
         return trained
-    return {**frozen, "layers": frozen["layers"] | trained["layers"]}
+    return {**base, "layers": base["layers"] | trained["layers"]}
 
 
 def merge(config: DecoderConfig, params: Params) -> Params:
@@ -84,11 +84,12 @@ def merge(config: DecoderConfig, params: Params) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _merge(config: DecoderConfig, params: Params) -> Params:
-    frozen, adapters = split(params)
-    layers = dict(frozen["layers"])
+    assert config.lora is not None, "without adapters there is nothing to merge"
+    base, adapters = split(params)
+    layers = dict(base["layers"])
     for name in config.lora.targets:
         a, b = adapters["layers"][name + A], adapters["layers"][name + B]
         product = jnp.einsum("nir,nro->nio", a, b, preferred_element_type=jnp.float32)
         scaled = config.lora.alpha / config.lora.rank * product
         layers[name] = (layers[name].astype(jnp.float32) + scaled).astype(layers[name].dtype)
-    return {**frozen, "layers": layers}
+    return {**base, "layers": layers}

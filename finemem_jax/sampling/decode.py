@@ -88,13 +88,13 @@ class Targets(NamedTuple):
 
     Attributes:
         rows, places, ids: Token `ids` is to follow place `places` of row `rows`; -1 for any token that ends a turn.
-        count: How many of the M there are; the others are padding, and what is returned of them is 0.
+        num_targets: How many of the M there are; the others are padding, and what is returned of them is 0.
     """
 
     rows: Int[Array, " M"]
     places: Int[Array, " M"]
     ids: Int[Array, " M"]
-    count: Int[Array, ""] | np.int32
+    num_targets: Int[Array, ""] | np.int32
 
 
 def idle(slots: int) -> SlotState:
@@ -144,7 +144,7 @@ def draw_first(
 
 
 # Step, cache, state and what was drawn so far.
-_Carry = tuple[Array, list[LayerCache], SlotState, Sample]
+_Carry = tuple[Array | int, list[LayerCache], SlotState, Sample]
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")
@@ -236,7 +236,7 @@ def teacher_forced(
 
     size = len(targets.ids)
     found = jnp.zeros(size, jnp.float32), jnp.zeros(size, bool)
-    return jax.lax.fori_loop(0, -(-targets.count // TARGETS_TOGETHER), one_block, found)
+    return jax.lax.fori_loop(0, -(-targets.num_targets // TARGETS_TOGETHER), one_block, found)
 
 
 # --------------------------------------------------------------------------------------
@@ -290,6 +290,7 @@ def _by_shard(
     """
     if kv_cache.data_shards(mesh, len(cache[0][0])) == 1:
         return function(cache, *others)
+    assert mesh is not None, "one device has all rows"
     caches = jax.tree.map(lambda place: place.spec, kv_cache.cache_shardings(mesh, cache))
     specs = tuple(caches if isinstance(argument, list) else P(logical_axes.ROWS) for argument in (cache, *others))
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=caches, check_vma=False)(cache, *others)

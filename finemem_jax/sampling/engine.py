@@ -195,7 +195,7 @@ class Engine:
             for length in self.length_buckets:
                 new = NewTokens(np.zeros((rows, length), np.int32), nothing, nothing)
                 calls.append(self._prefill(prefix, copies, new))
-            ends = PromptEnds(self._states(rows), np.zeros(self.num_slots, np.int32))
+            ends = PromptEnds._make((self._states(rows), np.zeros(self.num_slots, np.int32)))
             calls.append(self._draw_first(prefix, ends, state))
         for slots in sizes:
             calls += [self._copy(*pair, []) for pair in ((slots, store), (store, slots), (slots, None))]
@@ -317,7 +317,7 @@ class Engine:
         return fetched
 
     def _call(self, function: Any, prefix: SharedPrefix, *arguments: Any, num_steps: int = 0) -> Call:
-        context = Context(self.weights, *prefix)
+        context = Context._make((self.weights, *prefix))
         return Call((function, context, *arguments), {"spec": Spec(self._config, self._mesh, num_steps)})
 
     def _empty(self, rows: int, positions: int) -> Call:

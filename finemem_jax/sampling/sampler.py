@@ -23,6 +23,7 @@ import numpy as np
 from finemem_jax.config import sections
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.kv_cache import NewTokens
+from finemem_jax.models.logical_axes import Array
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.sampling.decode import PromptEnds
 from finemem_jax.sampling.engine import Engine, SharedPrefix
@@ -429,13 +430,13 @@ class Sampler:
     def _complete(self, slots: Slots, slot: int) -> None:
         """Frees a slot whose completion has ended, and keeps the completion for `collect`."""
         left = slots.leave(slot)
-        ids, log_probs, raw_log_probs = map(tuple, left.drawn)
+        ids, log_probs, raw_log_probs = left.drawn
         reason = "stop" if ids[-1] in self._end_ids else "length"
-        completion = Completion(ids, log_probs, reason, self.policy_version, raw_log_probs)
+        completion = Completion(tuple(ids), tuple(log_probs), reason, self.policy_version, tuple(raw_log_probs))
         self._done.append((left.request_id, completion))
 
 
-def _append(taken: Slot, drawn: Sample, *, slot: int, places: np.ndarray | list[int]) -> None:
+def _append(taken: Slot, drawn: Sample, *, slot: int, places: Array | list[int]) -> None:
     """Appends what a slot has drawn to its completion so far.
 
     Args:

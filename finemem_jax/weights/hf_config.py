@@ -137,7 +137,7 @@ def to_fields(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     if (config.qkv_bias, config.qk_norm) != (config.family == "qwen2", config.family == "qwen3"):
         raise ValueError(
             f"no Hugging Face architecture is {config.family!r} with qkv_bias={config.qkv_bias} and "
-            f"qk_norm={config.qk_norm}; biases are 'qwen2', normalised heads are 'qwen3'."
+            f"qk_norm={config.qk_norm}; biases are 'qwen2', normalized heads are 'qwen3'."
         )
     scaling = None
     if config.rope_scaling is not None:

@@ -146,7 +146,7 @@ def build(config: DecoderConfig, shardings: Params, dtype: str, *, read: ReadFn)
             return out
 
         # Devices that hold the same slice share one reading of it.
-        def callback(index: tuple[slice, ...]) -> np.ndarray:
+        def callback(index: Any) -> np.ndarray:
             return fetch(tuple(part.indices(size)[:2] for part, size in zip(index, like.shape, strict=True)))
 
         return jax.make_array_from_callback(like.shape, sharding, callback)
@@ -352,7 +352,7 @@ def _write_shards(folder: pathlib.Path, config: DecoderConfig, params: Params, *
             for name in shard:
                 given, array = next(tensors)
                 assert given == name and array.shape == places[name].shape, (given, name, array.shape)
-                file.write(np.ascontiguousarray(array, jnp.dtype(dtype)).view(np.uint8))
+                file.write(np.ascontiguousarray(array, jnp.dtype(dtype)).view(np.uint8).data)
     if len(shards) > 1:
         weight_map = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         _write_json(folder / _INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
