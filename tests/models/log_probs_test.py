@@ -23,9 +23,9 @@ D, V = 6, 11
 def naive(hidden, head, targets, temperature):
     temperature = jnp.broadcast_to(temperature, len(targets))[:, None]
     logits = jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32) / temperature
-    normalised = jax.nn.log_softmax(logits)
-    chosen = normalised[jnp.arange(len(targets)), targets]
-    return chosen, -(jnp.exp(normalised) * normalised).sum(-1)
+    normalized = jax.nn.log_softmax(logits)
+    chosen = normalized[jnp.arange(len(targets)), targets]
+    return chosen, -(jnp.exp(normalized) * normalized).sum(-1)
 
 
 def random_case(n, width=D, vocab=V, seed=0):
@@ -129,7 +129,7 @@ def test_probabilities_sum_to_one():
 
 @pytest.mark.parametrize("vocab_block", [3, 2048])
 def test_logits_of_ten_thousand(vocab_block):
-    # Whole numbers, so that float32 has every logit exactly: ±10,000, and neighbours 1 apart whose probabilities
+    # Whole numbers, so that float32 has every logit exactly: ±10,000, and neighbors 1 apart whose probabilities
     # differ in digits that a log-sum-exp near 10,000 cannot hold.
     hidden = np.array([[100, 1], [-100, 1], [100, 0], [0, 1]], np.float32)
     head = np.array([[100, 0], [100, -1], [100, -2], [-100, 0], [-100, -1], [0, 0], [3, 5]], np.float32)

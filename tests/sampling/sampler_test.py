@@ -87,8 +87,8 @@ def assert_same(got: list[Completion], expected: list[Completion]):
 def assert_teacher_forced(params, request, completion):
     """The log-probabilities are those of a forward pass over prompt and completion together."""
     logits = logits_of(params, [*request.prompt_ids, *completion.ids])[len(request.prompt_ids) - 1 : -1]
-    normalised = jax.nn.log_softmax(logits / (request.temperature or 1.0))
-    expected = normalised[np.arange(len(completion.ids)), np.array(completion.ids)]
+    normalized = jax.nn.log_softmax(logits / (request.temperature or 1.0))
+    expected = normalized[np.arange(len(completion.ids)), np.array(completion.ids)]
     np.testing.assert_allclose(completion.log_probs, expected, rtol=0, atol=1e-4)
 
 

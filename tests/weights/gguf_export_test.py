@@ -133,7 +133,7 @@ def test_read_back_bit_for_bit(tmp_path, known_scaling, smollm, model):
 
 
 def test_interleaved_by_hand():
-    # One head of four channels: we rotate (0 2)(1 3) together, llama.cpp the neighbours.
+    # One head of four channels: we rotate (0 2)(1 3) together, llama.cpp the neighbors.
     kernel = np.arange(8.0)[:, None] * np.ones((1, 2))
     np.testing.assert_array_equal(gguf_export._interleaved(kernel, 2)[:, 0], [0, 2, 1, 3, 4, 6, 5, 7])
 

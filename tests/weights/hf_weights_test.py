@@ -233,7 +233,7 @@ def test_other_formats(tmp_path):
             {"model.layers.0.self_attn.q_proj.bias": np.zeros(160, np.float32)},
             r"hold 'model\.layers\.0\.self_attn\.q_proj\.bias' is unknown to config\.json's architecture",
         ),
-        ({"model.norm.weight": np.zeros(48, np.int8)}, r"'model\.norm\.weight' is I8; only F32.*not quantised"),
+        ({"model.norm.weight": np.zeros(48, np.int8)}, r"'model\.norm\.weight' is I8; only F32.*not quantized"),
     ],
     ids=["shape", "vocabulary", "head", "several", "extra", "dtype"],
 )
