@@ -29,15 +29,14 @@ from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Request, random_key
 from finemem_jax.weights import files as weights
-from finemem_jax.weights import hf_weights
-from finemem_jax.weights import pretrained as backbone
+from finemem_jax.weights import hf_weights, pretrained
 
 THREADS = common.machine()["cores"]
 ROWS = 16  # Prompts at a time.
 CONTEXT = 1024  # Room for a prompt and its new tokens.
 HF_FOLDER, GGUF_FILE = "hugging_face", "q8_0.gguf"
 
-# {"ids", "cuts": ends of trunk, branch and whole (`episode.Request`), "new_tokens": how many to draw}.
+# {"ids", "cuts": ends of shared prefix, group prefix and whole (`types.Request`), "new_tokens": how many to draw}.
 Prompt = dict[str, Any]
 
 
@@ -51,12 +50,12 @@ def settings() -> Config:
 
 def write_weights(folder: pathlib.Path) -> None:
     """Writes the experiment's weights in the form of each peer."""
-    hf_weights.save(folder / HF_FOLDER, *_load(), None)
+    hf_weights.save(folder / HF_FOLDER, *_load())
     _write_gguf(weights.locate(weights.EMBEDDED), folder / GGUF_FILE)
 
 
 def _load() -> tuple[DecoderConfig, Params]:
-    found = backbone.find(settings())
+    found = pretrained.find(settings())
     return found.model, found.params(sharding.make_mesh(1, 1, 1))
 
 
@@ -86,11 +85,7 @@ class Ours:
     def __init__(self, folder: pathlib.Path):
         config = settings()
         model, self.params = _load()
-        self.sampler = Sampler(
-            model, self.params, (model.vocab_size,), num_slots=config.sampler.num_slots,
-            steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
-            dtype=config.sampler.dtype,
-        )  # fmt: skip
+        self.sampler = Sampler(model, self.params, (model.vocab_size,), settings=config.sampler)
 
     def forget(self) -> None:
         self.sampler.update(self.params, 0)

@@ -1,8 +1,9 @@
 """Decoding against the memory's bandwidth: how much of a step is the time that reading weights and caches must take.
 
-    python benchmarks/decode_bandwidth.py [--slots=16] [--positions=384] [--trunk=384] [--dtype=float32]
+    python benchmarks/decode_bandwidth.py [--slots=16] [--positions=384] [--shared_prefix=384] [--dtype=float32]
         [--int8] [--in_place]
-    python benchmarks/decode_bandwidth.py --model=qwen3_4b --slots=64 --positions=1024 --trunk=512 --dtype=bfloat16
+    python benchmarks/decode_bandwidth.py --model=qwen3_4b --slots=64 --positions=1024 --shared_prefix=512
+        --dtype=bfloat16
 
 A step draws a token in each slot, and must read every weight and every position of every slot at least once. How fast
 this machine reads is measured beside it: the fastest of a sum and a product with a vector, over 1 GiB, in the same
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets
 from finemem_jax.sampling import decode as decoding
 from finemem_jax.sampling.engine import Engine
@@ -57,27 +59,28 @@ class Decoding:
     def __init__(self, model, arguments):
         self.slots, room = arguments.slots, arguments.positions
         init = jax.jit(lambda: jax.tree.map(lambda x: x.astype(arguments.dtype), decoder.init(model, 0)))
-        self.engine = Engine(
-            model, (), num_slots=self.slots, steps_per_call=STEPS, piece=STEPS, dtype=arguments.dtype, whole=True,
+        settings = sections.Sampler(
+            num_slots=self.slots, steps_per_call=STEPS, prefill_tokens=STEPS, dtype=arguments.dtype,
             int8=arguments.int8, in_place=arguments.in_place,
         )  # fmt: skip
+        self.engine = Engine(model, (), settings)
         self.engine.load(init())
         if self.engine.positions(room) != room:
             sys.exit(f"--positions={room}: take {self.engine.positions(room)}, a length that caches have.")
-        self.trunk = self.engine.trunk([1] * arguments.trunk)
+        self.shared_prefix = self.engine.shared_prefix([1] * arguments.shared_prefix)
         self.cache = self.engine.empty(self.slots, room)
         self.filled = room - STEPS
         # The embedding is read whole where it is the output head; else a row a slot.
         rest, layers = self.engine.weights
         head = rest["embedding" if model.tie_embeddings else "head"]
-        self.bytes = num_bytes(layers) + num_bytes(head) + num_bytes(self.cache) + num_bytes(self.trunk.cache)
+        self.bytes = num_bytes(layers) + num_bytes(head) + num_bytes(self.cache) + num_bytes(self.shared_prefix.cache)
         self.call()
 
     def call(self) -> None:
         state = decoding.idle(self.slots)
         state.filled[:], state.remaining[:], state.sampling.temperature[:] = self.filled, STEPS + 1, 1.0
         state.key[:, 0] = np.arange(self.slots)
-        self.cache, _, drawn = self.engine.decode(self.trunk, self.cache, state, 0)
+        self.cache, _, drawn = self.engine.decode(self.shared_prefix, self.cache, state)
         assert (drawn.token >= 0).all()
 
     def seconds_a_step(self) -> float:
@@ -89,7 +92,7 @@ def main():
     parser.add_argument("--model", default="smollm2_135m", help="a preset")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--positions", type=int, default=384, help="of each slot")
-    parser.add_argument("--trunk", type=int, default=384, help="positions that all slots share")
+    parser.add_argument("--shared_prefix", type=int, default=384, help="positions that all slots share")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--in_place", action="store_true", help="decode with the trainer's arrays")

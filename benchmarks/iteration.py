@@ -89,7 +89,7 @@ class Ours:
         self.parts, self.method = assembly.build(self.config), Method.from_config(self.config)
         self.prompts = make_prompts(self.parts, self.config)
         (folder / "prompts.json").write_text(json.dumps(self.prompts), encoding="utf-8")
-        hf_weights.save(folder / "model", self.parts.model, self.parts.params, self.parts.tokenizer)
+        hf_weights.save(folder / "model", self.parts.model, self.parts.params, tokenizer=self.parts.tokenizer)
         compute, _ = assembly.compute(self.config, self.parts.mesh)
         self.options = learner.LearnerOptions(self.parts.model, compute, self.method.objective)
         self.tx = learner.make_optimizer(self.config.optimizer)

@@ -56,7 +56,7 @@ def with_slopes(function, **settings):
     """Values, and gradients by states and head, of a combination in which every token weighs differently."""
 
     def combination(hidden, head, targets, temperature):
-        chosen, entropy = function(hidden, head, targets, temperature, **settings)
+        chosen, entropy = function(hidden, head, targets, temperature=temperature, **settings)
         n = jnp.arange(len(targets))
         return (jnp.cos(n) * chosen + 0.1 * jnp.sin(n) * entropy).sum(), (chosen, entropy)
 

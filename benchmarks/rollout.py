@@ -96,17 +96,17 @@ class _Never(dict):
 
 @contextmanager
 def without_prefixes() -> Iterator[None]:
-    """No row is found to begin with anything, no two prompts are equal, and nothing stands in the trunk."""
+    """No row is found to begin with anything, no two prompts are equal, and nothing stands in the shared prefix."""
     new_admission = slots._Shard.new_admission
 
-    def forgetful(share):
-        new_admission(share)
-        share._by_prompt = _Never()
+    def forgetful(shard):
+        new_admission(shard)
+        shard._by_prompt = _Never()
 
     with (
-        mock.patch.object(PrefixCache, "longest", lambda *_: (0, 0)),
+        mock.patch.object(PrefixCache, "match", lambda *_: (0, 0)),
         mock.patch.object(slots._Shard, "new_admission", forgetful),
-        mock.patch.object(Request, "trunk", property(lambda _: ())),
+        mock.patch.object(Request, "shared_prefix", property(lambda _: ())),
     ):
         yield
 
@@ -116,12 +116,13 @@ def without_leaving(longest: int) -> Iterator[None]:
     """A call to the device lasts until every slot is done."""
     decode, init = Engine.decode, Engine._decode
 
-    def to_the_end(engine, trunk, cache, state, leave_at, allowed=None):
-        return decode(engine, trunk, cache, state, 0, allowed)
+    def to_the_end(engine, prefix, cache, state, leave_at, allowed=None):
+        return decode(engine, prefix, cache, state, allowed=allowed)
 
-    def long(engine, *arguments):
-        with mock.patch.object(engine, "_steps_per_call", longest):
-            return init(engine, *arguments)
+    def long(engine, *arguments, **rules):
+        settings = dataclasses.replace(engine._settings, steps_per_call=longest)
+        with mock.patch.object(engine, "_settings", settings):
+            return init(engine, *arguments, **rules)
 
     with mock.patch.object(Engine, "decode", to_the_end), mock.patch.object(Engine, "_decode", long):
         yield

@@ -51,9 +51,9 @@ class Ours:
         ours = tokens.reshape(number, -1)
         self.batch = jax.device_put(
             batching.Batch(
-                trunk=np.zeros((1, 0), np.int32), trunk_length=np.zeros(1, np.int32),
-                branch=tokens[:, 0, :shared], branch_length=np.full(groups, shared, np.int32),
-                leaf=ours[:, shared:], leaf_length=np.full(number, own, np.int32),
+                shared_prefix=np.zeros((1, 0), np.int32), shared_prefix_length=np.zeros(1, np.int32),
+                group_prefix=tokens[:, 0, :shared], group_prefix_length=np.full(groups, shared, np.int32),
+                suffix=ours[:, shared:], suffix_length=np.full(number, own, np.int32),
                 response_start=np.full(number, own - trained, np.int32), response=ours[:, -trained:],
                 rows=grpo.Rows(
                     token_mask=np.ones((number, trained), bool),

@@ -97,9 +97,8 @@ def build(config: Config, workdir: pathlib.Path | None = None, processes: Proces
     params = loaded.pretrained.params(mesh)
     own = sharding.own(params, mesh)
     model, adapted = loaded.pretrained.model, pretrained.adapted(config, loaded.pretrained.model)
-    sampler = _sampler(config, loaded, own)
     num_stored = -(-config.rollout.streams_per_step // processes.count)
-    manager = sampler(num_slots=config.sampler.num_slots, num_stored=num_stored, in_place=config.sampler.in_place)
+    manager = Sampler(model, own, loaded.tokenizer.end_ids, settings=config.sampler, num_stored=num_stored)
     # Each writes its own file of answers: file systems that several machines share do not lock as SQLite needs it.
     answers_dir = workdir if workdir is None or processes.is_first else workdir / f"process_{processes.index}"
     asked = Answering(config, _local(config, loaded, own), needs, answers_dir)
@@ -107,7 +106,7 @@ def build(config: Config, workdir: pathlib.Path | None = None, processes: Proces
         model=adapted,
         processes=processes,
         mesh=mesh,
-        params=pretrained.with_adapters(adapted, params, mesh, config.seed),
+        params=pretrained.with_adapters(adapted, params, mesh, seed=config.seed),
         tokenizer=loaded.tokenizer,
         environment=environment(config, loaded.tokenizer),
         manager=manager,
@@ -150,20 +149,13 @@ def frozen(config: Config, loaded: ModelFiles) -> Local:
 def _local(config: Config, loaded, params):
     # The learner takes over what it trains: of that, a reader which stays as it is needs a copy.
     in_place = config.sampler.in_place and config.lora.rank > 0
+    settings = dataclasses.replace(config.sampler, num_slots=config.reader.num_slots, in_place=in_place)
     return Local(
-        functools.partial(_sampler(config, loaded, params), num_slots=config.reader.num_slots, in_place=in_place),
+        functools.partial(Sampler, loaded.pretrained.model, params, loaded.tokenizer.end_ids, settings=settings),
         loaded.tokenizer,
         loaded.pretrained.model.max_length,
         functools.partial(language_models.local_name, config, params),
     )
-
-
-def _sampler(config: Config, loaded, params):
-    return functools.partial(
-        Sampler, loaded.pretrained.model, params, loaded.tokenizer.end_ids,
-        steps_per_call=config.sampler.steps_per_call, prefill_tokens=config.sampler.prefill_tokens,
-        dtype=config.sampler.dtype, whole=config.sampler.whole_weights, int8=config.sampler.int8,
-    )  # fmt: skip
 
 
 def warm_up(config: Config, parts: Components, say: Callable[[str], None]) -> None:
@@ -174,17 +166,17 @@ def warm_up(config: Config, parts: Components, say: Callable[[str], None]) -> No
     """
     prompt = parts.environment.observe(Chunk(""), Memory())
     texts = config.manager.chunk_tokens + config.memory.view_tokens
-    trunk, positions = _lengths(prompt, texts + config.rollout.max_new_tokens)
+    shared_prefix, positions = _lengths(prompt, texts + config.rollout.max_new_tokens)
     # Readers get the same lengths, so that with equal slots they share the manager's programs. Evidence can be longer;
     # their caches then grow.
-    trunk = max(trunk, parts.answering.prompt(Query("", ())).cuts[0])
+    shared_prefix = max(shared_prefix, parts.answering.prompt(Query("", ())).cuts[0])
     line = "compiling what the manager generates with"
-    parts.manager.warm_up(trunk, positions, lambda done, total: say(f"{line}: {done} of {total} programs"))
-    parts.answering.warm_up(trunk, positions, say)
+    parts.manager.warm_up(shared_prefix, positions, lambda done, total: say(f"{line}: {done} of {total} programs"))
+    parts.answering.warm_up(shared_prefix, positions, say)
 
 
 def _lengths(prompt, tokens):
-    """Lengths of a prompt's trunk, and of what follows it with so many tokens more."""
+    """Lengths of a prompt's shared prefix, and of what follows it with so many tokens more."""
     return prompt.cuts[0], len(prompt.ids) - prompt.cuts[0] + tokens
 
 
@@ -199,8 +191,9 @@ def check_lengths(config: Config, parts: Components) -> None:
     if longest > parts.model.max_length:
         raise ValueError(
             f"manager.chunk_tokens ({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) "
-            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions ({lengths.trunk}) can "
-            f"reach {longest} tokens, more than {parts.model.name} takes ({parts.model.max_length}); lower one of them."
+            f"+ rollout.max_new_tokens ({config.rollout.max_new_tokens}) and the instructions "
+            f"({lengths.shared_prefix}) can reach {longest} tokens, more than {parts.model.name} takes "
+            f"({parts.model.max_length}); lower one of them."
         )
 
 
@@ -228,7 +221,7 @@ def compute(config: Config, mesh: jax.sharding.Mesh) -> tuple[Compute, str]:
     check_groups(config, mesh)
     device = mesh.devices.flat[0]
     implementation, remark = attention.choose(
-        config.model.attention, device, jnp.dtype(config.model.compute_dtype), mesh.size
+        config.model.attention, device, jnp.dtype(config.model.compute_dtype), num_devices=mesh.size
     )
     return Compute(config.model.remat, config.model.compute_dtype, implementation, mesh), remark
 

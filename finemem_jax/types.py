@@ -1,4 +1,4 @@
-"""Defines the nouns of the framework: streams, memory, operations, answers, trajectories.
+"""Defines the plain values that all rooms pass around: streams, memory, operations, requests, trajectories.
 
 Plain immutable Python. Nothing here knows of arrays, tokenizers or models.
 """
@@ -75,7 +75,7 @@ class Stream:
     questions: tuple[Question, ...] = ()
     competency: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.chunks:
             raise ValueError(
                 f"Stream {self.stream_id!r} of source {self.source!r} has no chunks; a stream needs at least one. "
@@ -274,10 +274,11 @@ class Request:
 
     Attributes:
         prompt_ids: Token ids.
-        cuts: Ends of the prompt's parts (see `tokenizer.EncodedChat`): trunk, branch, whole.
+        cuts: Ends of the prompt's parts (see `tokenizer.EncodedChat`): of the shared prefix, of the group prefix where
+            there is one, and of the whole.
         max_new_tokens: At least 1.
         temperature: 0 means greedy.
-        top_k, top_p: Which tokens may be drawn; see `drawing.Sampling`.
+        top_k, top_p: Which tokens may be drawn; see `token_sampling.SamplingParams`.
         key: Two uint32 of random key. The completion depends on the prompt and on this alone.
         constraint: What the completion must keep to; None for nothing. The host then looks at every token, which makes
             all requests served at the same time slower.
@@ -293,17 +294,19 @@ class Request:
     constraint: Constraint | None = None
 
     @property
-    def trunk(self) -> tuple[int, ...]:
+    def shared_prefix(self) -> tuple[int, ...]:
+        """What many requests begin with: the instructions."""
         return self.prompt_ids[: self.cuts[0]]
 
     @property
-    def branch(self) -> tuple[int, ...]:
-        """The part between trunk and leaf; empty where the prompt has two parts only."""
+    def group_prefix(self) -> tuple[int, ...]:
+        """What the requests of a group go on with: the chunk. Empty where the prompt has two parts only."""
         return self.prompt_ids[self.cuts[0] : self.cuts[1]] if len(self.cuts) > 2 else ()
 
     @property
-    def leaf(self) -> tuple[int, ...]:
-        return self.prompt_ids[self.cuts[0] + len(self.branch) :]
+    def suffix(self) -> tuple[int, ...]:
+        """The request's own part."""
+        return self.prompt_ids[self.cuts[0] + len(self.group_prefix) :]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,7 @@ SMALL = dataclasses.replace(
 
 def export(folder, model=SMALL):
     source = hf_folders.write_tokenizer(folder.parent)
-    hf_weights.save(folder, model, decoder.init(model, 0), tokenizer_files.from_folder(source))
+    hf_weights.save(folder, model, decoder.init(model, 0), tokenizer=tokenizer_files.from_folder(source))
     return folder
 
 

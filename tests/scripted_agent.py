@@ -19,7 +19,7 @@ OPTIONS = RolloutOptions(1, 100, 0.0, "lucene", 3, 1.0, 50)
 
 def chunk_of(request):
     """The text that a request to the manager is about."""
-    return TOKENS.decode(request.branch).removeprefix("New text:\n").strip()
+    return TOKENS.decode(request.group_prefix).removeprefix("New text:\n").strip()
 
 
 def completion(*operations):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from finemem_jax.models import decoder, kv_cache
+from finemem_jax.models.kv_cache import Context, NewTokens
 
-extend = jax.jit(kv_cache.extend, static_argnums=0, donate_argnums=3)
+extend = jax.jit(kv_cache.extend, static_argnums=0, donate_argnums=2)
 
 
 def slow_hidden(config, model, ids, interleaved=False):
@@ -74,27 +75,26 @@ def strong_params(config):
     )
 
 
-def cached_rows(config, params, ids, num_prefilled, trunk_tokens=0):
-    """States of one row from `kv_cache.extend`: a trunk, a prefill with garbage behind it, then token by token."""
+def cached_rows(config, params, ids, num_prefilled, prefix_tokens=0):
+    """States of one row from `kv_cache.extend`: shared prefix, prefill with garbage behind it, then token by token."""
     laid_out = kv_cache.layout(config, params, "float32")
 
-    def call(trunk, cache, tokens, trunk_length, start):
-        places = np.asarray(trunk_length), np.array([start])
-        return extend(config, laid_out, trunk, cache, np.array([tokens]), *places)
+    def call(prefix, cache, tokens, prefix_length, start):
+        context = Context(laid_out, prefix, np.asarray(prefix_length))
+        return extend(config, context, cache, new=NewTokens(np.array([tokens]), np.array([start])))
 
-    trunk, parts = kv_cache.empty(config, 1, 0), []
-    if trunk_tokens:
-        # The trunk is padded as well: what stands behind its length must stay unseen.
-        padded = np.concatenate([ids[:trunk_tokens], [1, 2, 3]])
-        states, trunk = call(trunk, kv_cache.empty(config, 1, len(padded)), padded, 0, 0)
-        parts.append(states[0, :trunk_tokens])
-    own = ids[trunk_tokens:]
+    prefix, parts = kv_cache.empty(config, 1, 0), []
+    if prefix_tokens:
+        # The shared prefix is padded as well: what stands behind its length must stay unseen.
+        padded = np.concatenate([ids[:prefix_tokens], [1, 2, 3]])
+        states, prefix = call(prefix, kv_cache.empty(config, 1, len(padded)), padded, 0, 0)
+        parts.append(states[0, :prefix_tokens])
+    own = ids[prefix_tokens:]
     garbage = np.full(3, 5)
-    states, cache = call(
-        trunk, kv_cache.empty(config, 1, len(own) + 3), np.concatenate([own[:num_prefilled], garbage]), trunk_tokens, 0
-    )
+    own_and_garbage = np.concatenate([own[:num_prefilled], garbage])
+    states, cache = call(prefix, kv_cache.empty(config, 1, len(own) + 3), own_and_garbage, prefix_tokens, 0)
     parts.append(states[0, :num_prefilled])
     for start in range(num_prefilled, len(own)):
-        states, cache = call(trunk, cache, own[start : start + 1], trunk_tokens, start)
+        states, cache = call(prefix, cache, own[start : start + 1], prefix_tokens, start)
         parts.append(states[0])
     return np.concatenate(parts)

@@ -45,7 +45,7 @@ def dialect(config: Config) -> operations.Dialect:
 class PromptLengths(NamedTuple):
     """Tokens of the manager's longest prompt: what all begin with, a chunk, and the memory with the words around."""
 
-    trunk: int
+    shared_prefix: int
     text: int
     view: int
 
@@ -54,8 +54,8 @@ def prompt_lengths(config: Config, environment: Environment) -> PromptLengths:
     """Measures the longest prompt that there can be."""
     # The words around chunk and memory, and the reply's header; a typed memory has a heading for each of its types.
     around = 64 if config.memory.layout == "flat" else 192
-    trunk = environment.observe(Chunk(""), Memory()).cuts[0]
-    return PromptLengths(trunk, config.manager.chunk_tokens, config.memory.view_tokens + around)
+    shared_prefix = environment.observe(Chunk(""), Memory()).cuts[0]
+    return PromptLengths(shared_prefix, config.manager.chunk_tokens, config.memory.view_tokens + around)
 
 
 def constraint(config: Config, tokens: Tokenizer, vocab_size: int) -> Constraint | None:

@@ -126,7 +126,7 @@ def language_model(
 def _mean_hidden(
     config: DecoderConfig, params: Params, tokens: Int[Array, "n L"], lengths: Int[Array, " n"]
 ) -> Float[Array, "n E"]:
-    (hidden,) = decoder.hidden_states(config, params, [tokens], [lengths], decoder.Compute("none"))
+    (hidden,) = decoder.hidden_states(config, params, [tokens], lengths=[lengths], compute=decoder.Compute("none"))
     valid = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     total = jnp.where(valid[:, :, None], hidden.astype(jnp.float32), 0.0).sum(1)
     return total / lengths[:, None].astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Attention over trees of token rows and over cached keys. Knows nothing of layers or caches.
+"""Computes attention over trees of token rows and over cached keys. Knows nothing of layers or caches.
 
 Rows of a memory rollout share long prefixes (instructions, worked examples, the chunk), whose keys stand once and serve
 many rows. Where products are plain matrix products ("xla") nothing is ever copied to the rows: a query attends to
@@ -13,8 +13,8 @@ R = N / M rows per key row, E = H / K query heads per key head, C = head_dim.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from finemem_jax.models import logical_axes
 from finemem_jax.models.logical_axes import Array
 
-# Name of what a rematerialising policy should keep of "blocked" attention.
+# Name of what a rematerialization policy should keep of "blocked" attention.
 KEPT = "attention"
 # Queries in a block of "blocked" attention: their logits should fit into a cache, and the blocks, which are unrolled,
 # must not be many.
@@ -64,7 +64,16 @@ class Segment(NamedTuple):
     mask: Bool[Array, "*_"]
 
 
-def choose(wanted: str, device: jax.Device, dtype: jnp.dtype, num_devices: int = 1) -> tuple[str, str]:
+class _Rows(NamedTuple):
+    """Rows of queries with all keys that they may see, their own last; `valid` is False at padding."""
+
+    queries: Float[jax.Array, "N L H C"]
+    keys: Float[jax.Array, "N P K C"]
+    values: Float[jax.Array, "N P K C"]
+    valid: Bool[jax.Array, "N P"]
+
+
+def choose(wanted: str, device: jax.Device, dtype: jnp.dtype, *, num_devices: int = 1) -> tuple[str, str]:
     """Picks an implementation that works on a device, by trying it on a few tokens.
 
     Args:
@@ -94,14 +103,14 @@ def choose(wanted: str, device: jax.Device, dtype: jnp.dtype, num_devices: int =
     raise ValueError(f"model.attention={wanted!r} does not work here: {problem}; set model.attention='auto' or 'xla'.")
 
 
-def _probe(implementation, device, dtype):
+def _probe(implementation: str, device: jax.Device, dtype: jnp.dtype) -> str:
     """Why an implementation fails on a device; "" if it works."""
     if implementation in ("xla", "blocked"):
         return ""
     x = jax.device_put(jnp.ones((1, _LANES, 2, 64), dtype), device)
     level = Level(x, x[:, :, :1], x[:, :, :1], jax.device_put(jnp.array([_LANES - 3]), device))
 
-    def loss(level):
+    def loss(level: Level) -> Array:
         return attend_tree([level, level], implementation)[-1].astype(jnp.float32).sum()
 
     try:
@@ -114,13 +123,13 @@ def _probe(implementation, device, dtype):
 def attend_tree(
     levels: Sequence[Level], implementation: str = "xla", mesh: Mesh | None = None
 ) -> list[Float[Array, "N L H C"]]:
-    """Causal softmax attention, scaled by 1/sqrt(C), of every token to its row so far and to its row's ancestors.
+    """Computes causal attention of every token to its row so far and to its row's ancestors, scaled by 1/sqrt(C).
 
     Args:
         levels: From the root to the leaves.
         implementation: "xla" (anywhere), "blocked" (CPUs), "cudnn" (NVIDIA GPUs, bfloat16 or float16), "splash" (TPUs;
             elsewhere it is interpreted, which is exact and very slow).
-        mesh: Devices that share out rows and heads; kernels must be told.
+        mesh: Devices that split rows and heads; kernels must be told.
 
     Returns:
         One array per level. At padding it is finite and meaningless.
@@ -140,7 +149,8 @@ def attend_tree(
     return [_repeat_prefixes(levels[: i + 1], row_attention, mesh) for i in range(len(levels))]
 
 
-def _tree_of_segments(levels):
+def _tree_of_segments(levels: Sequence[Level]) -> list[Array]:
+    """Attends level by level: to a row's own tokens, and to each ancestor's as a segment that serves many rows."""
     heads_first = [(level.keys.transpose(0, 2, 3, 1), level.values.transpose(0, 2, 1, 3)) for level in levels]
     mixed = []
     for i, (queries, *_) in enumerate(levels):
@@ -160,7 +170,7 @@ def _tree_of_segments(levels):
 
 
 @jax.custom_vjp
-def _blocked(queries, keys, values, lengths):
+def _blocked(queries: Array, keys: list[Array], values: list[Array], lengths: list[Array]) -> Array:
     """Attention of one level's rows to its ancestors' keys and, causally, to its own, which stand last.
 
     A batch of small products is slow on a CPU, and so is reading and writing all logits several times. Here each key
@@ -172,13 +182,15 @@ def _blocked(queries, keys, values, lengths):
     return _blocked_forward(queries, keys, values, lengths)[0]
 
 
-def _blocked_forward(queries, keys, values, lengths):
+def _blocked_forward(
+    queries: Array, keys: list[Array], values: list[Array], lengths: list[Array]
+) -> tuple[Array, tuple[Any, ...]]:
     parts = [
         jax.lax.map(
             functools.partial(_attend_one_head, causal=i == len(keys) - 1),
-            (_by_head(queries, k), _keys_by_head(k), _keys_by_head(v), jnp.repeat(held, k.shape[2])),
+            (_by_head(queries, k), _keys_by_head(k), _keys_by_head(v), jnp.repeat(length, k.shape[2])),
         )
-        for i, (k, v, held) in enumerate(zip(keys, values, lengths, strict=True))
+        for i, (k, v, length) in enumerate(zip(keys, values, lengths, strict=True))
     ]
     outputs = [_from_heads(out, queries.shape) for out, _ in parts]
     sums = [_from_heads(lse[..., None], (*queries.shape[:3], 1)) for _, lse in parts]
@@ -189,47 +201,48 @@ def _blocked_forward(queries, keys, values, lengths):
     return out, (queries, keys, values, lengths, out, checkpoint_name(total, KEPT))
 
 
-def _blocked_backward(kept, slope):
+def _blocked_backward(kept: tuple[Any, ...], slope: Array) -> tuple[Any, ...]:
     queries, keys, values, lengths, out, total = kept
     through = (slope.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     dq, dk, dv = jnp.zeros(queries.shape, jnp.float32), [], []
-    for i, (k, v, held) in enumerate(zip(keys, values, lengths, strict=True)):
+    for i, (k, v, length) in enumerate(zip(keys, values, lengths, strict=True)):
         one_head = functools.partial(_slopes_of_one_head, causal=i == len(keys) - 1)
         by_head = [_by_head(x, k) for x in (queries, slope, total, through)]
-        arrays = (*by_head, _keys_by_head(k), _keys_by_head(v), jnp.repeat(held, k.shape[2]))
+        arrays = (*by_head, _keys_by_head(k), _keys_by_head(v), jnp.repeat(length, k.shape[2]))
         dq_of_heads, *others = jax.lax.map(one_head, arrays)
         dq = dq + _from_heads(dq_of_heads, queries.shape)
         for found, one in zip((dk, dv), others, strict=True):
             found.append(one.reshape(len(k), k.shape[2], *one.shape[1:]).transpose(0, 2, 1, 3).astype(k.dtype))
-    no_slope = [np.zeros(held.shape, jax.dtypes.float0) for held in lengths]
+    no_slope = [np.zeros(length.shape, jax.dtypes.float0) for length in lengths]
     return dq.astype(queries.dtype), dk, dv, no_slope
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
-def _attend_one_head(arrays, causal):
+def _attend_one_head(arrays: tuple[Array, ...], causal: bool) -> tuple[Array, Array]:
     """Output [R L, E, C] and log-sum-exp [R L, E] of the queries that one row of keys serves, for one key head."""
-    queries, keys, values, held = arrays
+    queries, keys, values, length = arrays
     outputs, sums = [], []
-    for start, end, visible in _query_blocks(len(queries), len(keys), causal):
-        logits = _block_logits(queries, keys, held, start, end, visible, causal)
+    for block in _query_blocks(len(queries), len(keys), causal):
+        logits = _block_logits(queries, keys, length, block=block)
         top = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
-        out = (weights.astype(values.dtype) @ values[:visible]) / total.astype(values.dtype)
-        outputs.append(out.reshape(end - start, *queries.shape[1:]))
-        sums.append((top + jnp.log(total)).reshape(end - start, -1))
+        out = (weights.astype(values.dtype) @ values[: block.visible]) / total.astype(values.dtype)
+        outputs.append(out.reshape(block.end - block.start, *queries.shape[1:]))
+        sums.append((top + jnp.log(total)).reshape(block.end - block.start, -1))
     return jnp.concatenate(outputs), jnp.concatenate(sums)
 
 
-def _slopes_of_one_head(arrays, causal):
-    """What `_attend_one_head`'s queries, keys and values get of the slope of the merged output."""
-    queries, slope, total, through, keys, values, held = arrays
+def _slopes_of_one_head(arrays: tuple[Array, ...], causal: bool) -> tuple[Array, Array, Array]:
+    """Gradients of `_attend_one_head`'s queries, keys and values, from the slope of the merged output."""
+    queries, slope, total, through, keys, values, length = arrays
     scale = queries.shape[-1] ** -0.5
     dq, dk, dv = [], jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
-    for start, end, visible in _query_blocks(len(queries), len(keys), causal):
-        logits = _block_logits(queries, keys, held, start, end, visible, causal)
+    for block in _query_blocks(len(queries), len(keys), causal):
+        start, end, visible, _ = block
+        logits = _block_logits(queries, keys, length, block=block)
         q, g, lse, sent = (_flat(x[start:end]) for x in (queries, slope, total, through))
         weights = jnp.exp(logits - lse)
         dlogits = weights * (jnp.dot(g, values[:visible].T, preferred_element_type=jnp.float32) - sent)
@@ -240,42 +253,54 @@ def _slopes_of_one_head(arrays, causal):
     return jnp.concatenate(dq), dk, dv
 
 
-def _query_blocks(num_queries, num_keys, causal):
-    """(first query, end, keys that any of them may see); own keys are as many as queries."""
+class _QueryBlock(NamedTuple):
+    """Queries from `start` to `end`, the number of keys that any of them may see, and whether a row's own are seen."""
+
+    start: int
+    end: int
+    visible: int
+    causal: bool
+
+
+def _query_blocks(num_queries: int, num_keys: int, causal: bool) -> Iterator[_QueryBlock]:
+    """Cuts queries into blocks; a row's own keys are as many as its queries."""
     size = _QUERY_BLOCK * -(-num_queries // (_QUERY_BLOCK * _MOST_BLOCKS))
     for start in range(0, num_queries, size):
         end = min(start + size, num_queries)
-        yield start, end, end if causal else num_keys
+        yield _QueryBlock(start, end, end if causal else num_keys, causal)
 
 
-def _block_logits(queries, keys, held, start, end, visible, causal):
+def _block_logits(queries: Array, keys: Array, length: Array, *, block: _QueryBlock) -> Array:
+    """Logits of a block's queries, in float32; masked beyond the ancestor's length, or causally among a row's own."""
+    start, end, visible, causal = block
     scaled = _flat(queries[start:end]) * jnp.asarray(queries.shape[-1] ** -0.5, queries.dtype)
     logits = jnp.dot(scaled, keys[:visible].T, preferred_element_type=jnp.float32)
     position = jnp.arange(visible)[None]
-    limit = start + 1 + jnp.arange(end - start)[:, None] if causal else held[None, None]
+    limit = start + 1 + jnp.arange(end - start)[:, None] if causal else length[None, None]
     seen = jnp.broadcast_to(position < limit, (end - start, visible))
     return jnp.where(jnp.repeat(seen, queries.shape[1], axis=0), logits, _MASKED)
 
 
-def _flat(x):
+def _flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _by_head(x, keys):
+def _by_head(x: Array, keys: Array) -> Array:
     """[N L H C] to [M K, R L, E, C]: for each key head of each row of keys the queries that it serves."""
     (m, _, kv_heads, _), (n, length, heads, width) = keys.shape, x.shape
     grouped = x.reshape(m, n // m * length, kv_heads, heads // kv_heads, width)
     return grouped.transpose(0, 2, 1, 3, 4).reshape(m * kv_heads, n // m * length, heads // kv_heads, width)
 
 
-def _from_heads(x, shape):
+def _from_heads(x: Array, shape: tuple[int, ...]) -> Array:
     """Undoes `_by_head`."""
     heads, per_head, width = shape[2], x.shape[2], shape[3]
     grouped = x.reshape(-1, heads // per_head, x.shape[1], per_head, width)
     return grouped.transpose(0, 2, 1, 3, 4).reshape(shape)
 
 
-def _keys_by_head(x):
+def _keys_by_head(x: Array) -> Array:
+    """[M P K C] to [M K, P, C]."""
     m, num_keys, kv_heads, width = x.shape
     return x.transpose(0, 2, 1, 3).reshape(m * kv_heads, num_keys, width)
 
@@ -285,30 +310,32 @@ def _keys_by_head(x):
 # --------------------------------------------------------------------------------------
 
 
-def _repeat_prefixes(path, row_attention, mesh):
-    """Attention of the last level of `path`, its rows' keys put together from all levels."""
-    queries, rows = path[-1].queries, len(path[-1].queries)
+def _repeat_prefixes(path: Sequence[Level], row_attention: Callable[[_Rows], Array], mesh: Mesh | None) -> Array:
+    """Attends from the last level of `path`, its rows' keys put together from all levels."""
+    queries, count = path[-1].queries, len(path[-1].queries)
 
-    def joined(arrays):
-        return jnp.concatenate([jnp.repeat(x, rows // len(x), axis=0) for x in arrays], axis=1)
+    def joined(arrays: list[Array]) -> jax.Array:
+        return jnp.concatenate([jnp.repeat(x, count // len(x), axis=0) for x in arrays], axis=1)
 
     prefixes = [jnp.arange(level.keys.shape[1])[None] < level.lengths[:, None] for level in path[:-1]]
     valid = joined([*prefixes, jnp.arange(queries.shape[1])[None] < path[-1].lengths[:, None]])
-    args = (queries, joined([level.keys for level in path]), joined([level.values for level in path]), valid)
-    if mesh is None or mesh.size == 1:
-        return row_attention(*args)
-    # A kernel is opaque to the partitioner; rows and heads are independent, so each device runs it on its own.
-    split_rows = logical_axes.ROWS if rows % logical_axes.size(mesh, logical_axes.ROWS) == 0 else None
-    tensor = logical_axes.COMPUTED["kv_heads"]
-    split_heads = tensor if args[1].shape[2] % logical_axes.size(mesh, tensor) == 0 else None
-    spec = P(split_rows, None, split_heads, None)
-    mapped = jax.shard_map(
-        row_attention, mesh=mesh, in_specs=(spec, spec, spec, P(split_rows, None)), out_specs=spec, check_vma=False
+    rows = _Rows(
+        jnp.asarray(queries), joined([level.keys for level in path]), joined([level.values for level in path]), valid
     )
-    return mapped(*args)
+    if mesh is None or mesh.size == 1:
+        return row_attention(rows)
+    # A kernel is opaque to the partitioner; rows and heads are independent, so each device runs it on its own.
+    split_rows = logical_axes.ROWS if count % logical_axes.size(mesh, logical_axes.ROWS) == 0 else None
+    tensor = logical_axes.COMPUTED["kv_heads"]
+    split_heads = tensor if rows.keys.shape[2] % logical_axes.size(mesh, tensor) == 0 else None
+    spec = P(split_rows, None, split_heads, None)
+    specs = _Rows._make((spec, spec, spec, P(split_rows, None)))
+    return jax.shard_map(row_attention, mesh=mesh, in_specs=(specs,), out_specs=spec, check_vma=False)(rows)
 
 
-def _splash_rows(queries, keys, values, valid, interpret):
+def _splash_rows(rows: _Rows, interpret: bool) -> Array:
+    """Runs the TPU's splash kernel: causal, with padding masked by segment ids."""
+    queries, keys, values, valid = rows
     n, length, heads, width = queries.shape
     # Keys are padded in front, where no query may look anyway, so that the causal diagonal stays at their end.
     front, back = -keys.shape[1] % _LANES, -length % _LANES
@@ -317,7 +344,7 @@ def _splash_rows(queries, keys, values, valid, interpret):
     visible = valid.at[:, -length:].set(True)
     kv_ids = jnp.pad(visible, ((0, 0), (front, 0))).astype(jnp.int32)
     queries = jnp.pad(queries, ((0, 0), (0, back), (0, 0), (0, 0)))
-    kernel = _splash_kernel(heads, length + back, keys.shape[1], keys.shape[1] - length, interpret)
+    kernel = _splash_kernel(heads, length + back, keys.shape[1], offset=keys.shape[1] - length, interpret=interpret)
     segment_ids = splash.SegmentIds(q=jnp.ones((n, length + back), jnp.int32), kv=kv_ids)
     scaled = (queries * width**-0.5).astype(queries.dtype)
     heads_first = [x.transpose(0, 2, 1, 3) for x in (scaled, keys, values)]
@@ -325,7 +352,7 @@ def _splash_rows(queries, keys, values, valid, interpret):
     return out.transpose(0, 2, 1, 3)[:, :length]
 
 
-def _splash_kernel(heads, num_queries, num_keys, offset, interpret):
+def _splash_kernel(heads: int, num_queries: int, num_keys: int, *, offset: int, interpret: bool) -> Callable[..., Any]:
     mask = splash_masks.MultiHeadMask([splash_masks.CausalMask((num_queries, num_keys), offset)] * heads)
     q, kv = _block(num_queries), _block(num_keys)
     sizes = splash.BlockSizes(
@@ -335,12 +362,14 @@ def _splash_kernel(heads, num_queries, num_keys, offset, interpret):
     return splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
-def _block(length):
+def _block(length: int) -> int:
     """The largest block of at most 512 positions that divides a length."""
     return next(size for size in (512, 384, 256, 128) if length % size == 0)
 
 
-def _cudnn_rows(queries, keys, values, valid):
+def _cudnn_rows(rows: _Rows) -> Array:
+    """Runs cuDNN's flash attention: by lengths where rows have no prefix, else with a mask."""
+    queries, keys, values, valid = rows
     kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     length, num_keys = queries.shape[1], keys.shape[1]
     if length == num_keys:
@@ -354,11 +383,11 @@ def _cudnn_rows(queries, keys, values, valid):
 
 
 def attend(queries: Float[Array, "N L H C"], segments: Sequence[Segment]) -> Float[Array, "N L H C"]:
-    """Softmax attention over the keys of all segments together, scaled by 1/sqrt(C).
+    """Computes softmax attention over the keys of all segments together, scaled by 1/sqrt(C).
 
         out = Σ_s exp(m_s - m) o_s / Σ_s exp(m_s - m) z_s,   m = max_s m_s
 
-    where segment s gives its unnormalised output o_s, its largest logit m_s and the sum z_s of its weights.
+    where segment s gives its unnormalized output o_s, its largest logit m_s and the sum z_s of its weights.
     Every query must see at least one key in some segment.
     """
     outputs, maxima, totals = zip(*(_attend_segment(queries, segment) for segment in segments), strict=True)
@@ -369,7 +398,8 @@ def attend(queries: Float[Array, "N L H C"], segments: Sequence[Segment]) -> Flo
     return (mixed / total[..., None]).reshape(queries.shape).astype(queries.dtype)
 
 
-def _attend_segment(queries, segment):
+def _attend_segment(queries: Array, segment: Segment) -> tuple[Array, Array, Array]:
+    """Unnormalized output, largest logit and sum of weights of each query, over one segment."""
     n, length, heads, width = queries.shape
     m, kv_heads, num_keys, _ = segment.values.shape
     shared = (m, n // m, length, kv_heads, heads // kv_heads)
@@ -384,7 +414,7 @@ def _attend_segment(queries, segment):
     out = jnp.einsum("mkrlep,mkpc->mkrlec", weights.astype(segment.values.dtype), segment.values)
     out = out.transpose(0, 2, 3, 1, 4, 5)
 
-    def per_query(x):
+    def per_query(x: Array) -> Array:
         return x.transpose(0, 2, 3, 1, 4).reshape(n, length, kv_heads, heads // kv_heads)
 
     return out.reshape(n, length, kv_heads, heads // kv_heads, width), per_query(maximum), per_query(weights.sum(-1))

@@ -1,4 +1,4 @@
-"""The decoder of Llama, Qwen2 and Qwen3 as Flax NNX modules, and its states over trees of shared prefixes.
+"""Defines the decoder of Llama, Qwen2 and Qwen3 as Flax NNX modules, and computes states over trees of prefixes.
 
 Sizes: V vocabulary, D embed_dim, F mlp_dim, H query heads, K key heads, C head_dim, N rows, L tokens per row.
 Knows nothing of tokens' meaning, sampling or losses.
@@ -19,8 +19,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from finemem_jax.models import attention, embedding, logical_axes, matmul
-from finemem_jax.models.attention import Array, Level
+from finemem_jax.models import attention, linear, logical_axes
+from finemem_jax.models.attention import Level
+from finemem_jax.models.logical_axes import Array
 from finemem_jax.models.presets import DecoderConfig
 
 # A Decoder's parameters as nested dicts of arrays: the one pytree that everything downstream passes around.
@@ -57,7 +58,7 @@ class Layer(nnx.Module):
         d, f, c = config.embed_dim, config.mlp_dim, config.head_dim
         self.config = config
 
-        def kernel(shape, names):
+        def kernel(shape: tuple[int, int], names: tuple[str, str]) -> nnx.Param:
             return _param(jax.random.normal(rngs.params(), shape) * shape[0] ** -0.5, names)
 
         heads, kv_heads = config.num_heads * c, config.num_kv_heads * c
@@ -87,12 +88,12 @@ class Layer(nnx.Module):
             self.key_norm = _param(jnp.ones(c), ("norm",))
 
     def __call__(
-        self, x: Float[Array, "N L D"], rotation: tuple[Array, Array], attend: AttendFn, constrain: ConstrainFn
+        self, x: Float[Array, "N L D"], rotation: tuple[Array, Array], *, attend: AttendFn, constrain: ConstrainFn
     ) -> tuple[Float[Array, "N L D"], Any]:
         config = self.config
         h = constrain(rms_norm(x, self.attention_norm[...], config.norm_epsilon), ("rows", "tokens", "embed"))
 
-        def heads(name, count, axis):
+        def heads(name: str, count: int, axis: str) -> Array:
             projected = self._project(name, h).reshape(*h.shape[:2], count, config.head_dim)
             return constrain(projected, ("rows", "tokens", axis, "channels"))
 
@@ -102,23 +103,24 @@ class Layer(nnx.Module):
         if config.qk_norm:
             queries = rms_norm(queries, self.query_norm[...], config.norm_epsilon)
             keys = rms_norm(keys, self.key_norm[...], config.norm_epsilon)
-        mixed, kept = attend(rotate(queries, rotation), rotate(keys, rotation), values)
+        mixed, extra = attend(rotate(queries, rotation), rotate(keys, rotation), values)
         x = x + constrain(self._project("out", mixed.reshape(*x.shape[:2], -1)), ("rows", "apart", "embed"))
         h = constrain(rms_norm(x, self.mlp_norm[...], config.norm_epsilon), ("rows", "tokens", "embed"))
         gated = jax.nn.silu(self._project("gate", h)) * self._project("up", h)
         x = x + constrain(
             self._project("down", constrain(gated, ("rows", "tokens", "mlp"))), ("rows", "apart", "embed")
         )
-        return x, kept
+        return x, extra
 
-    def _project(self, name, h):
+    def _project(self, name: str, h: Array) -> Array:
+        """Multiplies with the matrix called `name`; adds its bias and its adapter where the model has them."""
         config = self.config
-        out = matmul.project(h, getattr(self, name)[...])
+        out = linear.project(h, getattr(self, name)[...])
         if config.qkv_bias and name in ("query", "key", "value"):
             out = out + getattr(self, f"{name}_bias")[...][None, None]
         if config.lora and name in config.lora.targets:
-            low = matmul.project(h, getattr(self, f"{name}_lora_a")[...])
-            high = matmul.project(low, getattr(self, f"{name}_lora_b")[...])
+            low = linear.project(h, getattr(self, f"{name}_lora_a")[...])
+            high = linear.project(low, getattr(self, f"{name}_lora_b")[...])
             out = out + (config.lora.alpha / config.lora.rank) * high
         return out
 
@@ -133,7 +135,7 @@ class Decoder(nnx.Module):
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(rngs):
+        def stack(rngs: nnx.Rngs) -> Layer:
             return Layer(config, rngs)
 
         self.layers = stack(rngs)
@@ -167,18 +169,18 @@ _Module = TypeVar("_Module", Layer, Decoder)
 
 @functools.cache
 def abstract(module: type[_Module], config: DecoderConfig) -> _Module:
-    """The module with shapes for parameters: what is known of it before any weights are."""
+    """Returns the module with shapes for parameters: what is known of it before any weights are."""
     return nnx.eval_shape(lambda: module(config, nnx.Rngs(0)))
 
 
 def abstract_params(config: DecoderConfig) -> Params:
-    """A `jax.ShapeDtypeStruct` for each parameter."""
+    """Returns a `jax.ShapeDtypeStruct` for each parameter."""
     return nnx.to_pure_dict(nnx.state(abstract(Decoder, config), nnx.Param))
 
 
 @functools.cache
 def axis_names(module: type[_Module], config: DecoderConfig) -> dict[str, Any]:
-    """Logical axes of every parameter, as a tree like the parameters; those of a lone Layer have no "layers" axis."""
+    """Names the logical axes of every parameter, in a tree like theirs; a lone Layer's have no "layers" axis."""
     state = nnx.state(abstract(module, config), nnx.Param)
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     names = jax.tree.map(lambda variable: variable.get_metadata("out_sharding"), state, is_leaf=is_variable)
@@ -201,14 +203,15 @@ def hidden_states(
     config: DecoderConfig,
     params: Params,
     tokens: Sequence[Int[Array, "n l"]],
+    *,
     lengths: Sequence[Int[Array, " n"]],
     compute: Compute = Compute(),
 ) -> list[Float[Array, "n l D"]]:
-    """Final hidden states of a tree of token rows, each prefix computed once.
+    """Computes final hidden states of a tree of token rows, each prefix once.
 
     Level i holds n_i rows; n_i divides n_(i+1), and row r of level i + 1 continues row r // (n_(i+1) / n_i) of
     level i. Padding is on the right. Plain rows are a tree of one level, and so is a tree whose first levels have
-    width 0. Devices share out whole trees: the rows of the first level.
+    width 0. Devices split whole trees: the rows of the first level.
 
     Args:
         tokens: One array per level, from the root to the leaves.
@@ -217,40 +220,45 @@ def hidden_states(
     Returns:
         One array per level. States at padding are finite and meaningless.
     """
-    held = [(level, length) for level, length in zip(tokens, lengths, strict=True) if level.shape[1]]
-    states = iter(_hidden_states(config, params, [x for x, _ in held], [n for _, n in held], compute))
+    present = [(level, length) for level, length in zip(tokens, lengths, strict=True) if level.shape[1]]
+    states = iter(_hidden_states(config, params, present, compute=compute))
     dtype = jnp.dtype(compute.dtype)
     return [next(states) if t.shape[1] else jnp.zeros((*t.shape, config.embed_dim), dtype) for t in tokens]
 
 
-def _hidden_states(config, params, tokens, lengths, compute):
+def _hidden_states(
+    config: DecoderConfig, params: Params, levels: Sequence[tuple[Array, Array]], *, compute: Compute
+) -> list[Array]:
+    """Like `hidden_states`, of (tokens, lengths) of levels that have some width."""
+    tokens, lengths = zip(*levels, strict=True)
     model = bind(Decoder, config, params)
     dtype = jnp.dtype(compute.dtype)
     shapes = [level.shape for level in tokens]
 
-    def constrain(array, names):
+    def constrain(array: Array, names: tuple[str, ...]) -> Array:
         return logical_axes.constrain(compute.mesh, array, names)
 
     starts = zip(_starts(lengths), tokens, strict=True)
     rotation = rotary(config, _join([start[:, None] + jnp.arange(level.shape[1])[None] for start, level in starts]))
 
-    def attend(queries, keys, values):
+    def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, None]:
         levels = [Level(*x) for x in zip(*(_split(x, shapes) for x in (queries, keys, values)), lengths, strict=True)]
         return _join(attention.attend_tree(levels, compute.attention, compute.mesh)), None
 
-    def body(x, layer_params):
+    def body(x: Array, layer_params: Params) -> tuple[Array, None]:
         layer_params = jax.tree.map(lambda leaf: leaf.astype(dtype), layer_params)
         layer = bind(Layer, config, gathered(config, layer_params, compute.mesh))
-        return layer(x, rotation, attend, constrain)[0], None
+        return layer(x, rotation, attend=attend, constrain=constrain)[0], None
 
-    x = embedding.embed(model.embedding[...], _join(tokens), dtype, compute.mesh)
+    x = linear.embed(model.embedding[...], _join(tokens), dtype=dtype, mesh=compute.mesh)
     x = constrain(x, ("rows", "apart", "embed"))
-    x, _ = jax.lax.scan(_rematerialised(body, compute.remat), x, params["layers"])
+    x, _ = jax.lax.scan(_rematerialized(body, compute.remat), x, params["layers"])
     x = constrain(x, ("rows", "tokens", "embed"))
     return _split(rms_norm(x, model.final_norm[...], config.norm_epsilon), shapes)
 
 
-def _rematerialised(body, remat):
+def _rematerialized(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """Wraps a layer so that the backward pass recomputes what `Compute.remat` says."""
     policies = jax.checkpoint_policies
     if remat == "none":
         return body
@@ -265,28 +273,28 @@ def _rematerialised(body, remat):
     return jax.checkpoint(body, policy=both)
 
 
-def gathered(config, layer_params, mesh):
-    """A layer's parameters as it computes with them: stored in parts along "fsdp", here each device has that axis."""
+def gathered(config: DecoderConfig, layer_params: Params, mesh: Mesh | None) -> Params:
+    """Gathers a layer's parameters, stored in parts along "fsdp", so that each device has all of that axis."""
     # After the cast to `dtype`, so that what travels is as small as it can be.
     names = axis_names(Layer, config)
     return {name: logical_axes.gather(mesh, names[name], leaf) for name, leaf in layer_params.items()}
 
 
-def _starts(lengths):
+def _starts(lengths: Sequence[Array]) -> list[Array]:
     """Position of each row's first token: the total length of its ancestors."""
-    starts = [jnp.zeros_like(lengths[0])]
+    starts: list[Array] = [jnp.zeros_like(lengths[0])]
     for parent, child in itertools.pairwise(lengths):
         starts.append(jnp.repeat(starts[-1] + parent, len(child) // len(parent)))
     return starts
 
 
-def _join(levels):
+def _join(levels: Sequence[Array]) -> Array:
     """Puts the tokens of each tree into one row: [n_i, l_i, ...] of each level to [n_0, Σ_i l_i n_i / n_0, ...]."""
     roots = len(levels[0])
     return jnp.concatenate([level.reshape(roots, -1, *level.shape[2:]) for level in levels], axis=1)
 
 
-def _split(joined, shapes):
+def _split(joined: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     """Undoes `_join`."""
     out, offset, roots = [], 0, shapes[0][0]
     for rows, length in shapes:
@@ -302,7 +310,7 @@ def _split(joined, shapes):
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], epsilon: float) -> Float[Array, "... D"]:
-    """x / sqrt(mean(x²) + ε) · scale, computed in float32."""
+    """Computes x / sqrt(mean(x²) + ε) · scale in float32."""
     wide = x.astype(jnp.float32)
     normed = (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)).astype(x.dtype)
     return normed * jnp.expand_dims(scale, range(x.ndim - 1)).astype(x.dtype)

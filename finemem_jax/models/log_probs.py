@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of given tokens, without ever holding all logits. Knows nothing of losses.
+"""Computes log-probabilities and entropies of given tokens without ever holding all logits. Knows no losses.
 
 Sizes: N tokens, D width of a hidden state, V vocabulary, whose entries are called words here; on a device of a mesh,
 its own part of each.
@@ -7,6 +7,7 @@ its own part of each.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from finemem_jax.models import logical_axes
-from finemem_jax.models.attention import Array
+from finemem_jax.models.logical_axes import Array
 
 _VOCAB, _EMBED = logical_axes.STORED["vocab"], logical_axes.STORED["embed"]
 _STATES, _HEAD, _TOKENS = P(logical_axes.ROWS, None), P(_VOCAB, _EMBED), P(logical_axes.ROWS)
@@ -29,13 +30,13 @@ def token_log_probs(
     hidden: Float[Array, "N D"],
     head: Float[Array, "V D"],
     targets: Int[Array, " N"],
-    temperature: Float[Array, "*_"] | float,
     *,
+    temperature: Float[Array, "*_"] | float,
     mesh: Mesh | None = None,
     token_block: int = 2048,
     vocab_block: int = 2048,
 ) -> tuple[Float[jax.Array, " N"], Float[jax.Array, " N"]]:
-    """log softmax(head · hidden / temperature)[target] and the entropy of that distribution, in nats.
+    """Computes log softmax(head · hidden / temperature)[target] and the entropy of that distribution, in nats.
 
     Logits exist for one block of tokens and words at a time, and again in the backward pass; float32 logits of 8,192
     tokens over 151,936 words would take 5 GB. With z = logits / temperature, ℓ = log Σ_v exp z_v, p = exp(z - ℓ):
@@ -87,29 +88,31 @@ class _Logits(NamedTuple):
     entropy: Array
 
 
-def _values(plan: _Plan, hidden, head, targets, temperature) -> tuple[Any, Any]:
+def _values(plan: _Plan, hidden: Array, head: Array, targets: Array, temperature: Array) -> tuple[Any, Any]:
     return _forward(plan, hidden, head, targets, temperature)[0]
 
 
-def _forward(plan: _Plan, hidden, head, targets, temperature):
+def _forward(
+    plan: _Plan, hidden: Array, head: Array, targets: Array, temperature: Array
+) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
     chosen, logits = _on_mesh(plan, _local_forward, (_TOKENS, _TOKENS))(hidden, head, targets, temperature)
     return (chosen, logits.entropy), (hidden, head, targets, temperature, logits)
 
 
-def _backward(plan: _Plan, kept, slopes):
+def _backward(plan: _Plan, kept: tuple[Any, ...], slopes: tuple[Array, Array]) -> tuple[Any, ...]:
     hidden, head, targets, temperature, logits = kept
     local = _on_mesh(plan, _local_backward, (_STATES, _HEAD, _TOKENS))
     hidden_slope, head_slope, temperature_slope = local(hidden, head, targets, temperature, logits, slopes)
     return hidden_slope, head_slope, None, temperature_slope
 
 
-def _on_mesh(plan: _Plan, local, out_specs):
+def _on_mesh(plan: _Plan, local: Callable[..., Any], out_specs: tuple[P, ...]) -> Callable[..., Any]:
     """Runs `local(plan, hidden, head, targets, temperature, ...)`, on every device with its own parts of them."""
     local = functools.partial(local, plan)
     if plan.mesh is None:
         return local
 
-    def everywhere(*arrays):
+    def everywhere(*arrays: Any) -> Any:
         in_specs = (_STATES, _HEAD, *(_TOKENS for _ in arrays[2:]))
         # Unchecked: the loops' first values, zeros, would have to be declared as different on every device.
         return jax.shard_map(local, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
@@ -121,16 +124,18 @@ _log_probs = jax.custom_vjp(_values, nondiff_argnums=(0,))
 _log_probs.defvjp(_forward, _backward)
 
 
-def _local_forward(plan: _Plan, hidden, head, targets, temperature) -> tuple[Array, _Logits]:
+def _local_forward(
+    plan: _Plan, hidden: Array, head: Array, targets: Array, temperature: Array
+) -> tuple[Array, _Logits]:
     """Log-probabilities of one device's tokens, and what the backward pass needs; sums over words cross the mesh."""
     tokens, words = _Blocks.of(len(hidden), plan.token_block), _Blocks.of(len(head), plan.vocab_block)
     targets = _local_targets(plan, targets, len(head))
     dtype = temperature.dtype
 
-    def add_words(i, sums):
+    def add_words(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         weights = _weights(plan, words, i, head)
 
-        def add_tokens(j, sums):
+        def add_tokens(j: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             # Relative to the largest logit so far: sum of exp, of exp × logit, and the target's logit itself.
             largest, total, weighted, chosen = old = tuple(tokens.read(j, x) for x in sums)
             z = _scaled(_read(tokens, j, hidden), weights, tokens.read(j, temperature))
@@ -166,7 +171,15 @@ def _local_forward(plan: _Plan, hidden, head, targets, temperature) -> tuple[Arr
     return chosen - largest - log_sum, _Logits(largest, log_sum, log_sum - weighted / total)
 
 
-def _local_backward(plan: _Plan, hidden, head, targets, temperature, logits: _Logits, slopes):
+def _local_backward(
+    plan: _Plan,
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    temperature: Array,
+    logits: _Logits,
+    slopes: tuple[Array, Array],
+) -> tuple[Array, Array, Array]:
     """Gradients of one device's hidden states, head slice and temperatures.
 
     Words in the outer loop: the gradient of a block's head rows is complete, over all tokens, when it is written, so it
@@ -178,13 +191,13 @@ def _local_backward(plan: _Plan, hidden, head, targets, temperature, logits: _Lo
     dtype = temperature.dtype
     width = hidden.shape[1]
 
-    def add_words(i, slopes_so_far):
+    def add_words(i: Array, slopes_so_far: tuple[Array, Array]) -> tuple[Array, Array]:
         hidden_slope, head_slope = slopes_so_far
         weights = _weights(plan, words, i, head)
         # What an earlier block has done: these words' gradient is written again, but the states' must not grow again.
         new_weights = jnp.where(words.is_new(i)[:, None], weights, 0)
 
-        def add_tokens(j, slopes_so_far):
+        def add_tokens(j: Array, slopes_so_far: tuple[Array, Array]) -> tuple[Array, Array]:
             hidden_slope, weights_slope = slopes_so_far
             states, degrees = _read(tokens, j, hidden), tokens.read(j, temperature)
             largest, log_sum, entropy = (tokens.read(j, x)[:, None] for x in logits)
@@ -233,43 +246,47 @@ class _Blocks(NamedTuple):
         even = -(-total // (count * tile)) * tile
         return cls(total, min(even, total), count)
 
-    def start(self, i):
+    def start(self, i: Array) -> Array:
+        """Where block i starts."""
         return jnp.minimum(i * self.size, self.total - self.size)
 
-    def is_new(self, i):
+    def is_new(self, i: Array) -> Array:
         """Whether an element of block i stands in no earlier block, [size]."""
         return self.start(i) + jnp.arange(self.size) >= i * self.size
 
-    def read(self, i, x):
+    def read(self, i: Array, x: Array) -> Array:
+        """Returns block i of an array."""
         return lax.dynamic_slice_in_dim(x, self.start(i), self.size)
 
-    def write(self, i, x, block):
+    def write(self, i: Array, x: Array, block: Array) -> Array:
+        """Returns the array with another block i."""
         return lax.dynamic_update_slice_in_dim(x, block, self.start(i), 0)
 
 
-def _scaled(states, weights, temperature):
+def _scaled(states: Array, weights: Array, temperature: Array) -> Array:
+    """Logits of a block of tokens and words, divided by the temperature."""
     logits = jnp.einsum("nd,vd->nv", states, weights, preferred_element_type=temperature.dtype)
     return logits / temperature[:, None]
 
 
-def _is_target(words: _Blocks, i, targets):
+def _is_target(words: _Blocks, i: Array, targets: Array) -> Array:
     """[n, v]: whether word v of block i is token n's target."""
     return targets[:, None] == words.start(i) + jnp.arange(words.size)[None]
 
 
-def _local_targets(plan: _Plan, targets, size):
+def _local_targets(plan: _Plan, targets: Array, size: int) -> Array:
     """Targets as rows of this device's slice of the head; outside [0, size) where another device has the row."""
     return targets if plan.mesh is None else targets - lax.axis_index(_VOCAB) * size
 
 
-def _weights(plan: _Plan, words: _Blocks, i, head):
+def _weights(plan: _Plan, words: _Blocks, i: Array, head: Array) -> Array:
     """The head's rows of block i, in full width; gathered block by block, so that no device ever holds more."""
     weights = _read(words, i, head)
     return weights if plan.mesh is None else lax.all_gather(weights, _EMBED, axis=1, tiled=True)
 
 
-def _read(blocks: _Blocks, i, x):
-    """Block i of what does not change in a loop.
+def _read(blocks: _Blocks, i: Array, x: Array) -> Array:
+    """Returns block i of what does not change in a loop.
 
     Tied to the loop's index as if it did: XLA before jax 0.12 otherwise converts all of a bfloat16 array to float32
     before the loop, on a CPU, and keeps the copy.

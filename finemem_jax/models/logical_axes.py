@@ -1,7 +1,7 @@
-"""Logical axes: one table that says along which axes of the mesh parameters and activations are split.
+"""Says along which axes of the mesh parameters and activations are split, by one table of logical axes.
 
 The mesh has the axes "data", "fsdp" and "tensor". Rows of a batch are split over the first two. A parameter is split
-over "fsdp" only where it is stored: a layer that computes with it has all of that axis, and its share along "tensor".
+over "fsdp" only where it is stored: a layer that computes with it has all of that axis, and its part along "tensor".
 """
 
 from __future__ import annotations
@@ -52,25 +52,27 @@ def constrain(mesh: Mesh | None, x: Array, names: Sequence[str]) -> Array:
         mesh: None, or a mesh of one device: nothing to tell.
         names: Logical axis of each dimension; keys of COMPUTED.
     """
-    return _constrain(mesh, x, names, COMPUTED)
+    return _constrain(mesh, x, names, table=COMPUTED)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def gather(mesh: Mesh | None, names: tuple[str, ...], x: jax.Array) -> jax.Array:
-    """A stored parameter as it is computed with. Its gradient goes straight back to where the parameter is stored.
+    """Gathers a stored parameter for a computation; its gradient goes straight back to where the parameter is stored.
 
-    So that it is scattered while it is summed over devices; told to be whole first, it would travel twice as far.
+    The gradient is so scattered while it is summed over devices; gathered first, it would travel twice as far.
     """
-    return _constrain(mesh, x, names, COMPUTED)
+    return _constrain(mesh, x, names, table=COMPUTED)
 
 
 gather.defvjp(
     lambda mesh, names, x: (gather(mesh, names, x), None),
-    lambda mesh, names, _, slope: (_constrain(mesh, slope, names, STORED),),
+    lambda mesh, names, _, slope: (_constrain(mesh, slope, names, table=STORED),),
 )
 
 
-def place(mesh: Mesh, shape: Sequence[int], names: Sequence[str], table: Mapping[str, Any] = COMPUTED) -> NamedSharding:
+def place(
+    mesh: Mesh, shape: Sequence[int], names: Sequence[str], *, table: Mapping[str, Any] = COMPUTED
+) -> NamedSharding:
     """Where an array with these logical axes lives. An axis that cannot be split evenly stays whole."""
     axes = [table[name] for name in names]
     fitting = [axis if length % size(mesh, axis) == 0 else None for axis, length in zip(axes, shape, strict=True)]
@@ -79,7 +81,7 @@ def place(mesh: Mesh, shape: Sequence[int], names: Sequence[str], table: Mapping
     return NamedSharding(mesh, P(*fitting))
 
 
-def _constrain(mesh, x, names, table):
+def _constrain(mesh: Mesh | None, x: Any, names: Sequence[str], *, table: Mapping[str, Any]) -> Any:
     if mesh is None or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, place(mesh, x.shape, names, table))
+    return jax.lax.with_sharding_constraint(x, place(mesh, x.shape, names, table=table))

@@ -1,4 +1,4 @@
-"""Low-rank adapters as part of a decoder's parameters: telling them apart, merging them, PEFT's files.
+"""Tells low-rank adapters among a decoder's parameters apart, and merges them into what they adapt.
 
 An adapted matrix "query" has the parameters "query_lora_a" and "query_lora_b" beside it (see `presets.Lora`). The model
 without adapters is the same parameters without these, so a frozen base is at the same time the reference of a KL.
@@ -8,30 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 
 from finemem_jax.models import decoder, presets
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig, Lora
 
-_A, _B = "_lora_a", "_lora_b"
-
-# PEFT's names of the matrices inside a layer.
-_PEFT_NAMES = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
+A, B = "_lora_a", "_lora_b"
 
 
 def parse(rank: int, alpha: float, targets: str) -> Lora | None:
@@ -56,18 +41,18 @@ def parse(rank: int, alpha: float, targets: str) -> Lora | None:
 
 
 def without(config: DecoderConfig) -> DecoderConfig:
-    """The shape of the model without adapters."""
+    """Returns the shape of the model without adapters."""
     return dataclasses.replace(config, lora=None)
 
 
 def is_adapter(name: str) -> bool:
     """Whether a layer's parameter of this name belongs to an adapter."""
-    return name.endswith((_A, _B))
+    return name.endswith((A, B))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def init(config: DecoderConfig, seed: int) -> Params:
-    """New adapters, whose products are 0; the rest of the tree is left out."""
+    """Returns new adapters, whose products are 0; the rest of the tree is left out."""
     # Under jit what is not returned is never computed: no second model is ever allocated.
     return split(decoder.init(config, seed))[1]
 
@@ -85,11 +70,11 @@ def split(params: Params) -> tuple[Params, Params]:
     return {**params, "layers": base}, {"layers": adapters}
 
 
-def combine(frozen: Params, trained: Params) -> Params:
+def combine(base: Params, trained: Params) -> Params:
     """Undoes `split`."""
-    if not frozen:
+    if not base:
         return trained
-    return {**frozen, "layers": frozen["layers"] | trained["layers"]}
+    return {**base, "layers": base["layers"] | trained["layers"]}
 
 
 def merge(config: DecoderConfig, params: Params) -> Params:
@@ -98,77 +83,13 @@ def merge(config: DecoderConfig, params: Params) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _merge(config, params):
-    frozen, adapters = split(params)
-    layers = dict(frozen["layers"])
+def _merge(config: DecoderConfig, params: Params) -> Params:
+    assert config.lora is not None, "without adapters there is nothing to merge"
+    base, adapters = split(params)
+    layers = dict(base["layers"])
     for name in config.lora.targets:
-        a, b = adapters["layers"][name + _A], adapters["layers"][name + _B]
+        a, b = adapters["layers"][name + A], adapters["layers"][name + B]
         product = jnp.einsum("nir,nro->nio", a, b, preferred_element_type=jnp.float32)
         scaled = config.lora.alpha / config.lora.rank * product
         layers[name] = (layers[name].astype(jnp.float32) + scaled).astype(layers[name].dtype)
-    return {**frozen, "layers": layers}
-
-
-def save_peft(folder: pathlib.Path, config: DecoderConfig, params: Params, base_model: str) -> None:
-    """Writes the adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
-
-    Args:
-        base_model: What PEFT is to load the base from: a folder or a hub id.
-    """
-    assert config.lora is not None, "a model without adapters has none to save"
-    adapters = split(params)[1]["layers"]
-    tensors = {}
-    for name in config.lora.targets:
-        a, b = (np.asarray(adapters[name + part]) for part in (_A, _B))
-        for i in range(config.num_layers):
-            prefix = f"base_model.model.model.layers.{i}.{_PEFT_NAMES[name]}"
-            # Files hold [out, in].
-            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(a[i].T)
-            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(b[i].T)
-    about = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": config.lora.rank,
-        "lora_alpha": config.lora.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": [_PEFT_NAMES[name].split(".")[1] for name in config.lora.targets],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    # The library's own `save_file` would let nobody but its owner read the file.
-    (folder / "adapter_model.safetensors").write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    (folder / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def load_peft(folder: pathlib.Path, config: DecoderConfig) -> Params:
-    """Reads what `save_peft` wrote, or PEFT: adapters alone, as `split` returns them.
-
-    Raises:
-        ValueError: missing or foreign tensors, or other shapes than `config.lora`'s.
-    """
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no adapter_model.safetensors; give the folder of a PEFT LoRA adapter.")
-    found = safetensors.numpy.load_file(path)
-    wanted = split(decoder.abstract_params(config))[1]["layers"]
-    layers: dict[str, jax.Array] = {}
-    for name, leaf in wanted.items():
-        matrix, part = name[: -len(_A)], {_A: "lora_A", _B: "lora_B"}[name[-len(_A) :]]
-        rows = []
-        for i in range(config.num_layers):
-            key = f"base_model.model.model.layers.{i}.{_PEFT_NAMES[matrix]}.{part}.weight"
-            if key not in found:
-                raise ValueError(f"{path}: tensor {key!r} is missing; lora.targets must be what the adapter has.")
-            rows.append(found.pop(key).T)
-            if rows[-1].shape != leaf.shape[1:]:
-                raise ValueError(
-                    f"{path}: tensor {key!r} has shape {rows[-1].shape[::-1]}, but {config.name} with lora.rank="
-                    f"{leaf.shape[1:][part == 'lora_A']} needs {leaf.shape[:0:-1]}; set lora.rank to the adapter's."
-                )
-        layers[name] = jnp.asarray(np.stack(rows))
-    if found:
-        raise ValueError(f"{path} adapts more than lora.targets says: {', '.join(sorted(found)[:3])}, …; add it there.")
-    return {"layers": layers}
+    return {**base, "layers": layers}

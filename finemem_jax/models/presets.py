@@ -1,8 +1,9 @@
-"""Shapes of the decoders that can be built, by name. One table; nothing here allocates."""
+"""Lists the shapes of the decoders that can be built, by name."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class DecoderConfig:
         max_length: Longest sequence the model was trained for, in tokens.
         family: Whose file format it has: "llama", "qwen2" or "qwen3".
         qkv_bias: Whether queries, keys and values have a bias (Qwen2).
-        qk_norm: Whether each head's queries and keys are normalised before they are rotated (Qwen3).
+        qk_norm: Whether each head's queries and keys are normalized before they are rotated (Qwen3).
         rope_scaling: None for plain rotary frequencies.
         lora: Adapters beside the matrices; None for none.
     """
@@ -94,15 +95,15 @@ class DecoderConfig:
         return embeddings + self.num_layers * layer + self.embed_dim
 
 
-def _qwen2(*row) -> DecoderConfig:
+def _qwen2(*row: Any) -> DecoderConfig:
     return DecoderConfig(*row, family="qwen2", qkv_bias=True)
 
 
-def _qwen3(*row) -> DecoderConfig:
+def _qwen3(*row: Any) -> DecoderConfig:
     return DecoderConfig(*row, family="qwen3", qk_norm=True)
 
 
-def _llama3(*row, factor: float) -> DecoderConfig:
+def _llama3(*row: Any, factor: float) -> DecoderConfig:
     return DecoderConfig(*row, rope_scaling=RopeScaling(factor, 1.0, 4.0, 8_192))
 
 

@@ -1,9 +1,10 @@
-"""Where parameters and batches live on a mesh, by the table in `logical_axes`."""
+"""Makes meshes, and puts parameters and batches where the table in `logical_axes` says."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from finemem_jax.models import decoder, logical_axes
 from finemem_jax.models.decoder import Params
+from finemem_jax.models.logical_axes import Array
 from finemem_jax.models.presets import DecoderConfig
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges devices as [data, fsdp, tensor].
 
     Args:
@@ -61,7 +63,7 @@ def own_sizes(mesh: Mesh, count: int) -> tuple[int, int, int]:
 
 
 def own(params: Params, mesh: Mesh) -> Params:
-    """All parameters on this process's devices alone: a copy, where several processes share a mesh; else themselves."""
+    """Puts all parameters on this process's devices alone: a copy where several processes share a mesh."""
     count = jax.process_count()
     if count == 1:
         return params
@@ -82,21 +84,21 @@ def own(params: Params, mesh: Mesh) -> Params:
 
 
 def put(array: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process has, put where it belongs."""
+    """Puts an array that every process has where it belongs."""
     if jax.process_count() == 1:
         return jax.device_put(array, where)
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
-def whole(array: jax.Array) -> np.ndarray:
-    """An array that processes hold parts of, in the host's memory of each."""
-    if not array.is_fully_addressable and not array.is_fully_replicated:
+def whole(array: Array) -> np.ndarray:
+    """Gathers an array of which processes have parts into the host's memory of each."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 
 def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
-    """The sharding of every parameter, by `logical_axes.STORED`.
+    """Lists the sharding of every parameter, by `logical_axes.STORED`.
 
     Raises:
         ValueError: a mesh axis does not divide what it splits.
@@ -109,7 +111,7 @@ def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
                 f"set mesh.tensor={math.gcd(config.num_heads, config.num_kv_heads, tensor)} or another divisor."
             )
 
-    def one(path, names, leaf):
+    def one(path: tuple[Any, ...], names: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         stored = [logical_axes.STORED[name] for name in names]
         for name, axis, size in zip(names, stored, leaf.shape, strict=True):
             if axis and size % mesh.shape[axis]:

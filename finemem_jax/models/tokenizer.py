@@ -1,4 +1,4 @@
-"""Text to token ids and back, and the chat format around it. Knows nothing of prompts or memory.
+"""Turns text into token ids and back, with the chat format around it. Knows nothing of prompts or memory.
 
 Two kinds of text never mix: *template* text, which we write and where "<|im_end|>" is a token, and *content*,
 which comes from streams, memories and models, and where the same characters are only characters.
@@ -57,7 +57,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_template(self, text: str) -> list[int]:
-        """Encodes template text: special tokens are recognised."""
+        """Encodes template text: special tokens are recognized."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
         ...
 
     def frame(self, roles: tuple[str, ...]) -> tuple[str, ...]:
-        """Template text around the contents of messages with these roles: one piece before each, one after all."""
+        """Template text around the contents of messages with these roles: a part before each, one after all."""
         ...
 
     def save(self, folder: pathlib.Path, opening: Sequence[Message] = (), seam: tuple[str, str] = ("", "")) -> None:
@@ -120,23 +120,32 @@ def strip_end(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     return list(ids[:-1]) if ids and ids[-1] in tokenizer.end_ids else list(ids)
 
 
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template in Jinja, and whether the assistant may think before it answers, for those that ask (Qwen3's)."""
+
+    text: str
+    thinking: bool = False
+
+
 class BpeTokenizer:
     """A byte-level BPE tokenizer with a chat template, held by the `tokenizers` library."""
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        chat_template: str,
+        template: ChatTemplate,
         end_tokens: Sequence[str],
+        *,
         named_tokens: Mapping[str, str] | None = None,
-        thinking: bool = False,
         source: pathlib.Path | None = None,
     ):
-        """Args:
-        end_tokens: Tokens that end the assistant's turn.
-        named_tokens: What templates and transformers call some tokens: {"bos_token": "<|begin_of_text|>", …}.
-        thinking: For templates that ask (Qwen3's): whether the assistant may think before it answers.
-        source: The Hugging Face folder it was read from, whose files `save` copies.
+        """Takes over a tokenizer of the library.
+
+        Args:
+            end_tokens: Tokens that end the assistant's turn.
+            named_tokens: What templates and transformers call some tokens: {"bos_token": "<|begin_of_text|>", …}.
+            source: The Hugging Face folder it was read from, whose files `save` copies.
         """
         self._template_backend = backend
         self._content_backend = tokenizers.Tokenizer.from_str(backend.to_str())
@@ -144,9 +153,9 @@ class BpeTokenizer:
         self._content_backend.encode_special_tokens = True
         self._named_tokens = dict(named_tokens or {})
         self._chat = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=backend, chat_template=chat_template, **self._named_tokens
+            tokenizer_object=backend, chat_template=template.text, **self._named_tokens
         )
-        self._template, self._thinking = chat_template, thinking
+        self._template = template
         self._source = source
         self._end_ids = tuple(_id_of(backend, token) for token in end_tokens)
         self._special_ids = frozenset(backend.get_added_tokens_decoder())
@@ -185,7 +194,7 @@ class BpeTokenizer:
         return self._frame(roles)
 
     def _render_frame(self, roles: tuple[str, ...]) -> tuple[str, ...]:
-        # The template is rendered around marks, and cut at them: any template that leaves contents whole works.
+        # The template is rendered around marks, and cut at them: any template that keeps contents whole works.
         marks = [f"\u2402content{i}\u2403" for i in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         try:
@@ -193,7 +202,7 @@ class BpeTokenizer:
                 messages,
                 tokenize=False,
                 add_generation_prompt=True,
-                enable_thinking=self._thinking,
+                enable_thinking=self._template.thinking,
                 # Llama 3's templates name a date: today's, if they are not told one, and prompts would change at night.
                 date_string=DATE,
             )
@@ -202,15 +211,15 @@ class BpeTokenizer:
                 f"The chat template refuses messages with roles {roles} ({error}); use another template."
             ) from error
         assert isinstance(rest, str), "apply_chat_template gives text where it is not asked for tokens"
-        pieces = []
+        parts = []
         for mark in marks:
             before, found, rest = rest.partition(mark)
             if not found:
                 raise ValueError(
                     f"The chat template drops or reorders messages with roles {roles}; use another template."
                 )
-            pieces.append(before)
-        return (*pieces, rest)
+            parts.append(before)
+        return (*parts, rest)
 
     def save(self, folder: pathlib.Path, opening: Sequence[Message] = (), seam: tuple[str, str] = ("", "")) -> None:
         if self._source is None:
@@ -221,26 +230,27 @@ class BpeTokenizer:
                     shutil.copyfile(self._source / name, folder / name)
         changed: dict[str, Any] = {}
         if opening:
-            template = opened(self._template, opening, self._thinking)
+            template = opened(self._template.text, opening, self._template.thinking)
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
             # Where programs of before 2025 look for it.
             changed["chat_template"] = template
         before, after = seam
         if self.encode(before) + self.encode(after) != self.encode(before + after):
-            fields = _read_json(folder / "tokenizer.json")
-            _write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": _cut(fields["pre_tokenizer"], seam)})
+            fields = read_json(folder / "tokenizer.json")
+            write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": _cut(fields["pre_tokenizer"], seam)})
             # A model's own class may take no notice of how the file splits text.
             changed["tokenizer_class"] = "PreTrainedTokenizerFast"
         if changed:
             path = folder / "tokenizer_config.json"
-            _write_json(path, _read_json(path) | changed)
+            write_json(path, read_json(path) | changed)
 
-    def _save_new(self, folder):
+    def _save_new(self, folder: pathlib.Path) -> None:
+        """Writes the files of a tokenizer that did not come from a Hugging Face folder."""
         self._template_backend.save(str(folder / "tokenizer.json"))
         named = {"eos_token": self._template_backend.id_to_token(self._end_ids[0]) or ""} | self._named_tokens
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "chat_template": self._template,
+            "chat_template": self._template.text,
             "clean_up_tokenization_spaces": False,
             **named,
         }
@@ -248,9 +258,9 @@ class BpeTokenizer:
         for name in ("bos_token", "pad_token"):
             if name in named:
                 generation[f"{name}_id"] = _id_of(self._template_backend, named[name])
-        _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "special_tokens_map.json", named)
-        _write_json(folder / "generation_config.json", generation)
+        write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "special_tokens_map.json", named)
+        write_json(folder / "generation_config.json", generation)
 
 
 DATE = "26 Jul 2024"
@@ -262,9 +272,9 @@ _TOKENIZER_FILES = (
 
 
 def opened(template: str, opening: Sequence[Message], thinking: bool = False) -> str:
-    """A chat template that puts messages before a chat that brings no system message, and else changes nothing.
+    """Makes a chat template that puts messages before a chat without a system message, and else changes nothing.
 
-    What a program leaves open is as it was in training: whether the model may think first, and the date.
+    What a program does not set is as it was in training: whether the model may think first, and the date.
 
     Args:
         template: The model's own, or one that was opened before.
@@ -290,8 +300,8 @@ def opened(template: str, opening: Sequence[Message], thinking: bool = False) ->
 _OWN = "{#- Here begins the model's own template. #}\n"
 
 
-def _cut(pre_tokenizer, seam):
-    """A pre-tokenizer, as tokenizer.json has it, that first sets apart the white space before a seam."""
+def _cut(pre_tokenizer: Any, seam: tuple[str, str]) -> dict[str, Any]:
+    """Makes a pre-tokenizer, as tokenizer.json has it, that first sets apart the white space before a seam."""
     before, after = map(re.escape, seam)
     cut = {"type": "Split", "pattern": {"Regex": rf"\s*{before}(?={after})"}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [cut, pre_tokenizer]}
@@ -299,13 +309,14 @@ def _cut(pre_tokenizer, seam):
 
 def uncut(folder: pathlib.Path, seam: tuple[str, str]) -> None:
     """Takes a seam that `save` wrote, now or before, out of a folder's tokenizer.json again, if it is there."""
-    fields = _read_json(folder / "tokenizer.json")
+    fields = read_json(folder / "tokenizer.json")
     own = (fields["pre_tokenizer"] or {}).get("pretokenizers", [None])[-1]
     if fields["pre_tokenizer"] == _cut(own, seam):
-        _write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": own})
+        write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": own})
 
 
-def _write_json(path, content):
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON for people to read."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -332,8 +343,8 @@ def _well_formed(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _read_json(path) -> dict[str, Any]:
-    """A JSON object; an empty one if there is no such file."""
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object; an empty one if there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -348,8 +359,10 @@ class ByteTokenizer:
     _START, _END = "<|start|>", "<|end|>"
 
     def __init__(self, phrases: Sequence[str] = ()):
-        """Args:
-        phrases: Texts that one more token each stands for when a model writes it; encoding only makes bytes.
+        """Takes 256 bytes, two control tokens and `phrases`.
+
+        Args:
+            phrases: Texts that one more token each stands for when a model writes it; encoding only makes bytes.
         """
         self._names = [bytes([i]) for i in range(256)]
         self._names += [text.encode() for text in (self._START, self._END, *phrases)]

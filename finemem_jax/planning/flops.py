@@ -3,7 +3,7 @@
 Compilers' own counts do not serve: they count the body of a loop over layers once. Norms, rotations and the softmax are
 left out, which are below a hundredth.
 
-Sizes: P, C, L tokens of a trunk, a branch and a leaf; see `batching.Batch`.
+Sizes: P, C, L tokens of a shared prefix, a group prefix and a suffix; see `batching.Batch`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ class Work(NamedTuple):
         return Work(*(n * x for x in self))
 
 
-def tree(trunk: int, branch: int, leaf: int, groups: int, rows: int, predicted: int, triangular: bool) -> Work:
-    """The tokens of one share: a trunk, `groups` branches, and `rows` leaves for each.
+def tree(
+    shared_prefix: int, group_prefix: int, suffix: int, groups: int, rows: int, predicted: int, triangular: bool
+) -> Work:
+    """The tokens of one share: a shared prefix, `groups` group prefixes, and `rows` suffixes for each.
 
     Args:
-        predicted: Tokens of each leaf that are predicted.
+        predicted: Tokens of each suffix that are predicted.
         triangular: Whether a kernel leaves out blocks that causality masks.
     """
-    tokens = trunk + groups * (branch + rows * leaf)
-    above = groups * (branch * trunk + rows * leaf * (trunk + branch))
-    own = trunk**2 + groups * (branch**2 + rows * leaf**2)
+    tokens = shared_prefix + groups * (group_prefix + rows * suffix)
+    above = groups * (group_prefix * shared_prefix + rows * suffix * (shared_prefix + group_prefix))
+    own = shared_prefix**2 + groups * (group_prefix**2 + rows * suffix**2)
     visible = above + (own + tokens) / 2
     return Work(tokens, groups * rows * predicted, visible, visible if triangular else above + own)
 

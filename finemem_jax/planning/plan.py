@@ -23,6 +23,7 @@ from finemem_jax.config import checks
 from finemem_jax.config.sections import Config
 from finemem_jax.models import decoder, kv_cache, logical_axes, lora, sharding
 from finemem_jax.models.decoder import Compute
+from finemem_jax.models.kv_cache import Context, NewTokens
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.planning import flops, hlo
 from finemem_jax.planning import topology as topology_lib
@@ -36,7 +37,7 @@ from finemem_jax.rl.method import Method
 from finemem_jax.runtime import compilation
 from finemem_jax.sampling import decode as decode_lib
 from finemem_jax.sampling import engine
-from finemem_jax.sampling.decode import SlotState
+from finemem_jax.sampling.decode import Rules, SlotState, Spec
 from finemem_jax.sampling.token_sampling import SamplingParams
 from finemem_jax.weights import pretrained
 
@@ -50,13 +51,13 @@ _END_TOKENS = 4
 class Lengths:
     """The longest case, in tokens: what all prompts share, a chunk, and the memory view with the response."""
 
-    trunk: int
-    branch: int
+    shared_prefix: int
+    group_prefix: int
     view: int
     response: int
 
     @property
-    def leaf(self) -> int:
+    def suffix(self) -> int:
         return self.view + self.response
 
 
@@ -164,7 +165,7 @@ def make(config: Config, topology: str) -> Plan:
     groups = config.rollout.streams_per_step * config.data.chunks_per_stream
     shapes = _Shapes(config, model, mesh, lengths)
     work = flops.tree(
-        lengths.trunk, lengths.branch, lengths.leaf, config.train.groups_per_microbatch // shares,
+        lengths.shared_prefix, lengths.group_prefix, lengths.suffix, config.train.groups_per_microbatch // shares,
         config.rollout.group_size, config.rollout.max_new_tokens, triangular=attention != "xla",
     )  # fmt: skip
     programs = [*_update_programs(config, options, shapes, work, groups), *_sampling_programs(config, model, shapes)]
@@ -176,7 +177,7 @@ def make(config: Config, topology: str) -> Plan:
 def _mesh(config: Config, model, where):
     sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     try:
-        mesh = sharding.make_mesh(*sizes, where.devices)
+        mesh = sharding.make_mesh(*sizes, devices=where.devices)
         sharding.param_shardings(model, mesh)
     except ValueError as error:
         fitting = _fitting_mesh(model, where)
@@ -213,17 +214,17 @@ def _attention(config: Config, where):
 
 def _lengths(config: Config, model):
     multiple = config.train.length_multiple
-    trunk = batching.trunk_length(INSTRUCTION_TOKENS, multiple)
-    branch = compilation.bucket(config.manager.chunk_tokens + INSTRUCTION_TOKENS - trunk, multiple)
+    shared_prefix = batching.shared_prefix_length(INSTRUCTION_TOKENS, multiple)
+    group_prefix = compilation.bucket(config.manager.chunk_tokens + INSTRUCTION_TOKENS - shared_prefix, multiple)
     response = config.rollout.max_new_tokens
     view = compilation.bucket(config.memory.view_tokens + response, multiple) - response
-    if trunk + branch + view + response > model.max_length:
+    if shared_prefix + group_prefix + view + response > model.max_length:
         raise ValueError(
             f"instructions ({INSTRUCTION_TOKENS}, as the plan assumes) + manager.chunk_tokens "
             f"({config.manager.chunk_tokens}) + memory.view_tokens ({config.memory.view_tokens}) + "
             f"rollout.max_new_tokens ({response}) are more than {model.name} takes ({model.max_length}); lower one."
         )
-    return Lengths(trunk, branch, view, response)
+    return Lengths(shared_prefix, group_prefix, view, response)
 
 
 class _Shapes:
@@ -245,7 +246,7 @@ class _Shapes:
         # What the manager and the reader each decode with, where these are copies.
         plain = lora.without(model)
         laid_out = functools.partial(kv_cache.layout, plain, dtype=config.sampler.dtype, int8=config.sampler.int8)
-        where = kv_cache.shardings(plain, mesh, config.sampler.whole_weights, config.sampler.int8)
+        where = kv_cache.shardings(plain, mesh, whole=config.sampler.whole_weights, int8=config.sampler.int8)
         self.weights = jax.tree.map(_at, jax.eval_shape(laid_out, base), where)
 
     def scalar(self, dtype=jnp.float32) -> Any:
@@ -264,15 +265,18 @@ class _Shapes:
     def batch(self) -> Batch:
         config, lengths = self.config, self.lengths
         blank = batching.blank(
-            [[0] * lengths.trunk] * logical_axes.size(self.mesh, logical_axes.ROWS), config.train.groups_per_microbatch,
-            config.rollout.group_size, (lengths.branch, lengths.leaf), config.rollout.max_new_tokens, 0,
-            bool(config.objective.kl_weight), checks.rule_args(config).type_factor_on == "unclipped",
+            [[0] * lengths.shared_prefix] * logical_axes.size(self.mesh, logical_axes.ROWS),
+            config.train.groups_per_microbatch, config.rollout.group_size, (lengths.group_prefix, lengths.suffix),
+            config.rollout.max_new_tokens, 0, bool(config.objective.kl_weight),
+            checks.rule_args(config).type_factor_on == "unclipped",
         )  # fmt: skip
         return jax.tree.map(lambda array: self.rows(array.shape, array.dtype), blank)
 
     def cache(self, model, rows, positions):
         """Rows over data and fsdp, heads over tensor."""
-        shapes = jax.eval_shape(functools.partial(kv_cache.empty, model, rows, positions, self.config.sampler.dtype))
+        shapes = jax.eval_shape(
+            functools.partial(kv_cache.empty, model, rows, positions, dtype=self.config.sampler.dtype)
+        )
         return jax.tree.map(_at, shapes, kv_cache.cache_shardings(self.mesh, shapes))
 
 
@@ -318,13 +322,10 @@ def _has_reference(config: Config):
 
 def _sampling_programs(config: Config, model, shapes):
     base, lengths = lora.without(model), shapes.lengths
-    piece, slots = config.sampler.prefill_tokens, config.sampler.num_slots
-    sampler = engine.Engine(
-        base, (), num_slots=slots, steps_per_call=config.sampler.steps_per_call, piece=piece,
-        dtype=config.sampler.dtype, whole=config.sampler.whole_weights,
-    )  # fmt: skip
-    positions = sampler.positions(lengths.branch + lengths.leaf)
-    trunk = shapes.cache(base, 1, sampler.positions(lengths.trunk))
+    chunk, slots = config.sampler.prefill_tokens, config.sampler.num_slots
+    sampler = engine.Engine(base, (), config.sampler)
+    positions = sampler.positions(lengths.group_prefix + lengths.suffix)
+    shared_prefix = shapes.cache(base, 1, sampler.positions(lengths.shared_prefix))
     cache = shapes.cache(base, slots, positions)
     store = shapes.cache(base, config.rollout.streams_per_step, sampler.positions(positions // 2))
     in_place, adapted = config.sampler.in_place, bool(config.lora.rank)
@@ -336,7 +337,7 @@ def _sampling_programs(config: Config, model, shapes):
         "frozen copies": _bytes(shapes.weights) if frozen else 0.0,
         # Adapters are merged into a copy of what they adapt.
         "manager's copy": _bytes(weights) if adapted or not in_place else 0.0,
-        "cache": _bytes(cache) + _bytes(trunk) + _bytes(store),
+        "cache": _bytes(cache) + _bytes(shared_prefix) + _bytes(store),
     }
     if _has_reference(config) and not config.lora.rank:
         held["frozen copies"] += _bytes(shapes.base)
@@ -347,32 +348,32 @@ def _sampling_programs(config: Config, model, shapes):
     )  # fmt: skip
     rollouts = config.rollout.streams_per_step * config.rollout.group_size
     steps, waves = config.data.chunks_per_stream, math.ceil(rollouts / slots)
-    shares, tensor = logical_axes.size(shapes.mesh, logical_axes.ROWS), shapes.mesh.shape["tensor"]
-    shares = shares if slots % shares == 0 else 1
-    rows, together = slots // shares, engine.row_buckets(slots // shares)[-1]
-    pieces = math.ceil(rows / together) * math.ceil(lengths.view / piece)
-    copies = shapes.cache(base, together * shares, positions)
+    shards, tensor = logical_axes.size(shapes.mesh, logical_axes.ROWS), shapes.mesh.shape["tensor"]
+    shards = shards if slots % shards == 0 else 1
+    rows, together = slots // shards, engine.row_buckets(slots // shards)[-1]
+    chunks = math.ceil(rows / together) * math.ceil(lengths.view / chunk)
+    copies = shapes.cache(base, together * shards, positions)
     held["cache"] += _bytes(copies)
     # While slots are lengthened, the shorter ones are there too.
     held["cache"] += sum(_bytes(shapes.cache(base, slots, size)) for size in sampler.sizes(positions)[-2:-1])
+    context = Context(weights, shared_prefix, shapes.scalar(jnp.int32))
     prefill = _compile(
-        "prefill", steps * waves * pieces, decode_lib.prefill,
-        (weights, trunk, copies, shapes.rows((together * shares, piece)), shapes.rows((together * shares,)),
-         shapes.scalar(jnp.int32), shapes.rows((together * shares,))),
-        held, config=base, mesh=shapes.mesh,
+        "prefill", steps * waves * chunks, decode_lib.prefill,
+        (context, copies, NewTokens(shapes.rows((together * shards, chunk)), *[shapes.rows((together * shards,))] * 2)),
+        held, spec=Spec(base, shapes.mesh),
     )  # fmt: skip
-    keys = lengths.trunk + positions
-    prefill.flops = together / tensor * flops.forward(base, Work(piece, 0, 0, piece * keys), piece * keys)
+    keys = lengths.shared_prefix + positions
+    prefill.flops = together / tensor * flops.forward(base, Work(chunk, 0, 0, chunk * keys), chunk * keys)
     num_steps = config.sampler.steps_per_call
+    end_ids = _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P()))
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decode_lib.decode,
-        (weights, trunk, cache, state, shapes.scalar(jnp.int32), shapes.scalar(jnp.int32),
-         _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P())), None),
-        held, config=base, num_steps=num_steps, mesh=shapes.mesh,
+        (context, cache, state, Rules._make((shapes.scalar(jnp.int32), end_ids))),
+        held, spec=Spec(base, shapes.mesh, num_steps),
     )  # fmt: skip
     decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)
     # Every token reads the weights and the cache once.
-    decode.hbm_bytes = num_steps * (_bytes(weights) + _bytes(cache) + _bytes(trunk))
+    decode.hbm_bytes = num_steps * (_bytes(weights) + _bytes(cache) + _bytes(shared_prefix))
     return prefill, decode
 
 

@@ -45,9 +45,9 @@ def show(plan: Plan) -> None:
     sizes = " × ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
     print(f"{config.experiment or config.model.name} on {plan.target.name}: {plan.mesh.size} devices, {sizes}")
     print(
-        f"longest case: {lengths.trunk} tokens of instructions (assumed) shared by all rows, {lengths.branch} of a "
-        f"chunk shared by\na group's rows, {lengths.view} of memory and {lengths.response} of response for each row; "
-        f"{plan.groups} groups of {config.rollout.group_size} rows\na training step, "
+        f"longest case: {lengths.shared_prefix} tokens of instructions (assumed) shared by all rows, "
+        f"{lengths.group_prefix} of a chunk shared by\na group's rows, {lengths.view} of memory and {lengths.response} "
+        f"of response for each row; {plan.groups} groups of {config.rollout.group_size} rows\na training step, "
         f"{config.train.groups_per_microbatch} at once; attention: {plan.attention}; remat: {config.model.remat}"
     )
     names = [_ROLES[program.name].format(config.sampler.steps_per_call) for program in plan.programs]

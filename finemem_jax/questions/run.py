@@ -89,11 +89,11 @@ def _warm_up(models, environment, options, config: Config):
     sampler = models.sampler()
     chats = (question_options.generator_chat(options, "", 1), question_options.verifier_chat(options, "", ""))
     prompts = [chat.encode(environment.tokenizer, one) for one in chats]
-    trunk = max(prompt.cuts[0] for prompt in prompts)
+    shared_prefix = max(prompt.cuts[0] for prompt in prompts)
     own = max(len(prompt.ids) - prompt.cuts[0] for prompt in prompts)
     with Display(0) as display:
         sampler.warm_up(
-            trunk,
+            shared_prefix,
             own + config.manager.chunk_tokens + max(options.proposal_tokens, options.answer_tokens + 64),
             lambda done, total: display.phase(f"compiling: {done} of {total} programs"),
         )

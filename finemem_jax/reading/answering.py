@@ -86,11 +86,11 @@ class Answering:
         """What the frozen model is asked, in its tokens."""
         return chat.encode(self._tokens, reader.to_chat(query, self.reader_options))
 
-    def warm_up(self, trunk: int, positions: int, say: Callable[[str], None]) -> None:
+    def warm_up(self, shared_prefix: int, positions: int, say: Callable[[str], None]) -> None:
         """Compiles what is generated and computed with in this process.
 
         Args:
-            trunk: Tokens of the longest trunk; as long as the manager's, programs are shared with it.
+            shared_prefix: Tokens of the longest shared prefix; as long as the manager's, programs are shared with it.
             positions: Tokens beyond it, new ones included.
             say: Shows a line about it, in place of the last one.
         """
@@ -100,10 +100,10 @@ class Answering:
 
         if self.models.generates:
             line = "compiling what the reader generates with"
-            self.models.sampler().warm_up(trunk, positions, functools.partial(progress, line))
+            self.models.sampler().warm_up(shared_prefix, positions, functools.partial(progress, line))
         if self._likelihoods is not None:
             line = "compiling what likelihoods are computed with"
-            self._likelihoods.warm_up(trunk, positions, functools.partial(progress, line))
+            self._likelihoods.warm_up(shared_prefix, positions, functools.partial(progress, line))
 
     def set_poll(self, between: Callable[[], bool | None]) -> None:
         """Has all who are asked call this function while they work or are waited for.

@@ -20,11 +20,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from finemem_jax.models.kv_cache import Tree
+from finemem_jax.models.kv_cache import Packed
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
 from finemem_jax.reading.reader import LikelihoodQuery, LikelihoodScorer, Query
 from finemem_jax.runtime import compilation, workers
-from finemem_jax.sampling.engine import Engine, Trunk, targets_in
+from finemem_jax.sampling.decode import Targets
+from finemem_jax.sampling.engine import Engine, SharedPrefix, targets_in
 from finemem_jax.types import Likelihood
 
 # ℓ of a gold answer that is blank, which no answer matches (nats).
@@ -49,7 +50,7 @@ class LikelihoodStats:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A claim in token ids: the prompt after its trunk, then every answer with an end of its own."""
+    """A claim in token ids: the prompt after its shared prefix, then every answer with an end of its own."""
 
     request_id: int
     prompt: tuple[int, ...]
@@ -85,7 +86,7 @@ class Likelihoods:
         self.stats = LikelihoodStats()
         self.poll: Callable[[], bool | None] = lambda: None
         self._last_id = 0
-        self._trunks: dict[tuple[int, ...], Trunk] = {}
+        self._shared_prefixes: dict[tuple[int, ...], SharedPrefix] = {}
         self._waiting: dict[tuple[int, ...], dict[int, _Row]] = {}
         self._done: list[tuple[int, Likelihood]] = []
 
@@ -93,16 +94,16 @@ class Likelihoods:
         """The same, which remembers: the likelihood without evidence, above all, is wanted again and again."""
         return workers.Memoized(self)
 
-    def warm_up(self, trunk: int, longest: int, say: Callable[[int, int], None]) -> None:
+    def warm_up(self, shared_prefix: int, longest: int, say: Callable[[int, int], None]) -> None:
         """Compiles all that claims of a size can need.
 
         Args:
-            trunk: Tokens of the longest trunk.
+            shared_prefix: Tokens of the longest shared prefix.
             longest: Tokens beyond it, of prompt and answers.
             say: See `Engine.warm_up`.
         """
         lengths = sorted({_length(length) for length in compilation.buckets_up_to(longest, _UNIT)})
-        self._engine.warm_up_teacher(trunk, [(self._rows(length), length) for length in lengths], say)
+        self._engine.warm_up_teacher(shared_prefix, [(self._rows(length), length) for length in lengths], say)
 
     def take_stats(self) -> LikelihoodStats:
         """Returns the counts since the last call."""
@@ -164,49 +165,49 @@ class Likelihoods:
     # ---------------------------------------------------------------------------------- computing
 
     def _rows(self, length):
-        shares = self._engine.shares
-        return max(self._together // length // shares, 1) * shares
+        shards = self._engine.data_shards
+        return max(self._together // length // shards, 1) * shards
 
     def _compute_some(self):
         # The longest first: what is left over at the end pads short rows.
-        trunk_ids = next(iter(self._waiting))
-        waiting = sorted(self._waiting[trunk_ids].values(), key=lambda row: (-row.length, row.request_id))
+        shared_prefix_ids = next(iter(self._waiting))
+        waiting = sorted(self._waiting[shared_prefix_ids].values(), key=lambda row: (-row.length, row.request_id))
         length = _length(waiting[0].length)
         taken = waiting[: self._rows(length)]
-        found = self._compute(self._trunk(trunk_ids), taken, length)
+        found = self._compute(self._shared_prefix(shared_prefix_ids), taken, length)
         for row in taken:
-            del self._waiting[trunk_ids][row.request_id]
-        if not self._waiting[trunk_ids]:
-            del self._waiting[trunk_ids]
+            del self._waiting[shared_prefix_ids][row.request_id]
+        if not self._waiting[shared_prefix_ids]:
+            del self._waiting[shared_prefix_ids]
         return found
 
-    def _trunk(self, ids):
-        if ids not in self._trunks:
-            self._trunks[ids] = self._engine.trunk(ids)
-        return self._trunks[ids]
+    def _shared_prefix(self, ids):
+        if ids not in self._shared_prefixes:
+            self._shared_prefixes[ids] = self._engine.shared_prefix(ids)
+        return self._shared_prefixes[ids]
 
-    def _compute(self, trunk, taken, length):
+    def _compute(self, shared_prefix, taken, length):
         shape = self._rows(length), length
-        tokens, branches, depths = np.zeros((3, *shape), np.int32)
-        branches -= 1  # Padding: a branch that nobody sees.
+        tokens, segment_ids, positions = np.zeros((3, *shape), np.int32)
+        segment_ids -= 1  # Padding: a segment that nobody sees.
         wanted: list[tuple[int, int, int]] = []
         for number, row in enumerate(taken):
-            stem = len(row.prompt)
-            tokens[number, :stem] = row.prompt
-            branches[number, :stem], depths[number, :stem] = 0, np.arange(stem)
-            end = stem
-            for branch, answer in enumerate(row.answers, 1):
+            size = len(row.prompt)
+            tokens[number, :size] = row.prompt
+            segment_ids[number, :size], positions[number, :size] = 0, np.arange(size)
+            end = size
+            for segment, answer in enumerate(row.answers, 1):
                 start, end = end, end + len(answer)
                 tokens[number, start:end] = answer
-                branches[number, start:end] = branch
-                depths[number, start:end] = stem + np.arange(len(answer))
-                # An answer's first token follows the stem, its others one another, and its end its last one.
-                befores = (stem - 1, *range(start, end))
+                segment_ids[number, start:end] = segment
+                positions[number, start:end] = size + np.arange(len(answer))
+                # An answer's first token follows the prompt, its others one another, and its end its last one.
+                befores = (size - 1, *range(start, end))
                 wanted += [(number, before, target) for before, target in zip(befores, (*answer, -1), strict=True)]
-        rows, places, targets = asked = np.zeros((3, targets_in(shape)), np.int32)
+        rows, places, ids = asked = np.zeros((3, targets_in(shape)), np.int32)
         asked[:, : len(wanted)] = np.transpose(wanted)
         log_probs, is_top = self._engine.teacher_force(
-            trunk, tokens, Tree(branches, depths), rows, places, targets, len(wanted)
+            shared_prefix, Packed(tokens, segment_ids, positions), Targets(rows, places, ids, np.int32(len(wanted)))
         )
         self.stats.tokens += sum(row.length for row in taken)
         self.stats.padded_tokens += tokens.size

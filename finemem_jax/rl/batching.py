@@ -2,7 +2,7 @@
 
 The rollouts of one stream at one step form a group. What its prompts have in common (instructions, worked examples, the
 chunk; at the first step all of it) is found by comparing token ids, so nothing here depends on how prompts are built.
-A batch holds B groups of G rows over one trunk (see `models.decoder.hidden_states`).
+A batch holds B groups of G rows over one shared prefix (see `models.decoder.hidden_states`).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class Batch(NamedTuple):
     """B groups of G rows: R = B G. Lengths C and L are padded, P never; A is the longest response allowed.
 
     Attributes:
-        trunk: What all rows of all batches of an update begin with, once for each of T devices' shares, which hold
+        shared_prefix: What all rows of all batches of an update begin with, once for each of T data shards, which hold
             B / T groups each. P is 0 where the rows have too little in common.
-        branch, branch_length: What the rows of a group continue with; C may be 0.
-        leaf, leaf_length: What is a row's own: the prompt's rest, at least its last token, then the response.
-        response_start: Index in the leaf of the response's first token; at least 1.
+        group_prefix, group_prefix_length: What the rows of a group continue with; C may be 0.
+        suffix, suffix_length: What is a row's own: the prompt's rest, at least its last token, then the response.
+        response_start: Index in the suffix of the response's first token; at least 1.
         response: Response tokens again, aligned to start at 0; what is predicted.
         rows: What the objective reads of each response.
     """
 
-    trunk: Int[Array, "T P"]
-    trunk_length: Int[Array, " T"]
-    branch: Int[Array, "B C"]
-    branch_length: Int[Array, " B"]
-    leaf: Int[Array, "R L"]
-    leaf_length: Int[Array, " R"]
+    shared_prefix: Int[Array, "T P"]
+    shared_prefix_length: Int[Array, " T"]
+    group_prefix: Int[Array, "B C"]
+    group_prefix_length: Int[Array, " B"]
+    suffix: Int[Array, "R L"]
+    suffix_length: Int[Array, " R"]
     response_start: Int[Array, " R"]
     response: Int[Array, "R A"]
     rows: Rows
@@ -119,19 +119,19 @@ def microbatches(
     pad_id: int,
     aggregation: str = "row",
     shares: int = 1,
-    max_trunk: int | None = None,
+    max_shared_prefix: int | None = None,
 ) -> Iterator[tuple[Batch, list[Group]]]:
     """Packs groups of like length together. Missing groups at the end are padding with an empty mask.
 
     Args:
         selected: All groups of one optimizer update: the objective averages over these.
         groups_per_batch: B; a multiple of `shares`.
-        length_multiple: Unit of lengths (`buckets.rounded`); the trunk's is rounded down to a multiple of it.
+        length_multiple: Unit of lengths (`buckets.rounded`); the shared prefix's is rounded down to a multiple of it.
         max_response: A; no response is longer.
         pad_id: Fills the padding; any valid token id.
         aggregation: See `grpo.aggregation_weights`.
         shares: T, in how many parts devices share out a batch's groups.
-        max_trunk: The longest trunk: all that every group begins with, and not what a few groups happen to.
+        max_shared_prefix: Its longest length: all that every group begins with, and not what a few happen to.
 
     Returns:
         Batches, each with its groups in the order of its rows.
@@ -147,23 +147,27 @@ def microbatches(
     per_group = np.split(weights, len(selected)) if selected else []
     ordered = sorted(zip(selected, per_group, strict=True), key=lambda pair: size(pair[0]))
     common = _common_prefix([_shared_prompt(group) for group in selected])
-    # Cut to a multiple, a trunk has no padding, and its length seldom changes from update to update.
-    trunk = common[: trunk_length(len(common) if max_trunk is None else min(len(common), max_trunk), length_multiple)]
+    # Cut to a multiple, a shared prefix has no padding, and its length seldom changes from update to update.
+    shared_prefix = common[
+        : shared_prefix_length(
+            len(common) if max_shared_prefix is None else min(len(common), max_shared_prefix), length_multiple
+        )
+    ]
     for start in range(0, len(ordered), groups_per_batch):
         some = ordered[start : start + groups_per_batch]
         yield (
-            _pack(some, [trunk] * shares, groups_per_batch, length_multiple, max_response, pad_id),
+            _pack(some, [shared_prefix] * shares, groups_per_batch, length_multiple, max_response, pad_id),
             [group for group, _ in some],
         )
 
 
-def trunk_length(tokens: int, length_multiple: int) -> int:
-    """How long the trunk of groups is that have so many tokens in common."""
+def shared_prefix_length(tokens: int, length_multiple: int) -> int:
+    """How long the shared prefix of groups is that have so many tokens in common."""
     return tokens // length_multiple * length_multiple
 
 
 def blank(
-    trunks: Sequence[Sequence[int]],
+    shared_prefixes: Sequence[Sequence[int]],
     num_groups: int,
     group_size: int,
     sizes: tuple[int, int],
@@ -177,18 +181,18 @@ def blank(
     Args:
         sizes: C and L.
     """
-    rows, (branch_size, leaf_size) = num_groups * group_size, sizes
+    rows, (group_prefix_size, suffix_size) = num_groups * group_size, sizes
 
     def floats():
         return np.zeros((rows, max_response), np.float32)
 
     return Batch(
-        trunk=np.asarray(trunks, np.int32).reshape(len(trunks), len(trunks[0])),
-        trunk_length=np.full(len(trunks), len(trunks[0]), np.int32),
-        branch=np.full((num_groups, branch_size), pad_id, np.int32),
-        branch_length=np.zeros(num_groups, np.int32),
-        leaf=np.full((rows, leaf_size), pad_id, np.int32),
-        leaf_length=np.ones(rows, np.int32),
+        shared_prefix=np.asarray(shared_prefixes, np.int32).reshape(len(shared_prefixes), len(shared_prefixes[0])),
+        shared_prefix_length=np.full(len(shared_prefixes), len(shared_prefixes[0]), np.int32),
+        group_prefix=np.full((num_groups, group_prefix_size), pad_id, np.int32),
+        group_prefix_length=np.zeros(num_groups, np.int32),
+        suffix=np.full((rows, suffix_size), pad_id, np.int32),
+        suffix_length=np.ones(rows, np.int32),
         response_start=np.ones(rows, np.int32),
         response=np.full((rows, max_response), pad_id, np.int32),
         rows=Rows(
@@ -204,22 +208,22 @@ def blank(
     )
 
 
-def all_sizes(prompt: int, leaf: int, max_response: int, length_multiple: int) -> list[tuple[int, int]]:
+def all_sizes(prompt: int, suffix: int, max_response: int, length_multiple: int) -> list[tuple[int, int]]:
     """C and L of all batches that there can be.
 
     Args:
-        prompt: The longest prompt beyond the trunk, in tokens.
-        leaf: As much of it as the rows of a group may not share.
+        prompt: The longest prompt beyond the shared prefix, in tokens.
+        suffix: As much of it as the rows of a group may not share.
         max_response: A.
     """
-    branches = compilation.buckets_up_to(prompt, length_multiple)
-    leaves = compilation.buckets_up_to(leaf + max_response, length_multiple)
+    group_prefixes = compilation.buckets_up_to(prompt, length_multiple)
+    suffixes = compilation.buckets_up_to(suffix + max_response, length_multiple)
     # A size is only needed for lengths above the size before; both together are a row.
     return [
-        (branch, own)
-        for shorter_branch, branch in itertools.pairwise((0, *branches))
-        for shorter_own, own in itertools.pairwise((0, *leaves))
-        if shorter_branch + 1 + shorter_own + 1 <= prompt + max_response
+        (group_prefix, own)
+        for shorter_group_prefix, group_prefix in itertools.pairwise((0, *group_prefixes))
+        for shorter_own, own in itertools.pairwise((0, *suffixes))
+        if shorter_group_prefix + 1 + shorter_own + 1 <= prompt + max_response
     ]
 
 
@@ -241,31 +245,31 @@ def _trained_tokens(group, row):
     return len(group.steps[row].completion.ids) if group.trained[row] else 0
 
 
-def _pack(selected, trunks, num_groups, multiple, max_response, pad_id):
-    trunk_size = len(trunks[0])
-    parts = [_parts(group, trunk_size) for group, _ in selected]
+def _pack(selected, shared_prefixes, num_groups, multiple, max_response, pad_id):
+    shared_prefix_size = len(shared_prefixes[0])
+    parts = [_parts(group, shared_prefix_size) for group, _ in selected]
     rows_per_group = len(parts[0][1])
-    longest = max(len(branch) for branch, _ in parts)
-    # Rows with nothing in common have no branch.
-    branch_size = compilation.bucket(longest, multiple) if longest else 0
-    leaf_size = compilation.bucket(
-        max(len(rest) + len(response) for _, leaves in parts for rest, response in leaves), multiple
+    longest = max(len(group_prefix) for group_prefix, _ in parts)
+    # Rows with nothing in common have no group prefix.
+    group_prefix_size = compilation.bucket(longest, multiple) if longest else 0
+    suffix_size = compilation.bucket(
+        max(len(rest) + len(response) for _, suffixes in parts for rest, response in suffixes), multiple
     )
 
     def is_given(name):
         return any(getattr(group, name) is not None for group, _ in selected)
 
     batch = blank(
-        trunks, num_groups, rows_per_group, (branch_size, leaf_size), max_response, pad_id,
+        shared_prefixes, num_groups, rows_per_group, (group_prefix_size, suffix_size), max_response, pad_id,
         is_given("reference_log_probs"), is_given("unclipped_factors"),
     )  # fmt: skip
-    for b, ((group, weights), (branch, leaves)) in enumerate(zip(selected, parts, strict=True)):
-        batch.branch[b, : len(branch)] = branch
-        batch.branch_length[b] = len(branch)
-        for g, (rest, response) in enumerate(leaves):
+    for b, ((group, weights), (group_prefix, suffixes)) in enumerate(zip(selected, parts, strict=True)):
+        batch.group_prefix[b, : len(group_prefix)] = group_prefix
+        batch.group_prefix_length[b] = len(group_prefix)
+        for g, (rest, response) in enumerate(suffixes):
             r, length = b * rows_per_group + g, len(response)
-            batch.leaf[r, : len(rest) + length] = rest + response
-            batch.leaf_length[r] = len(rest) + length
+            batch.suffix[r, : len(rest) + length] = rest + response
+            batch.suffix_length[r] = len(rest) + length
             batch.response_start[r] = len(rest)
             batch.response[r, :length] = response
             batch.rows.weight[r], batch.rows.share[r] = weights[g]
@@ -285,8 +289,8 @@ def _fill_row(rows, r, group, g, length):
         rows.unclipped_factor[r, :length] = group.unclipped_factors[g]
 
 
-def _parts(group, trunk_size):
-    """What a group's rows share beyond the trunk, and of each row the rest of its prompt and its response."""
+def _parts(group, shared_prefix_size):
+    """What a group's rows share beyond the shared prefix, and of each row the rest of its prompt and its response."""
     shared = _shared_prompt(group)
-    leaves = [(step.prompt_ids[len(shared) :], step.completion.ids) for step in group.steps]
-    return shared[trunk_size:], leaves
+    suffixes = [(step.prompt_ids[len(shared) :], step.completion.ids) for step in group.steps]
+    return shared[shared_prefix_size:], suffixes

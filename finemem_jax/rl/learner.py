@@ -96,9 +96,9 @@ def response_log_probs(
     hidden = decoder.hidden_states(
         options.model,
         params,
-        [batch.trunk, batch.branch, batch.leaf],
-        [batch.trunk_length, batch.branch_length, batch.leaf_length],
-        options.compute,
+        [batch.shared_prefix, batch.group_prefix, batch.suffix],
+        lengths=[batch.shared_prefix_length, batch.group_prefix_length, batch.suffix_length],
+        compute=options.compute,
     )[-1]
     # The state at one position predicts the token at the next; only predicted positions meet the output head.
     rows, width = batch.response.shape
@@ -106,7 +106,11 @@ def response_log_probs(
     states = jnp.take_along_axis(hidden, positions[:, :, None], axis=1).reshape(rows * width, -1)
     head = decoder.output_head(options.model, params)
     chosen, entropy = log_probs.token_log_probs(
-        states, head.astype(states.dtype), batch.response.reshape(-1), temperature, mesh=options.compute.mesh
+        states,
+        head.astype(states.dtype),
+        batch.response.reshape(-1),
+        temperature=temperature,
+        mesh=options.compute.mesh,
     )
     return chosen.reshape(rows, width), entropy.reshape(rows, width)
 

@@ -1,7 +1,8 @@
-"""Which rows of a cache begin with which tokens: the host's book of what need not be computed again.
+"""Notes which rows of a cache begin with which tokens, so that these need not be computed again.
 
-Every row is a path in the tree of all prefixes. A row keeps its whole path, so that a look-up is one comparison of
-arrays, and it finds what two prompts have in common wherever they part.
+Every row is a path in the radix tree of all prefixes (as in RadixAttention, https://arxiv.org/abs/2312.07104). A row
+keeps its whole path, so that a look-up is one comparison of arrays, and it finds what two prompts have in common
+wherever they part.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _NONE = -1
 
 
 class PrefixCache:
-    """The tokens that rows hold, and how long ago each row was of use. All under one set of weights."""
+    """The tokens that rows have, and how long ago each row was of use. All under one set of weights."""
 
     def __init__(self, num_rows: int, positions: int):
         self._ids = np.full((num_rows, positions), _NONE, np.int64)
@@ -31,7 +32,7 @@ class PrefixCache:
         return self._ids.shape[1]
 
     def match(self, ids: Sequence[int]) -> tuple[int, int]:
-        """The row that has most of these tokens in common with its own beginning, and how many; (0, 0) if none has any.
+        """Finds the row whose beginning has most of these tokens in common, and how many; (0, 0) if none has any.
 
         Among equals, the row used last.
         """
@@ -54,7 +55,7 @@ class PrefixCache:
         self._touch(row)
 
     def oldest(self, rows: Collection[int] | None = None) -> int:
-        """The row, among some or all, that has been of no use for longest; empty rows come first."""
+        """Finds the row, among some or all, that has been of no use for longest; empty rows come first."""
         candidates = list(range(len(self)) if rows is None else rows)
         return min(candidates, key=lambda row: (self._ids[row, 0] != _NONE, self._used[row], row))
 
@@ -67,6 +68,6 @@ class PrefixCache:
         """Forgets all rows."""
         self._ids[:] = _NONE
 
-    def _touch(self, row):
+    def _touch(self, row: int) -> None:
         self._clock += 1
         self._used[row] = self._clock

@@ -1,9 +1,11 @@
-"""The host side of generation: requests in, completions out, in whatever order they are done.
+"""Serves requests with one model: a batch of slots is decoded, and a request enters as soon as a slot is free.
 
-A fixed number of slots is decoded together; a request enters as soon as a slot is free. Prompts come as parts
-(`Request.cuts`): the trunk, which all requests in the slots share, is computed once per set of weights, and attention
-reads it once for all of them. Of the rest, a prompt takes over whatever some row of the caches already begins with: the
-chunk that another rollout of its stream has read, or all of it.
+The host's side of generation (continuous batching): `collect` admits waiting requests to free slots, computes what
+their prompts lack chunk by chunk, and decodes all slots for a few steps, again and again. `engine` computes.
+
+Prompts come as parts (`Request.cuts`): the shared prefix, the same for all requests in the slots, is computed once per
+set of weights, and attention reads it once for all of them. Of the rest, a prompt takes over whatever some row of the
+caches already begins with: the chunk that another rollout of its stream has read, or all of it.
 """
 
 from __future__ import annotations
@@ -12,18 +14,24 @@ import dataclasses
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from finemem_jax.config import sections
 from finemem_jax.models.decoder import Params
+from finemem_jax.models.kv_cache import NewTokens
+from finemem_jax.models.logical_axes import Array
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.sampling.engine import Engine, Trunk
-from finemem_jax.sampling.slots import SLOTS, STORE, Slots
+from finemem_jax.sampling.decode import PromptEnds
+from finemem_jax.sampling.engine import Engine, SharedPrefix
+from finemem_jax.sampling.slots import SLOTS, STORE, Admission, Slot, Slots
+from finemem_jax.sampling.token_sampling import Sample
 from finemem_jax.types import Completion, Refusal, Request
 
-# How many later requests may overtake one whose trunk is another: for a change of trunks, slots must empty.
+# How many later requests may overtake one with another shared prefix: to change the prefix, slots must empty.
 _PATIENCE = 256
 
 
@@ -53,13 +61,13 @@ class SamplerStats:
 class Sampler:
     """Generates with one model. Not thread-safe.
 
+    Requests are handed in one by one (`submit`) or all at once (`generate`). What comes out depends on the request
+    alone: not on the others, their order, or the number of slots.
+
     Attributes:
         engine: What computes; others may compute with the same weights.
         poll: Called while `collect` works, after every call that decodes. Where it returns True, `collect` comes
             back although nothing may be done; what it raises ends `collect`, and all that is pending stays so.
-
-    Requests are handed in one by one (`submit`) or all at once (`generate`). What comes out depends on the request
-    alone: not on the others, their order, or the number of slots.
     """
 
     def __init__(
@@ -68,43 +76,28 @@ class Sampler:
         params: Params,
         end_ids: Sequence[int],
         *,
-        num_slots: int,
-        steps_per_call: int,
-        prefill_tokens: int,
+        settings: sections.Sampler,
         num_stored: int = 4,
-        dtype: str = "float32",
-        whole: bool = True,
-        int8: bool = False,
-        in_place: bool = False,
-        policy_version: int = 0,
     ):
-        """Args:
-        num_slots: Rows decoded together.
-        steps_per_call: Tokens drawn per row before the host looks for finished rows.
-        prefill_tokens: Tokens of a prompt computed together; longer ones take several calls. Caches are as long as
-            so many, or 2, 3, 4, 6, 8, 12, … times as many: few lengths, so that few programs are compiled.
-        num_stored: Branches kept beside the slots.
-        dtype: What weights and caches are held in, and products computed; "float32" or "bfloat16".
-        whole: Devices along "fsdp" hold the weights whole, instead of in parts as they are stored.
-        int8: Round the layers' kernels to 8 bits (`cached.layout`).
-        in_place: Decode with the arrays of `params` themselves, where they live; `release` before they are given away.
-            Saves a copy, and its time at every update; on CPUs decoding is slower.
+        """Takes weights of version 0.
+
+        Args:
+            end_ids: Tokens that end a completion.
+            settings: With `in_place`, `offload` before the arrays of `params` are given away.
+            num_stored: Group prefixes kept beside the slots.
         """
         self.config = config
         self.stats = SamplerStats()
         self.poll: Callable[[], bool | None] = lambda: None
         self._end_ids = frozenset(end_ids)
-        self.engine = Engine(
-            config, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, piece=prefill_tokens, dtype=dtype,
-            whole=whole, int8=int8, in_place=in_place,
-        )  # fmt: skip
+        self.engine = Engine(config, end_ids, settings)
         self._num_stored = num_stored
         self._last_id = itertools.count()
         self._waiting: dict[tuple[int, ...], deque[tuple[int, Request]]] = {}
         self._done: list[tuple[int, Completion | Refusal]] = []
         self._slots: Slots | None = None
         self._positions = 0
-        self.update(params, policy_version)
+        self.update(params, 0)
 
     # ---------------------------------------------------------------------------------- weights
 
@@ -126,7 +119,7 @@ class Sampler:
         """
         self._check_idle("new weights")
         self.engine.drop()
-        self._trunks: dict[tuple[int, ...], Trunk] = {}
+        self._shared_prefixes: dict[tuple[int, ...], SharedPrefix] = {}
         self._slots = None
 
     def reset(self) -> None:
@@ -141,18 +134,20 @@ class Sampler:
         self._check_idle("empty slots")
         self._slots = None
 
-    def warm_up(self, trunk: int, positions: int, say: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def warm_up(
+        self, prefix_length: int, positions: int, say: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
         """Compiles all that requests of a size can need, so that serving them compiles nothing.
 
         Args:
-            trunk: Tokens of the longest trunk; shorter ones are padded to it.
+            prefix_length: Tokens of the longest shared prefix; shorter ones are padded to it.
             positions: Tokens beyond it that a request may have, new ones included. Larger requests are served too, but
                 what they need is compiled when they come.
             say: Called with the number of programs that are ready and the number of all, before each and at the end.
         """
         self._positions = max(self._positions, self.engine.positions(positions))
         sizes = self.engine.sizes(self._positions)
-        self.engine.warm_up(trunk, sizes, (self._stored_rows, self._half), say)
+        self.engine.warm_up(prefix_length, sizes, stored=(self._stored_rows, self._half), say=say)
 
     def take_stats(self) -> SamplerStats:
         """Returns the counts since the last call."""
@@ -177,7 +172,7 @@ class Sampler:
             self._done.append((request_id, Refusal(reason)))
         else:
             self.stats.prompt_tokens += len(request.prompt_ids)
-            self._waiting.setdefault(request.trunk, deque()).append((request_id, request))
+            self._waiting.setdefault(request.shared_prefix, deque()).append((request_id, request))
         return request_id
 
     def cancel(self, request_id: int) -> bool:
@@ -187,8 +182,8 @@ class Sampler:
                 if other == request_id:
                     del queue[place]
                     return True
-        for slot, owner in enumerate(self._slots.occupants if self._slots else ()):
-            if self._slots and owner is not None and owner.request_id == request_id:
+        for slot, taken in enumerate(self._slots.occupants if self._slots else ()):
+            if self._slots and taken is not None and taken.request_id == request_id:
                 self._slots.leave(slot)
                 return True
         before = len(self._done)
@@ -231,11 +226,11 @@ class Sampler:
                 results[place[request_id]] = result
         return results
 
-    def _check_idle(self, wanted):
+    def _check_idle(self, wanted: str) -> None:
         if self.pending:
             raise ValueError(f"{self.pending} requests are pending; collect or cancel them before {wanted}.")
 
-    def _objection(self, request):
+    def _objection(self, request: Request) -> str:
         """Why a request cannot be served; "" if it can."""
         config, length, cuts = self.config, len(request.prompt_ids), request.cuts
         if not length:
@@ -249,7 +244,7 @@ class Sampler:
         if not cuts or list(cuts) != sorted(cuts) or cuts[0] < 0 or cuts[-1] != length:
             return f"The cuts {cuts} must rise from 0 or more to the prompt's length, {length}."
         if cuts[0] == length:
-            return f"The cuts {cuts} make all of the prompt its trunk; leave at least one token to what follows it."
+            return f"The cuts {cuts} make all of the prompt its shared prefix; leave at least one token to follow it."
         if request.max_new_tokens < 1:
             return f"max_new_tokens must be at least 1, got {request.max_new_tokens}."
         if not 0 <= request.temperature < float("inf"):
@@ -265,37 +260,40 @@ class Sampler:
 
     # ---------------------------------------------------------------------------------- admission
 
-    def _slots_for_waiting(self):
-        """The slots, over the trunk that is next; None if nothing waits, or they must empty first."""
-        first_of = {trunk: queue[0][0] for trunk, queue in self._waiting.items() if queue}
+    def _slots_for_waiting(self) -> Slots | None:
+        """The slots, over the shared prefix that is next; None if nothing waits, or they must empty first."""
+        first_of = {prefix: queue[0][0] for prefix, queue in self._waiting.items() if queue}
         if not first_of:
             return None
-        trunk, slots = min(first_of, key=first_of.__getitem__), self._slots
-        if slots is not None and first_of.get(slots.trunk_ids, np.inf) < first_of[trunk] + _PATIENCE:
+        prefix_ids, slots = min(first_of, key=first_of.__getitem__), self._slots
+        if slots is not None and first_of.get(slots.prefix_ids, np.inf) < first_of[prefix_ids] + _PATIENCE:
             return slots
         if slots is not None and any(slots.occupants):
             return None
         self._waiting = {ids: queue for ids, queue in self._waiting.items() if queue}
         if slots is None:
-            size = self._size_for(_need(self._waiting[trunk][0][1]))
+            size = self._size_for(_need(self._waiting[prefix_ids][0][1]))
             caches = {
                 SLOTS: self.engine.empty(self.engine.num_slots, size),
                 STORE: self.engine.empty(self._stored_rows, self._half),
             }
-            self._slots = Slots(trunk, self._trunk(trunk), caches, self.engine.shares)
+            self._slots = Slots(
+                prefix_ids, self._shared_prefix(prefix_ids), caches, data_shards=self.engine.data_shards
+            )
         else:
-            slots.take_over(trunk, self._trunk(trunk))
+            slots.take_over(prefix_ids, self._shared_prefix(prefix_ids))
         return self._slots
 
-    def _trunk(self, ids):
-        """A trunk, computed once per set of weights."""
-        if ids not in self._trunks:
-            self._trunks[ids] = self.engine.trunk(ids)
+    def _shared_prefix(self, ids: tuple[int, ...]) -> SharedPrefix:
+        """A shared prefix, computed once per set of weights."""
+        if ids not in self._shared_prefixes:
+            chunk = self.engine.prefill_chunk
+            self._shared_prefixes[ids] = self.engine.shared_prefix(ids)
             self.stats.prefilled_tokens += len(ids)
-            self.stats.padded_tokens += -(-len(ids) // self.engine.piece) * self.engine.piece
-        return self._trunks[ids]
+            self.stats.padded_tokens += -(-len(ids) // chunk) * chunk
+        return self._shared_prefixes[ids]
 
-    def _size_for(self, need):
+    def _size_for(self, need: int) -> int:
         """Positions that slots are given for requests that need so many: from half of the most there were on.
 
         Every step of decoding reads all positions of all slots, used or not.
@@ -304,137 +302,154 @@ class Sampler:
         return max(self._half, self.engine.positions(need))
 
     @property
-    def _half(self):
-        # As long are the rows of the store: a branch is seldom more than half of what a request takes.
+    def _half(self) -> int:
+        # As long are the rows of the store: a group prefix is seldom more than half of what a request takes.
         return self.engine.sizes(self._positions)[0]
 
     @property
-    def _stored_rows(self):
-        shares = self.engine.shares
-        return -(-self._num_stored // shares) * shares
+    def _stored_rows(self) -> int:
+        shards = self.engine.data_shards
+        return -(-self._num_stored // shards) * shards
 
-    def _admit(self, slots):
+    def _admit(self, slots: Slots) -> None:
         """Fills free slots with waiting requests, and draws their first tokens."""
-        queue = self._waiting[slots.trunk_ids]
-        admitted = [queue.popleft() for _ in range(min(slots.num_free, len(queue)))]
-        size = self._size_for(max(_need(request) for _, request in admitted))
+        queue = self._waiting[slots.prefix_ids]
+        requests = [queue.popleft() for _ in range(min(slots.num_free, len(queue)))]
+        size = self._size_for(max(_need(request) for _, request in requests))
         if size > slots.positions:
             slots.lengthen(self.engine.lengthen(slots.caches[SLOTS], size))
-        entries = slots.admit(admitted)
-        duplicates = {entry.slot: entry.duplicate_of for entry in entries if entry.duplicate_of is not None}
-        for stage in range(1 + max(entry.stage for entry in entries)):
-            of_stage = [entry for entry in entries if entry.stage == stage]
-            self._copy_sources(slots, [entry for entry in of_stage if entry.source])
-            self._prefill(slots, [entry for entry in of_stage if entry.duplicate_of is None], duplicates)
-            saved = [(entry.slot, entry.saved) for entry in of_stage if entry.saved is not None]
+        admissions = slots.admit(requests)
+        duplicates = {one.slot: one.duplicate_of for one in admissions if one.duplicate_of is not None}
+        for stage in range(1 + max(one.stage for one in admissions)):
+            of_stage = [one for one in admissions if one.stage == stage]
+            self._copy_sources(slots, of_stage)
+            self._prefill(slots, [one for one in of_stage if one.duplicate_of is None], duplicates)
+            saved = [(one.slot, one.saved) for one in of_stage if one.saved is not None]
             if saved:
                 slots.caches[STORE] = self.engine.copy(slots.caches[STORE], slots.caches[SLOTS], saved)
 
-    def _copy_sources(self, slots, entries):
+    def _copy_sources(self, slots: Slots, admissions: Sequence[Admission]) -> None:
+        """Copies what other rows have of the prompts."""
+        found = [(one.source, one.slot) for one in admissions if one.source]
         # In order: what is copied from may be the next one's target.
-        for name, group in itertools.groupby(entries, key=lambda entry: entry.source[0]):
-            pairs = [(entry.source[1], entry.slot) for entry in group]
+        for name, group in itertools.groupby(found, key=lambda pair: pair[0][0]):
+            pairs = [(row, slot) for (_, row), slot in group]
             source = None if name == SLOTS else slots.caches[name]
             slots.caches[SLOTS] = self.engine.copy(slots.caches[SLOTS], source, pairs)
 
-    def _prefill(self, slots, entries, duplicates):
-        """Computes what slots lack of their prompts, piece by piece, and draws first tokens as prompts end."""
-        while entries:
+    def _prefill(self, slots: Slots, admissions: list[Admission], duplicates: Mapping[int, int]) -> None:
+        """Computes what slots lack of their prompts, chunk by chunk, and draws first tokens as prompts end.
+
+        Args:
+            duplicates: {slot: slot with the same prompt}; they draw when that one does.
+        """
+        while admissions:
             # Those that lack most first, so that rows of a call are of like length.
-            entries.sort(key=lambda entry: entry.cached - len(entry.suffix))
-            hidden, row_of_slot = self._prefill_piece(slots, entries)
+            admissions.sort(key=lambda one: one.cached - len(one.suffix))
+            hidden, row_of_slot = self._prefill_chunk(slots, admissions)
             ended = {
-                e.slot: row_of_slot[e.slot] for e in entries if e.slot in row_of_slot and e.cached == len(e.suffix)
+                one.slot: row_of_slot[one.slot]
+                for one in admissions
+                if one.slot in row_of_slot and one.cached == len(one.suffix)
             }
             ended |= {slot: ended[original] for slot, original in duplicates.items() if original in ended}
             if ended:
                 self._draw_first(slots, hidden, ended)
-            entries = [entry for entry in entries if entry.cached < len(entry.suffix)]
+            admissions = [one for one in admissions if one.cached < len(one.suffix)]
 
-    def _prefill_piece(self, slots, entries):
-        """Computes a piece of as many prompts as go into a call; returns last states, and which slot's are where."""
-        shares, per_share = self.engine.shares, self.engine.num_slots // self.engine.shares
-        by_share = [[entry for entry in entries if entry.slot // per_share == share] for share in range(shares)]
-        rows = self._rows_for(max(map(len, by_share)))
-        taken = [(share * rows + i, e) for share, own in enumerate(by_share) for i, e in enumerate(own[:rows])]
-        missing = max(len(entry.suffix) - entry.cached for _, entry in taken)
-        length = next((n for n in self.engine.length_buckets if n >= missing), self.engine.piece)
-        count = shares * rows
-        starts = np.zeros(count, np.int32)
-        tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
-        for row, entry in taken:
+    def _prefill_chunk(self, slots: Slots, admissions: Sequence[Admission]) -> tuple[jax.Array, dict[int, int]]:
+        """Computes a chunk of as many prompts as go into a call; returns last states, and which slot's are where."""
+        shards, per_shard = self.engine.data_shards, self.engine.num_slots // self.engine.data_shards
+        by_shard = [[one for one in admissions if one.slot // per_shard == shard] for shard in range(shards)]
+        rows = self._rows_for(max(map(len, by_shard)))
+        taken = {shard * rows + i: one for shard, own in enumerate(by_shard) for i, one in enumerate(own[:rows])}
+        missing = max(len(one.suffix) - one.cached for one in taken.values())
+        length = next((n for n in self.engine.length_buckets if n >= missing), self.engine.prefill_chunk)
+        count = shards * rows
+        tokens, starts = np.zeros((count, length), np.int32), np.zeros(count, np.int32)
+        lengths = np.ones(count, np.int32)
+        for row, one in taken.items():
             # Whole buckets are written: near the end of the cache, some tokens are computed once more.
-            start = min(entry.cached, self._positions - length)
-            piece = entry.suffix[start : start + length]
-            starts[row], lengths[row] = start, len(piece)
-            tokens[row, : len(piece)] = piece
-            self.stats.prefilled_tokens += start + len(piece) - entry.cached
-            entry.cached = start + len(piece)
+            start = min(one.cached, self._positions - length)
+            chunk = one.suffix[start : start + length]
+            tokens[row, : len(chunk)], starts[row], lengths[row] = chunk, start, len(chunk)
+            self.stats.prefilled_tokens += start + len(chunk) - one.cached
+            one.cached = start + len(chunk)
         self.stats.padded_tokens += tokens.size
-        slot_of_row = {row: entry.slot for row, entry in taken}
+        slot_of_row = {row: one.slot for row, one in taken.items()}
         hidden, slots.caches[SLOTS] = self.engine.prefill(
-            slots.trunk, slots.caches[SLOTS], self._positions, slot_of_row, tokens, lengths, starts
-        )
+            slots.prefix, slots.caches[SLOTS], NewTokens(tokens, starts, lengths),
+            slot_of_row=slot_of_row, positions=self._positions,
+        )  # fmt: skip
         return hidden, {slot: row for row, slot in slot_of_row.items()}
 
-    def _rows_for(self, count):
-        """How many rows a prefill has: the least bucket that holds them all if they fill half of it, else the next."""
+    def _rows_for(self, count: int) -> int:
+        """How many rows a prefill has: the least bucket that takes them all if they fill half of it, else the next."""
         buckets = self.engine.row_buckets
         larger = next((n for n in buckets if n >= count), buckets[-1])
         return larger if 2 * count > larger else max(n for n in buckets if n <= count)
 
-    def _draw_first(self, slots, hidden, row_of_slot):
+    def _draw_first(self, slots: Slots, hidden: jax.Array, row_of_slot: Mapping[int, int]) -> None:
+        """Draws the first token of each slot whose prompt has ended."""
         rows = np.zeros(self.engine.num_slots, np.int32)
         rows[list(row_of_slot)] = list(row_of_slot.values())
         allowed = slots.allowed(self.config.vocab_size)
-        first = self.engine.draw_first(slots.trunk, hidden, rows, slots.state, allowed)
+        drawn = self.engine.draw_first(slots.prefix, PromptEnds(hidden, rows), slots.state, allowed=allowed)
         for slot in row_of_slot:
-            owner = slots.occupants[slot]
-            _take(owner, first, slot, [0])
+            taken = slots.occupants[slot]
+            assert taken is not None, "its prompt has just ended"
+            _append(taken, drawn, slot=slot, places=[0])
             self.stats.new_tokens += 1
-            slots.state.token[slot] = first.token[slot]
-            slots.state.remaining[slot] = owner.request.max_new_tokens - 1
-            if first.token[slot] in self._end_ids or not slots.state.remaining[slot]:
+            slots.state.token[slot] = drawn.token[slot]
+            slots.state.remaining[slot] = taken.request.max_new_tokens - 1
+            if drawn.token[slot] in self._end_ids or not slots.state.remaining[slot]:
                 self._complete(slots, slot)
 
     # ---------------------------------------------------------------------------------- decoding
 
-    def _decode(self, slots):
-        busy = sum(owner is not None for owner in slots.occupants)
+    def _decode(self, slots: Slots) -> None:
+        """Decodes all slots for some steps, and completes those that end."""
+        busy = sum(taken is not None for taken in slots.occupants)
         # While others wait, a few free slots are worth a look of the host.
-        leave_at = busy - max(self.engine.num_slots // 8, 1) if self._waiting.get(slots.trunk_ids) else 0
+        leave_at = busy - max(self.engine.num_slots // 8, 1) if self._waiting.get(slots.prefix_ids) else 0
+        allowed = slots.allowed(self.config.vocab_size)
         slots.caches[SLOTS], slots.state, drawn = self.engine.decode(
-            slots.trunk, slots.caches[SLOTS], slots.state, max(leave_at, 0), slots.allowed(self.config.vocab_size)
+            slots.prefix, slots.caches[SLOTS], slots.state, leave_at=max(leave_at, 0), allowed=allowed
         )
-        held = drawn.token >= 0
-        self.stats.slot_steps += int(held.any(0).sum()) * self.engine.num_slots
-        self.stats.slot_tokens += int(held.sum())
-        self.stats.new_tokens += int(held.sum())
-        for slot, owner in enumerate(slots.occupants):
-            if owner is None:
+        is_drawn = drawn.token >= 0
+        self.stats.slot_steps += int(is_drawn.any(0).sum()) * self.engine.num_slots
+        self.stats.slot_tokens += int(is_drawn.sum())
+        self.stats.new_tokens += int(is_drawn.sum())
+        for slot, taken in enumerate(slots.occupants):
+            if taken is None:
                 continue
-            _take(owner, drawn, slot, held[slot])
+            _append(taken, drawn, slot=slot, places=is_drawn[slot])
             if slots.state.remaining[slot] == 0:
                 self._complete(slots, slot)
 
-    def _complete(self, slots, slot):
-        owner = slots.leave(slot)
-        ids, log_probs, raw_log_probs = map(tuple, owner.drawn)
+    def _complete(self, slots: Slots, slot: int) -> None:
+        """Frees a slot whose completion has ended, and keeps the completion for `collect`."""
+        left = slots.leave(slot)
+        ids, log_probs, raw_log_probs = left.drawn
         reason = "stop" if ids[-1] in self._end_ids else "length"
-        completion = Completion(ids, log_probs, reason, self.policy_version, raw_log_probs)
-        self._done.append((owner.request_id, completion))
+        completion = Completion(tuple(ids), tuple(log_probs), reason, self.policy_version, tuple(raw_log_probs))
+        self._done.append((left.request_id, completion))
 
 
-def _take(owner, drawn, slot, places):
-    """Gives a slot's owner what it has drawn."""
+def _append(taken: Slot, drawn: Sample, *, slot: int, places: Array | list[int]) -> None:
+    """Appends what a slot has drawn to its completion so far.
+
+    Args:
+        places: Of the tokens drawn by a call, those that are the slot's.
+    """
     ids, *_ = found = [np.atleast_1d(values[slot])[places].tolist() for values in drawn]
-    for so_far, new in zip(owner.drawn, found, strict=True):
+    for so_far, new in zip(taken.drawn, found, strict=True):
         so_far += new
-    if owner.matcher is not None:
+    if taken.matcher is not None:
         for token in ids:
-            owner.matcher.advance(token)
+            taken.matcher.advance(token)
 
 
-def _need(request):
-    """Cache positions beyond the trunk that a request takes."""
-    return len(request.prompt_ids) - len(request.trunk) + request.max_new_tokens
+def _need(request: Request) -> int:
+    """Cache positions beyond the shared prefix that a request takes."""
+    return len(request.prompt_ids) - len(request.shared_prefix) + request.max_new_tokens

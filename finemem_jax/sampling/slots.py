@@ -1,6 +1,7 @@
-"""The slots that requests are served in: who has which, what its cache holds, and where a new prompt had best begin.
+"""Decides which request gets which slot, and what its cache need not compute again.
 
-Books only: nothing here computes. Beside the slots, a store keeps branches whose slots have been given on.
+Books only: nothing here computes. Beside the slots, a store keeps group prefixes whose slots have been given on. What
+`Slots.admit` plans, `sampler` carries out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ SLOTS, STORE = "slots", "store"
 
 @dataclasses.dataclass
 class Slot:
-    """Which request a slot works on; ids, log-probs and raw log-probs that it has drawn; what it must keep to."""
+    """A slot that works on a request.
+
+    Attributes:
+        drawn: Token ids, their log-probs and raw log-probs so far.
+        matcher: Follows the request's constraint; None for none.
+    """
 
     request_id: int
     request: Request
@@ -33,12 +39,13 @@ class Admission:
     """A request on its way into a slot.
 
     Attributes:
-        own: The prompt after the trunk.
-        held: How many of these tokens the slot holds, once `source` is copied.
+        suffix: The prompt after the shared prefix.
+        cached: How many of these tokens the slot's cache has, once `source` is copied.
         source: (cache, row) to copy from; None where the slot itself has them, or nothing has.
-        stage: Entries of a stage need nothing of one another, only of earlier stages.
-        original: Slot of an entry with the same prompt, which this one is a copy of; nothing is left to compute.
-        saved: Row of the store that its branch is kept in from then on; None if it is there, or there is none.
+        stage: Admissions of a stage need nothing of one another, only of earlier stages.
+        duplicate_of: Slot of an admission with the same prompt, which this one is a copy of; nothing is left to
+            compute.
+        saved: Row of the store that its group prefix is kept in from then on; None if it is there, or there is none.
     """
 
     slot: int
@@ -53,95 +60,100 @@ class Admission:
 
 
 class _Shard:
-    """The rows of slots and store that one share of the devices has; rows are counted within the share."""
+    """The rows of slots and store that one data shard has; rows are counted within the shard."""
 
     def __init__(self, first: dict[str, int], rows: dict[str, int], positions: dict[str, int]):
-        """Args:
-        first: Number of its first row among all.
-        rows: How many it has.
-        positions: Of each row.
+        """Begins with all rows empty. Each argument is by SLOTS and STORE.
+
+        Args:
+            first: Number of its first row among all.
+            rows: How many it has.
+            positions: Of each row.
         """
         self.first = first
         self.cached = {name: PrefixCache(count, positions[name]) for name, count in rows.items()}
         self.free = set(range(rows[SLOTS]))
         self.new_admission()
 
-    def new_admission(self):
-        """Forgets in which order the last entries were carried out."""
+    def new_admission(self) -> None:
+        """Forgets in which order the last admissions were carried out."""
         self._by_prompt: dict[tuple[int, ...], tuple[int, int]] = {}  # Slot and stage.
         self._ready: dict[tuple[str, int], int] = {}  # From which stage on a row has what is put there.
 
-    def match(self, own):
-        """How much of a prompt is here already."""
-        return len(own) if own in self._by_prompt else max(rows.match(own[:-1])[1] for rows in self.cached.values())
+    def match(self, suffix: tuple[int, ...]) -> int:
+        """How many tokens of a prompt are here already."""
+        if suffix in self._by_prompt:
+            return len(suffix)
+        return max(rows.match(suffix[:-1])[1] for rows in self.cached.values())
 
-    def place(self, request_id, request, own) -> Admission:
-        """Gives a request a slot, and notes what the rows will hold."""
-        if own in self._by_prompt:
-            original, stage = self._by_prompt[own]
-            slot, first = self.cached[SLOTS].oldest(self.free), self.first[SLOTS]
-            entry = Admission(
-                first + slot, request_id, request, own, len(own), (SLOTS, first + original), stage + 1, first + original
-            )
+    def place(self, request_id: int, request: Request, suffix: tuple[int, ...]) -> Admission:
+        """Gives a request a slot, and notes what the rows will have."""
+        if suffix in self._by_prompt:
+            original, stage = self._by_prompt[suffix]
+            slot, original = self.cached[SLOTS].oldest(self.free), self.first[SLOTS] + original
+            admission = Admission(self.first[SLOTS] + slot, request_id, request, suffix, cached=len(suffix))
+            admission.source, admission.stage, admission.duplicate_of = (SLOTS, original), stage + 1, original
         else:
-            slot, entry = self._begin(request_id, request, own)
-            self._by_prompt[own] = slot, entry.stage
-            self._save(entry)
+            slot, admission = self._with_longest_prefix(request_id, request, suffix)
+            self._by_prompt[suffix] = slot, admission.stage
+            self._save(admission)
         self.free.remove(slot)
-        self.cached[SLOTS].insert(slot, own)
-        self._ready[SLOTS, slot] = entry.stage + 1
-        return entry
+        self.cached[SLOTS].insert(slot, suffix)
+        self._ready[SLOTS, slot] = admission.stage + 1
+        return admission
 
-    def _begin(self, request_id, request, own):
-        """A slot and an entry that begins with as much of its prompt as some row holds."""
+    def _with_longest_prefix(self, request_id: int, request: Request, suffix: tuple[int, ...]) -> tuple[int, Admission]:
+        """A slot, and an admission that begins with as much of its prompt as some row has."""
         # All but the last token: the first draw needs its state, which no cache has.
-        found = {name: rows.match(own[:-1]) for name, rows in self.cached.items()}
+        found = {name: rows.match(suffix[:-1]) for name, rows in self.cached.items()}
         name = max((STORE, SLOTS), key=lambda name: found[name][1])
         row, length = found[name]
-        if length and name == SLOTS and row in self.free:
-            return row, Admission(self.first[SLOTS] + row, request_id, request, own, length)
-        slot = self.cached[SLOTS].oldest(self.free)
-        entry = Admission(self.first[SLOTS] + slot, request_id, request, own, length)
-        if length:
-            entry.source, entry.stage = (name, self.first[name] + row), self._ready.get((name, row), 0)
-        return slot, entry
+        in_place = length > 0 and name == SLOTS and row in self.free
+        slot = row if in_place else self.cached[SLOTS].oldest(self.free)
+        admission = Admission(self.first[SLOTS] + slot, request_id, request, suffix, length)
+        if length and not in_place:
+            admission.source, admission.stage = (name, self.first[name] + row), self._ready.get((name, row), 0)
+        return slot, admission
 
-    def _save(self, entry):
-        """Has an entry's branch kept in the store, if it is not, and there is a row that these entries do not fill."""
-        branch, store = entry.request.branch, self.cached[STORE]
+    def _save(self, admission: Admission) -> None:
+        """Keeps its group prefix in the store, if it is not there and some row is not filled by other admissions."""
+        group_prefix, store = admission.request.group_prefix, self.cached[STORE]
         rows = [row for row in range(len(store)) if (STORE, row) not in self._ready]
-        if branch and rows and store.match(branch)[1] < min(len(branch), store.positions):
+        if group_prefix and rows and store.match(group_prefix)[1] < min(len(group_prefix), store.positions):
             row = store.oldest(rows)
-            store.insert(row, branch)
-            entry.saved, self._ready[STORE, row] = self.first[STORE] + row, entry.stage + 1
+            store.insert(row, group_prefix)
+            admission.saved, self._ready[STORE, row] = self.first[STORE] + row, admission.stage + 1
 
 
 class Slots:
-    """Slots and store over one trunk.
+    """Slots and store over one shared prefix.
 
     Attributes:
         caches: Keys and values of SLOTS and STORE, on the device.
         state: What decoding knows of the slots; the host's own arrays.
-        occupants: Who has which slot.
+        occupants: What each slot works on; None for a free one.
     """
 
-    def __init__(self, trunk_ids: tuple[int, ...], trunk: Any, caches: dict[str, Any], shares: int = 1):
-        """Args:
-        shares: In how many equal parts devices have the rows; nothing is copied from one to another.
+    def __init__(self, prefix_ids: tuple[int, ...], prefix: Any, caches: dict[str, Any], *, data_shards: int = 1):
+        """Begins with all slots free.
+
+        Args:
+            prefix_ids, prefix: The shared prefix's tokens, and what the device has of it.
+            data_shards: In how many equal parts devices have the rows; nothing is copied from one to another.
         """
-        rows = {name: len(cache[0][0]) // shares for name, cache in caches.items()}
+        rows = {name: len(cache[0][0]) // data_shards for name, cache in caches.items()}
         self.caches = caches
         positions = {name: self._positions(name) for name in caches}
-        self.state = decode.idle(shares * rows[SLOTS])
-        self.occupants: list[Slot | None] = [None] * (shares * rows[SLOTS])
-        self._shares = [_Shard({name: i * n for name, n in rows.items()}, rows, positions) for i in range(shares)]
-        self.take_over(trunk_ids, trunk)
+        self.state = decode.idle(data_shards * rows[SLOTS])
+        self.occupants: list[Slot | None] = [None] * (data_shards * rows[SLOTS])
+        self._shards = [_Shard({name: i * n for name, n in rows.items()}, rows, positions) for i in range(data_shards)]
+        self.take_over(prefix_ids, prefix)
 
-    def take_over(self, trunk_ids: tuple[int, ...], trunk: Any) -> None:
-        """Puts another trunk before all rows, which makes what they hold worthless."""
-        self.trunk_ids, self.trunk = trunk_ids, trunk
-        for share in self._shares:
-            for rows in share.cached.values():
+    def take_over(self, prefix_ids: tuple[int, ...], prefix: Any) -> None:
+        """Puts another shared prefix before all rows, which makes what they have worthless."""
+        self.prefix_ids, self.prefix = prefix_ids, prefix
+        for shard in self._shards:
+            for rows in shard.cached.values():
                 rows.clear()
 
     @property
@@ -149,18 +161,18 @@ class Slots:
         """Of each slot."""
         return self._positions(SLOTS)
 
-    def _positions(self, name):
+    def _positions(self, name: str) -> int:
         return self.caches[name][0][1].shape[2]
 
     def lengthen(self, cache: Any) -> None:
-        """Takes longer slots, which hold what they held."""
+        """Takes longer slots, which have what they had."""
         self.caches[SLOTS] = cache
-        for share in self._shares:
-            share.cached[SLOTS].lengthen(self.positions)
+        for shard in self._shards:
+            shard.cached[SLOTS].lengthen(self.positions)
 
     def allowed(self, vocab_size: int) -> np.ndarray | None:
-        """Which tokens the slots may draw next (`drawing.draw`); None if all of them may draw all."""
-        matchers = {slot: owner.matcher for slot, owner in enumerate(self.occupants) if owner and owner.matcher}
+        """Which tokens the slots may draw next (`token_sampling.sample`); None if all of them may draw all."""
+        matchers = {slot: taken.matcher for slot, taken in enumerate(self.occupants) if taken and taken.matcher}
         if not matchers:
             return None
         words = np.full((len(self.occupants), -(-vocab_size // 32)), 0xFFFFFFFF, np.uint32)
@@ -170,32 +182,34 @@ class Slots:
 
     @property
     def num_free(self) -> int:
-        """How many slots nobody has."""
-        return sum(len(share.free) for share in self._shares)
+        """How many slots work on nothing."""
+        return sum(len(shard.free) for shard in self._shards)
 
     def admit(self, requests: Sequence[tuple[int, Request]]) -> list[Admission]:
-        """Gives each request, with its request_id, a slot; there must be enough. The entries must then be carried out.
+        """Gives each request, with its request_id, a slot; there must be enough. The result must then be carried out.
 
         Args:
-            requests: Their prompts begin with the trunk.
+            requests: Their prompts begin with the shared prefix.
         """
-        for share in self._shares:
-            share.new_admission()
-        entries = []
+        for shard in self._shards:
+            shard.new_admission()
+        admissions = []
         for request_id, request in requests:
-            own = request.prompt_ids[len(self.trunk_ids) :]
-            candidates = [share for share in self._shares if share.free]
-            # With most of the prompt; among equals, the one with most room.
-            share = max(candidates, key=lambda share: (share.match(own), len(share.free)))
-            entries.append(share.place(request_id, request, own))
-            self._enter(entries[-1])
-        return entries
+            suffix = request.prompt_ids[len(self.prefix_ids) :]
+            # The shard that has most of the prompt; among equals, the one with most room.
+            shard = max(
+                (shard for shard in self._shards if shard.free),
+                key=lambda shard: (shard.match(suffix), len(shard.free)),
+            )
+            admissions.append(shard.place(request_id, request, suffix))
+            self._occupy(admissions[-1])
+        return admissions
 
-    def _enter(self, entry):
-        slot, request = entry.slot, entry.request
+    def _occupy(self, admission: Admission) -> None:
+        slot, request = admission.slot, admission.request
         matcher = request.constraint.start() if request.constraint else None
-        self.occupants[slot] = Slot(entry.request_id, request, matcher=matcher)
-        self.state.filled[slot] = len(entry.suffix)
+        self.occupants[slot] = Slot(admission.request_id, request, matcher=matcher)
+        self.state.filled[slot] = len(admission.suffix)
         self.state.sampling.temperature[slot] = request.temperature
         self.state.sampling.top_k[slot] = request.top_k
         self.state.sampling.top_p[slot] = request.top_p
@@ -203,16 +217,16 @@ class Slots:
 
     def leave(self, slot: int) -> Slot:
         """Frees a slot. Its tokens stay, and another prompt may begin with them."""
-        owner = self.occupants[slot]
-        assert owner is not None, "nobody has this slot"
-        share, local = self._shares[slot * len(self._shares) // len(self.occupants)], slot
-        local -= share.first[SLOTS]
-        prompt = len(owner.request.prompt_ids) - len(self.trunk_ids)
+        left = self.occupants[slot]
+        assert left is not None, "nothing occupies this slot"
+        shard = self._shards[slot * len(self._shards) // len(self.occupants)]
+        local = slot - shard.first[SLOTS]
         # The last token drawn is in no cache.
-        share.cached[SLOTS].insert(local, owner.drawn[0][:-1], start=prompt)
-        share.free.add(local)
+        start = len(left.request.prompt_ids) - len(self.prefix_ids)
+        shard.cached[SLOTS].insert(local, left.drawn[0][:-1], start=start)
+        shard.free.add(local)
         self.occupants[slot] = None
         self.state.remaining[slot] = 0
         # A distribution that is cut costs all rows, so that idle ones must not ask for it.
         self.state.sampling.top_k[slot], self.state.sampling.top_p[slot] = 0, 1
-        return owner
+        return left

@@ -1,10 +1,11 @@
-"""Drawing tokens from logits: temperature, top-k, top-p, each row by its own settings. Pure; no sort, no recompilation.
+"""Draws tokens from logits with temperature, top-k and top-p, each row by its own settings. No sort, no recompiling.
 
 Sizes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ class Sample(NamedTuple):
 
     Attributes:
         log_prob: Under the distribution drawn from: of softmax(logits / temperature) what may be drawn at all and what
-            top-k and then top-p leave of it, normalised. Greedy rows, which would have 0, report `raw_log_prob`.
+            top-k and then top-p leave of it, normalized. Greedy rows, which would have 0, report `raw_log_prob`.
         raw_log_prob: Under the model's own distribution, softmax(logits).
     """
 
@@ -51,13 +52,14 @@ def sample(
     logits: Float[Array, "N V"],
     sampling: SamplingParams,
     uniform: Float[Array, " N"],
+    *,
     allowed: UInt32[Array, "N W"] | None = None,
 ) -> Sample:
     """Draws a token per row.
 
     Args:
         uniform: A random number in [0, 1) for each row; all that a draw depends on beside its row of logits.
-        allowed: Which tokens may be drawn at all, a bit each (`episode.Matcher.mask`), at least one in every row; None
+        allowed: Which tokens may be drawn at all, a bit each (`types.Matcher.mask`), at least one in every row; None
             for all.
     """
     greedy = sampling.temperature == 0.0
@@ -66,7 +68,7 @@ def sample(
         logits = jnp.where(_bits(allowed, logits.shape[1]), logits, -jnp.inf)
     tempered = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, sampling.temperature)[:, None])
     cut = ~greedy & ((sampling.top_k > 0) | (sampling.top_p < 1))
-    # A condition of the whole batch, and so really one branch: who does not cut does not pay for cutting.
+    # One condition for the whole batch, so that XLA runs one side only: batches that do not cut do not pay for cutting.
     left = jax.lax.cond(cut.any(), _cut, lambda log_probs, *_: log_probs, tempered, sampling.top_k, sampling.top_p)
     left = jnp.where(greedy[:, None], raw, left)
     token = jnp.where(greedy, logits.argmax(-1), inverse_cdf(left, uniform)).astype(jnp.int32)
@@ -74,13 +76,14 @@ def sample(
     return Sample(token, log_prob, raw_log_prob)
 
 
-def _bits(words, count):
+def _bits(words: Array, count: int) -> Array:
+    """Unpacks `count` bits of each row of 32-bit words."""
     bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
     return bits.reshape(len(words), -1)[:, :count] == 1
 
 
-def _cut(log_probs, top_k, top_p):
-    """What top-k, then top-p leave of each row, normalised; -inf elsewhere. Equals of the last token stay too."""
+def _cut(log_probs: Array, top_k: Array, top_p: Array) -> Array:
+    """Keeps what top-k, then top-p leave of each row, normalized; -inf elsewhere. Equals of the last token stay too."""
     probs = jnp.exp(log_probs)
     least = _largest(lambda least: (probs >= least[:, None]).sum(-1) >= top_k, len(probs))
     probs = jnp.where((top_k > 0)[:, None] & (probs < least[:, None]), 0, probs)
@@ -91,14 +94,14 @@ def _cut(log_probs, top_k, top_p):
     return jnp.log(probs) - jnp.log(probs.sum(-1, keepdims=True))
 
 
-def _largest(enough, num_rows):
-    """The largest probability for which enough(probability) holds, per row; it holds at 0, and at no larger one after.
+def _largest(enough: Callable[[Array], Array], num_rows: int) -> Array:
+    """Finds the largest probability per row for which enough(probability) holds; it does at 0, and at no larger after.
 
     By bisection of bit patterns, which are ordered like the floats: 30 passes over the row, where sorting would take
     many times as long.
     """
 
-    def halve(_, bounds):
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) // 2
         holds = enough(jax.lax.bitcast_convert_type(middle, jnp.float32))
@@ -110,7 +113,7 @@ def _largest(enough, num_rows):
 
 
 def inverse_cdf(log_probs: Float[Array, "N V"], uniform: Float[Array, " N"]) -> Int[Array, " N"]:
-    """The token at which the cumulative probability passes `uniform`.
+    """Finds the token at which the cumulative probability passes `uniform`.
 
     One random number a row instead of V Gumbel ones. Two levels (blocks, then inside a block) keep the float32
     sums short, so that rare tokens keep their share.

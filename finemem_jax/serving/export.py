@@ -29,11 +29,9 @@ from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checkpoint
 from finemem_jax.serving import load, model_card
 from finemem_jax.types import Chunk, Memory, Message
-from finemem_jax.weights import gguf_export, hf_config, hf_weights, pretrained
+from finemem_jax.weights import gguf_export, hf_config, hf_weights, peft, pretrained
 
 ADAPTER, BASE = "adapter_config.json", "base"
-# Largest file of weights.
-_SHARD_BYTES = 5 * 10**9
 # Where the text and the memory meet in a prompt; see `prompts.ManagerPrompt`.
 SEAM = ("\n\n", "Memory:\n")
 
@@ -78,10 +76,12 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         model, params = loaded.pretrained.model, loaded.pretrained.params(_mesh(config))
         papers = _Papers(config, workdir, step, loaded.tokenizer)
         if config.export.form == "merged":
-            hf_weights.save(folder, model, params, papers, dtype, _SHARD_BYTES)
+            hf_weights.save(folder, model, params, tokenizer=papers, dtype=dtype)
         else:
             with hf_weights.new_folder(folder) as unfinished:
-                gguf_export.save(unfinished / load.GGUF, model, params, _Opened(config, loaded.tokenizer), dtype)
+                gguf_export.save(
+                    unfinished / load.GGUF, model, params, tokenizer=_Opened(config, loaded.tokenizer), dtype=dtype
+                )
                 papers.describe(unfinished)
     else:
         loaded = build_lib.load(config)
@@ -92,9 +92,9 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
             if base is None:
                 params = loaded.pretrained.params(_mesh(config))
                 hf_weights.save(
-                    unfinished / BASE, loaded.pretrained.model, params, loaded.tokenizer, dtype, _SHARD_BYTES
+                    unfinished / BASE, loaded.pretrained.model, params, tokenizer=loaded.tokenizer, dtype=dtype
                 )
-            lora.save_peft(unfinished, model, adapters, base or BASE)
+            peft.save(unfinished, model, adapters, base_model=base or BASE)
             _Papers(config, workdir, step, loaded.tokenizer).save(unfinished)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return [f"export         {folder}: {size / 1e6:,.1f} MB, after {step} training steps; README.md says how to use it"]
@@ -143,7 +143,7 @@ class _Opened:
 
 @dataclasses.dataclass(frozen=True)
 class _Papers:
-    """Everything in an export but the weights; saved as a tokenizer is (`hf_weights.Vocabulary`)."""
+    """Everything in an export but the weights; saved as a tokenizer is (`hf_weights.ExportedTokenizer`)."""
 
     config: Config
     workdir: pathlib.Path

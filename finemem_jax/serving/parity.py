@@ -33,7 +33,7 @@ from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checkpoint
 from finemem_jax.serving import export, load
 from finemem_jax.types import Memory
-from finemem_jax.weights import pretrained
+from finemem_jax.weights import peft, pretrained
 
 # What float32's rounding explains of a difference, in nats, and more of unlikely tokens: this share of -log p.
 TOLERANCE, RELATIVE = 1e-4, 1e-5
@@ -161,9 +161,9 @@ def our_log_probs(model: DecoderConfig, params: Params, ids: Sequence[Sequence[i
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model, params, tokens: Int[jax.Array, "1 L"], lengths: Int[jax.Array, " 1"]):
-    (hidden,) = decoder.hidden_states(model, params, [tokens], [lengths])
+    (hidden,) = decoder.hidden_states(model, params, [tokens], lengths=[lengths])
     head = decoder.output_head(model, params).astype(jnp.float32)
-    return log_probs.token_log_probs(hidden[0, :-1], head, tokens[0, 1:], 1.0)[0]
+    return log_probs.token_log_probs(hidden[0, :-1], head, tokens[0, 1:], temperature=1.0)[0]
 
 
 def _operations(config: Config):
@@ -189,7 +189,7 @@ def _weights(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> tup
     params = found.params(sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
     if is_adapter:
         # Not merged: that would round otherwise than PEFT does, by more than all the rest.
-        adapters = export.trained_adapters(settings, workdir, model) if from_run else lora.load_peft(folder, model)
+        adapters = export.trained_adapters(settings, workdir, model) if from_run else peft.load(folder, model)
         params = lora.combine(params, jax.tree.map(lambda x: x.astype(jnp.float32), adapters))
     return model, params, "the checkpoint" if from_run else "our reading of the same files"
 

@@ -64,11 +64,11 @@ def _batches(config: Config, components: Components, *, with_reference: bool, wi
     """Shapes of all micro-batches, and where they are."""
     multiple, max_response = config.train.length_multiple, config.rollout.max_new_tokens
     lengths = build.prompt_lengths(config, components.environment)
-    trunk = batching.trunk_length(lengths.trunk, multiple)
-    prompt = lengths.trunk - trunk + lengths.text + lengths.view
+    shared_prefix = batching.shared_prefix_length(lengths.shared_prefix, multiple)
+    prompt = lengths.shared_prefix - shared_prefix + lengths.text + lengths.view
     blank = functools.partial(
         batching.blank,
-        [[0] * trunk] * logical_axes.size(components.mesh, logical_axes.ROWS),
+        [[0] * shared_prefix] * logical_axes.size(components.mesh, logical_axes.ROWS),
         config.train.groups_per_microbatch,
         config.rollout.group_size,
         max_response=max_response,

@@ -272,7 +272,7 @@ class Trainer:
             self._components.tokenizer.end_ids[0],
             self._config.objective.aggregation,
             logical_axes.size(self._components.mesh, logical_axes.ROWS),
-            prompt_lengths(self._config, self._components.environment).trunk,
+            prompt_lengths(self._config, self._components.environment).shared_prefix,
         )
 
     def _place(self, batch: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""`model.weights` to an open checkpoint: a GGUF file, a Hugging Face folder, or a name on the Hub."""
+"""Opens the checkpoint that `model.weights` names: a GGUF file, a Hugging Face folder, or a name on the Hub."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def locate(weights: str) -> pathlib.Path:
     )
 
 
-def _embedded():
+def _embedded() -> pathlib.Path:
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     folder = pathlib.Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     files = sorted(folder.glob("*.gguf")) if folder else []
@@ -77,7 +77,7 @@ def _embedded():
     return files[0]
 
 
-def _fetch(name):
+def _fetch(name: str) -> pathlib.Path:
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS, ignore_patterns="*/*"))
     except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:

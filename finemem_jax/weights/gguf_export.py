@@ -1,4 +1,4 @@
-"""A Decoder's parameters and its tokenizer as one GGUF file, which llama.cpp and what is built on it load.
+"""Writes a Decoder's parameters and its tokenizer as one GGUF file, which llama.cpp and what is built on it load.
 
 Knows nothing of training. `gguf_weights` reads the same files.
 """
@@ -20,23 +20,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from jax.experimental import multihost_utils
 
 from finemem_jax.models import decoder, lora
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.weights import gguf_weights, hf_weights
+from finemem_jax.models.tokenizer import read_json
+from finemem_jax.weights import gguf_weights, hf_weights, tokenizer_files
+from finemem_jax.weights.hf_weights import ExportedTokenizer
 
 _TYPES = {
     "float32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
 }
-# How Llama 3 and Qwen2 split text before merging; they differ in how many digits stay together.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +71,8 @@ def save(
     path: pathlib.Path,
     config: DecoderConfig,
     params: Params,
-    tokenizer: hf_weights.Vocabulary,
+    *,
+    tokenizer: ExportedTokenizer,
     dtype: str = "float32",
 ) -> None:
     """Writes a model and its tokenizer as a GGUF file that llama.cpp, and `GgufFile`, load.
@@ -95,7 +92,7 @@ def save(
     """
     config, params = lora.without(config), lora.merge(config, params)
     _check(path, config, dtype)
-    tensors = _host_tensors(config, params, _places(config, dtype), path)
+    tensors = _host_tensors(config, params, path, dtype=dtype)
     if jax.process_index() != 0:
         for _ in tensors:
             pass
@@ -105,7 +102,7 @@ def save(
         writer = gguf.GGUFWriter(unfinished, config.family)
         try:
             _add_model(writer, config, dtype)
-            _add_words(writer, words)
+            _add_vocabulary(writer, words)
             for name, place in _places(config, dtype).items():
                 size = math.prod(place.shape) * _numpy(place.type).itemsize
                 writer.add_tensor_info(name, place.shape, _numpy(place.type), size, place.type)
@@ -118,7 +115,7 @@ def save(
             writer.close()
 
 
-def _check(path, config, dtype):
+def _check(path: pathlib.Path, config: DecoderConfig, dtype: str) -> None:
     if dtype not in _TYPES:
         raise ValueError(f"the dtype of a GGUF file must be one of {', '.join(_TYPES)}; got {dtype!r}.")
     is_known = config.family in gguf_weights.FAMILIES
@@ -129,23 +126,17 @@ def _check(path, config, dtype):
             f"qk_norm={config.qk_norm}, rope_scaling={config.rope_scaling}); a GGUF file can hold Llama models, Qwen2 "
             "with biases and Qwen3 with norms: set export.form='merged'."
         )
-    if path.exists():
-        raise ValueError(f"{path} exists already; export to another folder (export.folder), or remove it first.")
+    hf_weights.refuse_existing(path)
 
 
 @contextlib.contextmanager
 def _new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file to write into: it has its name once all is written, and is gone if something fails."""
+    """Makes a file to write into: it has its name once all is written, and is gone if something fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    unfinished = pathlib.Path(name)
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        unfinished = pathlib.Path(folder) / path.name
         yield unfinished
-        unfinished.chmod(0o644)
         os.rename(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------
@@ -153,7 +144,7 @@ def _new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 # --------------------------------------------------------------------------------------
 
 
-def _places(config, dtype) -> dict[str, _Place]:
+def _places(config: DecoderConfig, dtype: str) -> dict[str, _Place]:
     """{llama.cpp's name: place} of all tensors, in the order in which the file holds them."""
     exact = gguf.GGMLQuantizationType.F32
     found = {}
@@ -165,12 +156,13 @@ def _places(config, dtype) -> dict[str, _Place]:
 
 
 def _numpy(kind: gguf.GGMLQuantizationType) -> np.dtype:
+    """NumPy's dtype of a file's."""
     return jnp.dtype(next(name for name, (matrices, _) in _TYPES.items() if matrices == kind))
 
 
-def _host_tensors(config, params, places, path) -> Iterator[np.ndarray]:
-    """The arrays of `places` as the file holds them, one at a time."""
-    for name, place in places.items():
+def _host_tensors(config: DecoderConfig, params: Params, path: pathlib.Path, *, dtype: str) -> Iterator[np.ndarray]:
+    """Yields the arrays of `_places` as the file has them, one at a time."""
+    for name, place in _places(config, dtype).items():
         array = _rope_factors(config) if not place.parameter else _host_tensor(config, params, place)
         assert array.shape == place.shape, (name, array.shape)
         with np.errstate(over="ignore"):
@@ -183,25 +175,22 @@ def _host_tensors(config, params, places, path) -> Iterator[np.ndarray]:
         yield stored
 
 
-def _host_tensor(config, params, place):
-    leaf = params[place.parameter] if place.layer is None else params["layers"][place.parameter][place.layer]
-    if not getattr(leaf, "is_fully_addressable", True):
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    array = np.asarray(leaf)
+def _host_tensor(config: DecoderConfig, params: Params, place: _Place) -> np.ndarray:
+    array = hf_weights.host_array(params, place.parameter, place.layer)
     if place.parameter in gguf_weights.KERNELS:
         array = array.T
     heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(place.parameter)
     return _interleaved(array, heads) if heads and config.family == "llama" else array
 
 
-def _interleaved(weight, num_heads):
-    """llama.cpp's order of the rows of queries and keys, of Llama's models only: it rotates neighbours together."""
+def _interleaved(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """Puts rows of queries and keys in llama.cpp's order, of Llama's models only: it rotates neighbors together."""
     out_dim, in_dim = weight.shape
     halves = weight.reshape(num_heads, 2, out_dim // num_heads // 2, in_dim)
     return halves.swapaxes(1, 2).reshape(out_dim, in_dim)
 
 
-def _rope_factors(config):
+def _rope_factors(config: DecoderConfig) -> np.ndarray:
     """What llama.cpp divides each rotary frequency by."""
     plain = decoder.rotary_frequencies(dataclasses.replace(config, rope_scaling=None))
     return (plain / decoder.rotary_frequencies(config)).astype(np.float32)
@@ -212,7 +201,7 @@ def _rope_factors(config):
 # --------------------------------------------------------------------------------------
 
 
-def _add_model(writer, config, dtype):
+def _add_model(writer: gguf.GGUFWriter, config: DecoderConfig, dtype: str) -> None:
     writer.add_type("model")
     writer.add_name(config.name)
     writer.add_file_type(_TYPES[dtype][1])
@@ -230,7 +219,7 @@ def _add_model(writer, config, dtype):
     writer.add_vocab_size(config.vocab_size)
 
 
-def _add_words(writer, words):
+def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(words.kind)
     writer.add_token_list(words.tokens)
@@ -243,7 +232,7 @@ def _add_words(writer, words):
     writer.add_chat_template(words.template)
 
 
-def vocabulary(tokenizer: hf_weights.Vocabulary, num_rows: int) -> Vocabulary:
+def vocabulary(tokenizer: ExportedTokenizer, num_rows: int) -> Vocabulary:
     """Reads what a tokenizer writes for transformers as what llama.cpp wants to know.
 
     Args:
@@ -255,7 +244,7 @@ def vocabulary(tokenizer: hf_weights.Vocabulary, num_rows: int) -> Vocabulary:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         tokenizer.save(folder)
-        fields, named = _read_json(folder / "tokenizer.json"), _read_json(folder / "tokenizer_config.json")
+        fields, named = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
         own = folder / "chat_template.jinja"
         template = own.read_text(encoding="utf-8") if own.is_file() else named.get("chat_template")
     if not isinstance(template, str):
@@ -267,21 +256,20 @@ def vocabulary(tokenizer: hf_weights.Vocabulary, num_rows: int) -> Vocabulary:
     backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
     merges = [m if isinstance(m, str) else " ".join(m) for m in json.loads(backend.to_str())["model"]["merges"]]
     tokens, types = _tokens(backend, fields["added_tokens"], num_rows)
-    ids = _ids(backend, tokens, named, tokenizer.end_ids)
+    ids = _ids(backend, tokens, named, end_ids=tokenizer.end_ids)
     # A tokenizer that we read from a GGUF file has lost Llama 3's rule for texts.
     begins = "bos" in ids and (kind == "llama-bpe" or backend.encode("").ids[:1] == [ids["bos"]])
     return Vocabulary(kind, tokens, types, merges, ids, begins, template)
 
 
-def _kind(fields):
+def _kind(fields: dict[str, Any]) -> str:
     """llama.cpp's name for how a tokenizer.json splits text; whatever differs would give other tokens."""
     model = fields["model"]
     split = fields.get("pre_tokenizer") or {}
     steps = [_step(step) for step in split.get("pretokenizers", [split])]
     found = {
         "smollm": [("Digits", True), ("ByteLevel", False, True)],
-        "llama-bpe": [("Split", _SPLIT.replace("DIGITS", r"\p{N}{1,3}")), ("ByteLevel", False, False)],
-        "qwen2": [("Split", _SPLIT.replace("DIGITS", r"\p{N}")), ("ByteLevel", False, False)],
+        **{k: [("Split", pattern), ("ByteLevel", False, False)] for k, pattern in tokenizer_files.PATTERNS.items()},
     }
     kind = next((name for name, wanted in found.items() if steps == wanted), None)
     is_plain = model.get("type") == "BPE" and not model.get("byte_fallback") and not model.get("dropout")
@@ -299,7 +287,7 @@ def _kind(fields):
     return kind
 
 
-def _step(step):
+def _step(step: dict[str, Any]) -> tuple[Any, ...]:
     """What matters of a pre-tokenizer in tokenizer.json."""
     kind = step.get("type")
     if kind == "Digits":
@@ -311,7 +299,7 @@ def _step(step):
     return (kind,)
 
 
-def _tokens(backend, added, num_rows):
+def _tokens(backend: tokenizers.Tokenizer, added: list[dict[str, Any]], num_rows: int) -> tuple[list[str], list[int]]:
     """Texts and types by id, one for each row of the embedding."""
     texts = {token_id: text for text, token_id in backend.get_vocab().items()}
     if max(texts) >= num_rows:
@@ -327,7 +315,9 @@ def _tokens(backend, added, num_rows):
     return tokens, [int(kinds.get(i, gguf.TokenType.UNUSED)) for i in range(num_rows)]
 
 
-def _ids(backend, tokens, named, end_ids):
+def _ids(
+    backend: tokenizers.Tokenizer, tokens: list[str], named: dict[str, Any], *, end_ids: tuple[int, ...]
+) -> dict[str, int]:
     """Ids by llama.cpp's names; a turn ends at "eos", "eot" and "eom", and at other tokens that it knows by text."""
     ids: dict[str, int] = {}
     for ours, theirs in (("bos_token", "bos"), ("pad_token", "pad")):
@@ -340,8 +330,3 @@ def _ids(backend, tokens, named, end_ids):
     others = sorted(end_ids[1:], key=lambda i: "eom" in tokens[i])
     ids.update(zip(("eot", "eom"), others, strict=False))
     return ids
-
-
-def _read_json(path) -> dict[str, Any]:
-    """A JSON object; an empty one if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""GGUF files of Llama, Qwen2 and Qwen3 models into the parameters of a Decoder. Knows nothing of tokens or training."""
+"""Reads GGUF files of Llama, Qwen2 and Qwen3 models into the parameters of a Decoder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class GgufFile:
     config: DecoderConfig
 
     def load(self, config: DecoderConfig, shardings: Params, dtype: str) -> Params:
-        """Reads the weights one parameter after the other; quantised tensors are dequantised.
+        """Reads the weights one parameter after the other; quantized tensors are dequantized.
 
         Args:
             config: `self.config`, or the preset that it is.
@@ -69,11 +69,11 @@ class GgufFile:
         tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         found = places(config)
         for name, shape in found.values():
-            _check(self.path, tensors, name, shape)
+            _check(self.path, name, tensors.get(name), shape=shape)
 
-        # Several devices ask for slices of one parameter, whose tensors can only be dequantised as a whole.
+        # Several devices ask for slices of one parameter, whose tensors can only be dequantized as a whole.
         @functools.lru_cache(maxsize=config.num_layers if jax.device_count() > 1 else 0)
-        def whole(parameter, layer):
+        def whole(parameter: str, layer: int | None) -> np.ndarray:
             tensor = tensors[found[parameter, layer][0]]
             array = gguf.dequantize(tensor.data, tensor.tensor_type)
             # llama.cpp interleaves the halves that we rotate together, of Llama's models only.
@@ -82,11 +82,11 @@ class GgufFile:
                 array = _half_rotation(array, heads)
             return array.T if parameter in KERNELS else array
 
-        return hf_weights.build(config, shardings, dtype, lambda name, layer, index: whole(name, layer)[index])
+        return hf_weights.build(config, shardings, dtype, read=lambda name, layer, index: whole(name, layer)[index])
 
 
 def places(config: DecoderConfig) -> dict[tuple[str, int | None], tuple[str, tuple[int, ...]]]:
-    """{(parameter, layer): (name, shape)} of all tensors of a model; files hold kernels as [out, in].
+    """Lists {(parameter, layer): (name, shape)} of all tensors of a model; files hold kernels as [out, in].
 
     Layer None: of parameters that are not a layer's.
     """
@@ -103,17 +103,17 @@ def places(config: DecoderConfig) -> dict[tuple[str, int | None], tuple[str, tup
     return found
 
 
-def _check(path, tensors, name, shape):
-    if name not in tensors:
+def _check(path: pathlib.Path, name: str, tensor: gguf.ReaderTensor | None, *, shape: tuple[int, ...]) -> None:
+    if tensor is None:
         raise ValueError(f"{path}: tensor {name!r} is missing; the file is not a whole model: fetch it again.")
-    found = tuple(int(size) for size in tensors[name].shape[::-1])
+    found = tuple(int(size) for size in tensor.shape[::-1])
     if found != shape:
         raise ValueError(
             f"{path}: tensor {name!r} has shape {found}, but the file's own fields make it {shape}; fetch it again."
         )
 
 
-def _half_rotation(weight, num_heads):
+def _half_rotation(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """Undoes llama.cpp's row order for queries and keys, which interleaves the halves that we rotate together."""
     out_dim, in_dim = weight.shape
     pairs = weight.reshape(num_heads, out_dim // num_heads // 2, 2, in_dim)
@@ -136,8 +136,10 @@ def open_file(path: pathlib.Path) -> GgufFile:
     return GgufFile(path, reader, _read_config(reader, path))
 
 
-def _read_config(reader, path) -> DecoderConfig:
-    def field(name, default=None):
+def _read_config(reader: gguf.GGUFReader, path: pathlib.Path) -> DecoderConfig:
+    """The shape that a file's fields and tensors state."""
+
+    def field(name: str, default: Any = None) -> Any:
         found = reader.fields.get(name)
         return default if found is None else found.contents()
 
@@ -153,7 +155,7 @@ def _read_config(reader, path) -> DecoderConfig:
                 "attention and no such scaling."
             )
 
-    def number(name, default=None) -> Any:
+    def number(name: str, default: float | None = None) -> Any:
         value = field(f"{family}.{name}", default)
         if not isinstance(value, int | float) or not value > 0:
             raise ValueError(f"{path}: {family}.{name} must be a positive number, got {value!r}; fetch the file again.")
@@ -190,12 +192,12 @@ def _read_config(reader, path) -> DecoderConfig:
     return _with_scaling(config, factors, path)
 
 
-def _as_written(value):
+def _as_written(value: float) -> float:
     """The decimal number that was rounded to a float32: 1e-5, not 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
-def _with_scaling(config, factors, path):
+def _with_scaling(config: DecoderConfig, factors: np.ndarray, path: pathlib.Path) -> DecoderConfig:
     """The config with the rope scaling whose result, instead of its numbers, the file holds."""
     plain = decoder.rotary_frequencies(config)
     for scaling in {preset.rope_scaling for preset in presets.PRESETS.values()}:

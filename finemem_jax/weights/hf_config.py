@@ -1,4 +1,4 @@
-"""Hugging Face's config.json to a DecoderConfig and back. What the decoder does not compute is refused by name."""
+"""Reads Hugging Face's config.json into a DecoderConfig, and writes it. Refuses by name what the decoder has not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REMEDY = f"set model.weights to a model of {', '.join(_ARCHITECTURES.values())}
 
 
 def read(folder: pathlib.Path) -> DecoderConfig:
-    """The shape that a folder's config.json states.
+    """Reads the shape that a folder's config.json states.
 
     Fields that a file may leave out have the values that transformers gives them.
 
@@ -39,7 +39,7 @@ def read(folder: pathlib.Path) -> DecoderConfig:
 
 
 def from_fields(fields: dict[str, Any], path: pathlib.Path) -> DecoderConfig:
-    """Like `read`, from the file's contents."""
+    """Reads a shape, like `read`, from the file's contents."""
     family = fields.get("model_type")
     architecture = (fields.get("architectures") or [None])[0]
     if family not in _ARCHITECTURES or architecture not in (None, _ARCHITECTURES[family]):
@@ -51,7 +51,7 @@ def from_fields(fields: dict[str, Any], path: pathlib.Path) -> DecoderConfig:
         if value not in plain:
             raise ValueError(f"{path}: {name}={value!r} is not supported; {_REMEDY} ({name}={plain[-1]!r}).")
 
-    def count(name, default=None):
+    def count(name: str, default: int | None = None) -> int:
         value = default if fields.get(name) is None else fields[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{path}: {name} must be a positive whole number, got {value!r}; fetch the file again.")
@@ -97,7 +97,7 @@ _UNSUPPORTED = {
 }
 
 
-def _rope(fields, path) -> tuple[float, RopeScaling | None]:
+def _rope(fields: dict[str, Any], path: pathlib.Path) -> tuple[float, RopeScaling | None]:
     """θ and the scaling, from "rope_parameters" (transformers 5) or "rope_theta" and "rope_scaling" (before)."""
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     theta = _positive(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0, "rope_theta", path)
@@ -122,14 +122,14 @@ def _rope(fields, path) -> tuple[float, RopeScaling | None]:
     return theta, scaling
 
 
-def _positive(value, name, path) -> float:
+def _positive(value: Any, name: str, path: pathlib.Path) -> float:
     if not isinstance(value, int | float) or not value > 0:
         raise ValueError(f"{path}: {name} must be a positive number, got {value!r}; fetch the file again.")
     return float(value)
 
 
 def to_fields(config: DecoderConfig, dtype: str) -> dict[str, Any]:
-    """What config.json says of this shape, in the form that transformers before and since version 5 read.
+    """Writes what config.json says of this shape, in the form that transformers before and since version 5 read.
 
     Raises:
         ValueError: no family computes it.
@@ -137,7 +137,7 @@ def to_fields(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     if (config.qkv_bias, config.qk_norm) != (config.family == "qwen2", config.family == "qwen3"):
         raise ValueError(
             f"no Hugging Face architecture is {config.family!r} with qkv_bias={config.qkv_bias} and "
-            f"qk_norm={config.qk_norm}; biases are 'qwen2', normalised heads are 'qwen3'."
+            f"qk_norm={config.qk_norm}; biases are 'qwen2', normalized heads are 'qwen3'."
         )
     scaling = None
     if config.rope_scaling is not None:

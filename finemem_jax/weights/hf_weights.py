@@ -1,4 +1,4 @@
-"""Hugging Face folders: safetensors into the parameters of a Decoder, slice by slice, and back. Knows no training."""
+"""Reads Hugging Face folders of safetensors into the parameters of a Decoder, slice by slice, and writes them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import pathlib
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from jax.experimental import multihost_utils
 
-from finemem_jax.models import decoder, lora
+from finemem_jax.models import decoder, lora, sharding
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.weights import hf_config
 
+# The largest file that is written; a tensor that is larger has a file of its own.
+SHARD_BYTES = 5 * 10**9
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _READABLE = ("F32", "BF16", "F16", "F64")
 # Our names of a layer's parameters → Hugging Face's. Kernels lie transposed there: [out, in].
-_KERNELS = {
+KERNELS = {
     "query": "self_attn.q_proj.weight",
     "key": "self_attn.k_proj.weight",
     "value": "self_attn.v_proj.weight",
@@ -66,10 +67,10 @@ def _places(config: DecoderConfig) -> dict[str, _Place]:
     layers = {name: leaf.shape[1:] for name, leaf in state["layers"].items()}
     places = {_OUTER["embedding"]: _Place("embedding", None, False, state["embedding"].shape)}
     for i in range(config.num_layers):
-        for name, theirs in (_KERNELS | _VECTORS).items():
+        for name, theirs in (KERNELS | _VECTORS).items():
             if name in layers:
                 shape = layers[name]
-                places[f"model.layers.{i}.{theirs}"] = _Place(name, i, name in _KERNELS, shape[::-1])
+                places[f"model.layers.{i}.{theirs}"] = _Place(name, i, name in KERNELS, shape[::-1])
     for name in ("final_norm", "head"):
         if name in state:
             places[_OUTER[name]] = _Place(name, None, False, state[name].shape)
@@ -109,16 +110,19 @@ class HfFolder:
             _check(self.path, places, tensors)
             names = {(place.parameter, place.layer): name for name, place in places.items()}
 
-            def read(parameter, layer, index):
+            def read(parameter: str, layer: int | None, index: tuple[slice, ...]) -> np.ndarray:
                 name = names[parameter, layer]
                 if places[name].transposed:
                     return tensors[name][tuple(reversed(index))].T
                 return tensors[name][index]
 
-            return build(config, shardings, dtype, read)
+            return build(config, shardings, dtype, read=read)
 
 
-def build(config: DecoderConfig, shardings: Params, dtype: str, read) -> Params:
+ReadFn = Callable[[str, int | None, tuple[slice, ...]], np.ndarray]
+
+
+def build(config: DecoderConfig, shardings: Params, dtype: str, *, read: ReadFn) -> Params:
     """Makes parameters from what `read` gives, one after the other, so that the host holds no more than one at a time.
 
     Args:
@@ -127,11 +131,11 @@ def build(config: DecoderConfig, shardings: Params, dtype: str, read) -> Params:
     """
     shapes = decoder.abstract_params(config)
 
-    def make(path, sharding, like):
+    def make(path: tuple[Any, ...], sharding: jax.sharding.Sharding, like: jax.ShapeDtypeStruct) -> jax.Array:
         *parents, name = (key.key for key in path)
 
         @functools.cache
-        def fetch(bounds):
+        def fetch(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
             index = tuple(slice(*pair) for pair in bounds)
             if not parents:
                 return np.ascontiguousarray(read(name, None, index), jnp.dtype(dtype))
@@ -142,8 +146,8 @@ def build(config: DecoderConfig, shardings: Params, dtype: str, read) -> Params:
             return out
 
         # Devices that hold the same slice share one reading of it.
-        def callback(index):
-            return fetch(tuple(piece.indices(size)[:2] for piece, size in zip(index, like.shape, strict=True)))
+        def callback(index: Any) -> np.ndarray:
+            return fetch(tuple(part.indices(size)[:2] for part, size in zip(index, like.shape, strict=True)))
 
         return jax.make_array_from_callback(like.shape, sharding, callback)
 
@@ -166,7 +170,8 @@ def _open(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield tensors
 
 
-def _files(folder):
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the safetensors of a folder: one, or those that an index names."""
     index = folder / _INDEX
     if not index.is_file():
         if not (folder / _SINGLE).is_file():
@@ -185,7 +190,7 @@ def _files(folder):
     return [folder / name for name in names]
 
 
-def _check(folder, places, tensors):
+def _check(folder: pathlib.Path, places: dict[str, _Place], tensors: dict[str, Any]) -> None:
     """Compares what is there with what must be, from the files' headers alone."""
     missing = [name for name in places if name not in tensors]
     if missing:
@@ -209,11 +214,12 @@ def _check(folder, places, tensors):
         if dtype not in _READABLE:
             raise ValueError(
                 f"{folder}: tensor {name!r} is {dtype}; only {', '.join(_READABLE)} are read: use weights that are not "
-                "quantised."
+                "quantized."
             )
 
 
-def _some(names):
+def _some(names: list[str]) -> str:
+    """Names a few of several tensors, for messages."""
     shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} {'is' if len(names) == 1 else 'are'}"
 
@@ -223,7 +229,7 @@ def _some(names):
 # --------------------------------------------------------------------------------------
 
 
-class Vocabulary(Protocol):
+class ExportedTokenizer(Protocol):
     """What an export needs of a tokenizer."""
 
     @property
@@ -236,9 +242,9 @@ def save(
     folder: pathlib.Path,
     config: DecoderConfig,
     params: Params,
-    tokenizer: Vocabulary | None,
+    *,
+    tokenizer: ExportedTokenizer | None = None,
     dtype: str = "float32",
-    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a folder that transformers, and `HfFolder`, load.
 
@@ -249,7 +255,6 @@ def save(
         folder: Must not exist yet.
         tokenizer: Saves itself into the same folder; None leaves it out.
         dtype: Of the file's tensors: "float32" or "bfloat16".
-        max_shard_bytes: Largest file; a tensor that is larger has a file of its own.
 
     Raises:
         ValueError: the folder is there already, or no architecture has this shape.
@@ -267,7 +272,7 @@ def save(
             pass
         return
     with new_folder(folder) as unfinished:
-        _write_shards(unfinished, config, params, dtype, max_shard_bytes)
+        _write_shards(unfinished, config, params, dtype=dtype)
         _write_json(unfinished / hf_config.FILE, fields)
         if tokenizer:
             tokenizer.save(unfinished)
@@ -278,7 +283,7 @@ def save(
 
 @contextlib.contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into: it has its name once all is written, and is gone if something fails.
+    """Makes a folder to write into: it has its name once all is written, and is gone if something fails.
 
     Raises:
         ValueError: the folder is there already.
@@ -296,7 +301,7 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def refuse_existing(folder: pathlib.Path) -> None:
-    """An export replaces nothing.
+    """Refuses to replace what is there.
 
     Raises:
         ValueError: the folder is there already.
@@ -305,23 +310,26 @@ def refuse_existing(folder: pathlib.Path) -> None:
         raise ValueError(f"{folder} exists already; export to another folder (export.folder), or remove it first.")
 
 
-def _host_tensors(config, params):
-    """Pairs of Hugging Face's name and array, one at a time."""
+def host_array(params: Params, parameter: str, layer: int | None) -> np.ndarray:
+    """Gathers a parameter, or of one of the layers' a layer's, into the host's memory."""
+    return sharding.whole(params[parameter] if layer is None else params["layers"][parameter][layer])
+
+
+def _host_tensors(config: DecoderConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields pairs of Hugging Face's name and array, one at a time."""
     for name, place in _places(config).items():
-        leaf = params[place.parameter] if place.layer is None else params["layers"][place.parameter][place.layer]
-        if not getattr(leaf, "is_fully_addressable", True):
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
+        array = host_array(params, place.parameter, place.layer)
         yield name, array.T if place.transposed else array
 
 
-def _write_shards(folder, config, params, dtype, max_shard_bytes):
+def _write_shards(folder: pathlib.Path, config: DecoderConfig, params: Params, *, dtype: str) -> None:
+    """Writes all tensors into one file, or into several of at most `SHARD_BYTES` and their index."""
     places = _places(config)
     width = jnp.dtype(dtype).itemsize
     sizes = {name: math.prod(place.shape) * width for name, place in places.items()}
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > max_shard_bytes:
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > SHARD_BYTES:
             shards.append([])
         shards[-1].append(name)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
@@ -344,11 +352,11 @@ def _write_shards(folder, config, params, dtype, max_shard_bytes):
             for name in shard:
                 given, array = next(tensors)
                 assert given == name and array.shape == places[name].shape, (given, name, array.shape)
-                file.write(np.ascontiguousarray(array, jnp.dtype(dtype)).view(np.uint8))
+                file.write(np.ascontiguousarray(array, jnp.dtype(dtype)).view(np.uint8).data)
     if len(shards) > 1:
         weight_map = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         _write_json(folder / _INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
 
 
-def _write_json(path, content):
+def _write_json(path: pathlib.Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""From `config.model` to a model: its shape, its parameters on a mesh, and the tokenizer that belongs to them.
+"""Finds the model that `config.model` names: its shape, its parameters on a mesh, and its tokenizer.
 
-Weights come from a GGUF file, a Hugging Face folder or the Hub (`models.weights`), from another run's workdir, or are
+Weights come from a GGUF file, a Hugging Face folder or the Hub (`weights.files`), from another run's workdir, or are
 random.
 """
 
@@ -28,19 +28,21 @@ class Pretrained(abc.ABC):
     """Weights that have been found, but not yet read."""
 
     def __init__(self, config: Config, model: DecoderConfig):
-        """Args:
-        config: The settings that name the weights.
-        model: The shape, without adapters.
+        """Reads nothing yet.
+
+        Args:
+            config: The settings that name the weights.
+            model: The shape, without adapters.
         """
         self.config, self.model = config, model
 
     @abc.abstractmethod
     def params(self, mesh: Mesh) -> Params:
-        """The parameters, in `model.param_dtype`, each device holding its part."""
+        """Reads the parameters, in `model.param_dtype`, onto the devices, each its part."""
 
     @abc.abstractmethod
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that comes with the weights.
+        """Returns the tokenizer that comes with the weights.
 
         Raises:
             ValueError: none does.
@@ -48,24 +50,28 @@ class Pretrained(abc.ABC):
 
 
 class _Random(Pretrained):
-    def params(self, mesh):
+    """Random weights."""
+
+    def params(self, mesh: Mesh) -> Params:
         params = sharding.place(self.model, decoder.init(self.model, self.config.seed), mesh)
         return jax.tree.map(lambda leaf: leaf.astype(self.config.model.param_dtype), params)
 
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         raise ValueError("model.tokenizer is 'weights', but model.weights is 'random'; set model.tokenizer='bytes'.")
 
 
 class _FromFiles(Pretrained):
-    def __init__(self, config: Config, model: DecoderConfig, found):
+    """Weights of an open checkpoint's files."""
+
+    def __init__(self, config: Config, model: DecoderConfig, found: files.Checkpoint):
         super().__init__(config, model)
         self._found = found
 
-    def params(self, mesh):
+    def params(self, mesh: Mesh) -> Params:
         shardings = sharding.param_shardings(self.model, mesh)
         return self._found.load(self.model, shardings, self.config.model.param_dtype)
 
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         if isinstance(self._found, files.GgufFile):
             return tokenizer_files.from_gguf(self._found.reader, self.config.model.thinking)
         return tokenizer_files.from_folder(self._found.path, self.config.model.thinking)
@@ -78,7 +84,7 @@ class _FromRun(Pretrained):
         super().__init__(config, begun.model)
         self._workdir, self._begun = workdir, begun
 
-    def params(self, mesh):
+    def params(self, mesh: Mesh) -> Params:
         adapted_model = adapted(self._begun.config, self.model)
         shardings = sharding.param_shardings(adapted_model, mesh)
         like = jax.tree.map(
@@ -93,7 +99,7 @@ class _FromRun(Pretrained):
         merged = lora.merge(adapted_model, lora.combine(base, trained))
         return jax.tree.map(lambda x: x.astype(self.config.model.param_dtype), merged)
 
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         return self._begun.tokenizer()
 
 
@@ -121,7 +127,7 @@ def find(config: Config) -> Pretrained:
 
 
 def _begun_with(config: Config, workdir: pathlib.Path) -> Config:
-    """The settings of the run that wrote a workdir, as far as they say what its weights are."""
+    """Reads the settings of the run that wrote a workdir, as far as they say what its weights are."""
     try:
         saved = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -139,7 +145,7 @@ def _begun_with(config: Config, workdir: pathlib.Path) -> Config:
 
 
 def shape(config: Config) -> DecoderConfig:
-    """The model's shape, adapters included; weights' files are looked at only where it is read from them.
+    """Returns the model's shape, adapters included; weights' files are looked at only where it is read from them.
 
     Raises:
         ValueError: an unknown name, or no files that state the shape.
@@ -149,12 +155,12 @@ def shape(config: Config) -> DecoderConfig:
 
 
 def adapted(config: Config, model: DecoderConfig) -> DecoderConfig:
-    """A shape with the adapters that a config asks for, if any."""
+    """Returns a shape with the adapters that a config asks for, if any."""
     return dataclasses.replace(model, lora=lora.parse(config.lora.rank, config.lora.alpha, config.lora.targets))
 
 
-def with_adapters(model: DecoderConfig, params: Params, mesh: Mesh, seed: int) -> Params:
-    """Parameters with new adapters, which change nothing yet; without any if the model has none."""
+def with_adapters(model: DecoderConfig, params: Params, mesh: Mesh, *, seed: int) -> Params:
+    """Returns parameters with new adapters, which change nothing yet; without any if the model has none."""
     if model.lora is None:
         return params
     shardings = lora.split(sharding.param_shardings(model, mesh))[1]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import gguf
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from finemem_jax.models.tokenizer import BpeTokenizer, _read_json
+from finemem_jax.models.tokenizer import BpeTokenizer, ChatTemplate, read_json
 
 
 def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
@@ -21,7 +22,7 @@ def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
         ValueError: a file is missing or broken, the tokenizer is no byte-level BPE, or there is no chat template.
     """
     path = folder / "tokenizer.json"
-    fields = _read_json(path)
+    fields = read_json(path)
     if not fields:
         raise ValueError(f"{folder} has no tokenizer.json; put the model's own there (transformers writes it).")
     kind = (fields.get("model") or {}).get("type"), (fields.get("decoder") or {}).get("type")
@@ -34,7 +35,7 @@ def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The library knows no narrower one.
         raise ValueError(f"{path} cannot be read ({error}); fetch it again.") from error
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
     named = {
         name: config[name]["content"] if isinstance(config[name], dict) else config[name]
         for name in ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -42,7 +43,7 @@ def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
     }
     ends: list[str] = []
     for source in ("generation_config.json", "config.json"):
-        found = _read_json(folder / source).get("eos_token_id")
+        found = read_json(folder / source).get("eos_token_id")
         if found is not None:
             for token_id in found if isinstance(found, list) else [found]:
                 token = backend.id_to_token(token_id)
@@ -56,11 +57,11 @@ def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
     ends += [named["eos_token"]] if "eos_token" in named else []
     if not ends:
         raise ValueError(f"{folder} names no end token; set eos_token in tokenizer_config.json.")
-    template = _chat_template(folder, config)
-    return BpeTokenizer(backend, template, list(dict.fromkeys(ends)), named, thinking, folder)
+    template = ChatTemplate(_chat_template(folder, config), thinking)
+    return BpeTokenizer(backend, template, list(dict.fromkeys(ends)), named_tokens=named, source=folder)
 
 
-def _chat_template(folder, config):
+def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
     if isinstance(template, list):
@@ -72,20 +73,22 @@ def _chat_template(folder, config):
     return template
 
 
-# How Llama 3 and Qwen2 split text before merging; they differ in how many digits stay together.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 
 
-def _pre_tokenizer(kind):
+# How Llama 3 and Qwen2 split text before merging; they differ in how many digits stay together.
+PATTERNS = {"llama-bpe": _SPLIT.replace("DIGITS", r"\p{N}{1,3}"), "qwen2": _SPLIT.replace("DIGITS", r"\p{N}")}
+
+
+def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:
     if kind == "smollm":
         # Digits one by one, then GPT-2's rule.
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    pattern = _SPLIT.replace("DIGITS", r"\p{N}{1,3}" if kind == "llama-bpe" else r"\p{N}")
-    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    split = pre_tokenizers.Split(tokenizers.Regex(PATTERNS[kind]), "isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
@@ -112,7 +115,7 @@ def from_gguf(reader: gguf.GGUFReader, thinking: bool = False) -> BpeTokenizer:
     # Names of rows that only fill up the embedding are no tokens.
     unused = gguf.TokenType.UNUSED
     vocab = {token: i for i, (token, its) in enumerate(zip(tokens, kinds, strict=True)) if its != unused}
-    # Llama 3 takes a piece that is a token as it is, without asking how it would be merged.
+    # Llama 3 takes a word that is a token as it is, without asking how it would be merged.
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=kind == "llama-bpe"))
     if kind == "qwen2":
         backend.normalizer = normalizers.NFC()
@@ -132,6 +135,5 @@ def from_gguf(reader: gguf.GGUFReader, thinking: bool = False) -> BpeTokenizer:
         if theirs in fields
     }
     ends = [tokens[fields[name].contents()] for name in ("eos_token_id", "eot_token_id") if name in fields]
-    return BpeTokenizer(
-        backend, fields["tokenizer.chat_template"].contents(), list(dict.fromkeys(ends)), named, thinking
-    )
+    template = ChatTemplate(fields["tokenizer.chat_template"].contents(), thinking)
+    return BpeTokenizer(backend, template, list(dict.fromkeys(ends)), named_tokens=named)

@@ -145,7 +145,7 @@ def test_language_model_gives_mean_hidden_states(params):
     for text, vector in zip(texts, vectors, strict=True):
         ids = list(text.encode())
         if ids:
-            (hidden,) = decoder.hidden_states(TINY, params, [jnp.array([ids])], [jnp.array([len(ids)])])
+            (hidden,) = decoder.hidden_states(TINY, params, [jnp.array([ids])], lengths=[jnp.array([len(ids)])])
             np.testing.assert_allclose(vector, hidden[0].mean(0), atol=2e-5)
         else:
             np.testing.assert_array_equal(vector, 0)

@@ -53,10 +53,10 @@ def parts(chat):
 
 def test_observe_cuts_where_sharing_ends():
     one = RULES.observe(Chunk("Ana moved to Oslo."), memory("a"))
-    trunk, branch, leaf = parts(one)
-    assert trunk.endswith("<|start|>u:")
-    assert branch == "New text:\nAna moved to Oslo.\n\n"
-    assert leaf == 'Memory:\n{"id": 1, "content": "a"}<|end|><|start|>a:'
+    shared_prefix, group_prefix, suffix = parts(one)
+    assert shared_prefix.endswith("<|start|>u:")
+    assert group_prefix == "New text:\nAna moved to Oslo.\n\n"
+    assert suffix == 'Memory:\n{"id": 1, "content": "a"}<|end|><|start|>a:'
     other = RULES.observe(Chunk("Another."), memory())
     assert one.ids[: one.cuts[0]] == other.ids[: other.cuts[0]]
 
@@ -313,12 +313,12 @@ def test_view_items_holds_for_a_flat_memory():
 @pytest.mark.parametrize("dialect", DIALECTS, ids=str)
 def test_observe_tells_how_to_write_in_its_dialect(dialect):
     chat = rules(dialect=dialect, num_examples=2).observe(Chunk("Ana moved."), Memory())
-    trunk, branch, leaf = parts(chat)
-    assert prompts.ManagerPrompt(dialect).system in trunk
+    shared_prefix, group_prefix, suffix = parts(chat)
+    assert prompts.ManagerPrompt(dialect).system in shared_prefix
     *_, calls = (prompts.MANAGER_EXAMPLES if dialect.layout == "flat" else prompts.TYPED_EXAMPLES)[-1]
-    assert "\n".join(operations.render(operation, dialect) for operation in calls) in trunk
-    assert branch == "New text:\nAna moved.\n\n"
-    assert leaf.startswith("Memory:\n")
+    assert "\n".join(operations.render(operation, dialect) for operation in calls) in shared_prefix
+    assert group_prefix == "New text:\nAna moved.\n\n"
+    assert suffix.startswith("Memory:\n")
 
 
 def test_an_operation_in_a_chunk_is_not_carried_out():

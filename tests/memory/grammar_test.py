@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip("llguidance", reason="constrained decoding needs llguidance")
 
+from finemem_jax.config import sections
 from finemem_jax.memory import grammar as grammar_lib
 from finemem_jax.memory import operations
 from finemem_jax.memory.operations import Dialect
@@ -106,7 +107,7 @@ def test_a_sampler_draws_what_is_allowed_and_others_are_as_they_were(flat):
 
     def sampler(**settings):
         shape = {"num_slots": 3, "steps_per_call": 4, "prefill_tokens": 16} | settings
-        return Sampler(config, params, TOKENS.end_ids, **shape)
+        return Sampler(config, params, TOKENS.end_ids, settings=sections.Sampler(**shape))
 
     def request(i, constraint, temperature):
         return Request((11, 12, 13, 100 + i), (2, 4), 40, temperature, (0, i), constraint=constraint)

@@ -17,16 +17,16 @@ from slow_llama import as_checkpoint, cached_rows, log_softmax, slow_hidden, str
 TINY = presets.preset("tiny")
 SMOLLM = presets.preset("smollm2_135m")
 
-hidden_states = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
+hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "compute"))
 # For what runs once on tiny arrays: half the compile time, which is all the time there is.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 
 # --------------------------------------------------------------------------------------
-# Cases: a tree of trunk, branches and leaves, with the plain row behind each leaf
+# Cases: a tree of shared prefix, group prefixes and suffixes, with the plain row behind each leaf
 # --------------------------------------------------------------------------------------
 
-# One trunk, two branches, four leaves, all shorter than their arrays.
+# One shared prefix, two group prefixes, four leaves, all shorter than their arrays.
 TREE_LENGTHS = [np.array([7]), np.array([3, 5]), np.array([4, 6, 1, 5])]
 TREE_SHAPES = [(1, 8), (2, 5), (4, 6)]
 
@@ -45,10 +45,10 @@ def tree(tokens_of_path, filler):
 
 def paths_of(rng, ids):
     """The plain row behind each leaf: prefixes in common, leaves of `ids` in random order."""
-    trunk, rest = ids[: TREE_LENGTHS[0][0]], ids[TREE_LENGTHS[0][0] :]
-    branches = [rng.permutation(rest)[:n] for n in TREE_LENGTHS[1]]
+    shared_prefix, rest = ids[: TREE_LENGTHS[0][0]], ids[TREE_LENGTHS[0][0] :]
+    group_prefixes = [rng.permutation(rest)[:n] for n in TREE_LENGTHS[1]]
     return [
-        np.concatenate([trunk, branches[leaf // 2], rng.permutation(rest)[:n]])
+        np.concatenate([shared_prefix, group_prefixes[leaf // 2], rng.permutation(rest)[:n]])
         for leaf, n in enumerate(TREE_LENGTHS[2])
     ]
 
@@ -87,14 +87,14 @@ def tiny_rows(tiny_params, tiny_paths):
 def test_plain_rows_agree_with_numpy(tiny_params, tiny_paths, tiny_rows):
     length = max(map(len, tiny_paths)) + 2
     tokens = np.stack([np.pad(ids, (0, length - len(ids)), constant_values=3) for ids in tiny_paths])
-    (states,) = hidden_states(TINY, tiny_params, [tokens], [np.array([len(ids) for ids in tiny_paths])])
+    (states,) = hidden_states(TINY, tiny_params, [tokens], lengths=[np.array([len(ids) for ids in tiny_paths])])
     for got, expected in zip(states, tiny_rows, strict=True):
         np.testing.assert_allclose(got[: len(expected)], expected, rtol=0, atol=1e-4)
 
 
 def test_tree_agrees_with_numpy(tiny_params, tiny_paths, tiny_rows):
     tokens = tree(tiny_paths, lambda shape: np.zeros(shape, int))
-    assert_tree_agrees(hidden_states(TINY, tiny_params, tokens, TREE_LENGTHS), tiny_rows, atol=1e-4)
+    assert_tree_agrees(hidden_states(TINY, tiny_params, tokens, lengths=TREE_LENGTHS), tiny_rows, atol=1e-4)
 
 
 # The loss runs over the leaves' tokens, as in training; their prefixes get gradient through attention alone.
@@ -107,7 +107,7 @@ def plain_gradient(tiny_params, tiny_paths):
     rows = np.stack([np.pad(ids, (0, lengths.max() - len(ids))) for ids in tiny_paths])
 
     def loss(params):
-        (states,) = decoder.hidden_states(TINY, params, [rows], [lengths], decoder.Compute("none"))
+        (states,) = decoder.hidden_states(TINY, params, [rows], lengths=[lengths], compute=decoder.Compute("none"))
         return sum((row[n - len(d) : n] * d).sum() for row, n, d in zip(states, lengths, DIRECTIONS, strict=True))
 
     return jax.jit(jax.value_and_grad(loss), compiler_options=UNOPTIMISED)(tiny_params)
@@ -118,7 +118,7 @@ def test_tree_has_the_gradient_of_plain_rows(tiny_params, tiny_paths, plain_grad
     tokens = tree(tiny_paths, lambda shape: np.zeros(shape, int))
 
     def loss(params):
-        leaves = decoder.hidden_states(TINY, params, tokens, TREE_LENGTHS, decoder.Compute(remat))[-1]
+        leaves = decoder.hidden_states(TINY, params, tokens, lengths=TREE_LENGTHS, compute=decoder.Compute(remat))[-1]
         return sum((leaf[: len(d)] * d).sum() for leaf, d in zip(leaves, DIRECTIONS, strict=True))
 
     got, slopes = jax.jit(jax.value_and_grad(loss), compiler_options=UNOPTIMISED)(tiny_params)
@@ -133,7 +133,7 @@ def test_padding_contents_change_nothing(tiny_params, tiny_paths):
     rng = np.random.default_rng(3)
     zeros = tree(tiny_paths, lambda shape: np.zeros(shape, int))
     noise = tree(tiny_paths, lambda shape: rng.integers(0, TINY.vocab_size, shape))
-    expected, got = (hidden_states(TINY, tiny_params, tokens, TREE_LENGTHS) for tokens in (zeros, noise))
+    expected, got = (hidden_states(TINY, tiny_params, tokens, lengths=TREE_LENGTHS) for tokens in (zeros, noise))
     for level, lengths in enumerate(TREE_LENGTHS):
         assert np.isfinite(got[level]).all()
         for row, length in enumerate(lengths):
@@ -143,7 +143,7 @@ def test_padding_contents_change_nothing(tiny_params, tiny_paths):
 def test_later_tokens_do_not_reach_back(tiny_params):
     tokens = np.arange(12)[None]
     other = np.where(np.arange(12) < 6, tokens, 99)
-    (a,), (b,) = (hidden_states(TINY, tiny_params, [ids], [np.array([12])]) for ids in (tokens, other))
+    (a,), (b,) = (hidden_states(TINY, tiny_params, [ids], lengths=[np.array([12])]) for ids in (tokens, other))
     np.testing.assert_array_equal(a[:, :6], b[:, :6])
     assert np.abs(a[:, 6:] - b[:, 6:]).max(-1).min() > 1e-3
 
@@ -267,7 +267,7 @@ def test_smollm_agrees_with_numpy_on_the_files_own_tensors(smollm_params, smollm
     embedding = smollm_checkpoint["embedding"].astype(np.float64)
     ids = np.array(TEXT_IDS)
     expected = slow_hidden(SMOLLM, smollm_checkpoint, ids, interleaved=True)
-    (states,) = hidden_states(SMOLLM, smollm_params, [ids[None]], [np.array([len(ids)])])
+    (states,) = hidden_states(SMOLLM, smollm_params, [ids[None]], lengths=[np.array([len(ids)])])
     assert_log_probs_agree(embedding, states[0], expected)
     # The text is likely to the model as a whole: NumPy alone gives -2.28 nats a token, and chance -ln 49152 = -10.8.
     chosen = log_softmax(expected @ embedding.T)[np.arange(len(ids) - 1), ids[1:]]
@@ -286,7 +286,7 @@ def test_smollm_tree_agrees_with_numpy(shallow):
     config, params, checkpoint = shallow
     embedding = checkpoint["embedding"].astype(np.float64)
     paths = paths_of(np.random.default_rng(0), np.array(TEXT_IDS))
-    states = hidden_states(config, params, tree(paths, lambda shape: np.zeros(shape, int)), TREE_LENGTHS)
+    states = hidden_states(config, params, tree(paths, lambda shape: np.zeros(shape, int)), lengths=TREE_LENGTHS)
     for leaf, ids in enumerate(paths):
         expected = slow_hidden(config, checkpoint, ids, interleaved=True)
         parts = [states[level][row, : TREE_LENGTHS[level][row]] for level, row in enumerate((0, leaf // 2, leaf))]
@@ -297,7 +297,7 @@ def test_smollm_with_a_cache_agrees_with_numpy(shallow):
     config, params, checkpoint = shallow
     ids = np.array(TEXT_IDS)
     expected = slow_hidden(config, checkpoint, ids, interleaved=True)
-    states = cached_rows(config, params, ids, num_prefilled=20, trunk_tokens=14)
+    states = cached_rows(config, params, ids, num_prefilled=20, prefix_tokens=14)
     assert_log_probs_agree(checkpoint["embedding"].astype(np.float64), states, expected)
 
 
@@ -307,7 +307,7 @@ def test_smollm_knows_the_capital_of_france(smollm_params, smollm_checkpoint):
     ids[0, :length] = FRANCE_IDS
     assert [tokens[i] for i in FRANCE_IDS] == ["The", "Ġcapital", "Ġof", "ĠFrance", "Ġis"]
     while length < ids.shape[1]:
-        (states,) = hidden_states(SMOLLM, smollm_params, [ids], [np.array([length])])
+        (states,) = hidden_states(SMOLLM, smollm_params, [ids], lengths=[np.array([length])])
         ids[0, length] = int(jnp.argmax(smollm_params["embedding"] @ states[0, length - 1]))
         length += 1
     assert "Paris" in "".join(tokens[i] for i in ids[0, len(FRANCE_IDS) :])

@@ -23,9 +23,9 @@ D, V = 6, 11
 def naive(hidden, head, targets, temperature):
     temperature = jnp.broadcast_to(temperature, len(targets))[:, None]
     logits = jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32) / temperature
-    normalised = jax.nn.log_softmax(logits)
-    chosen = normalised[jnp.arange(len(targets)), targets]
-    return chosen, -(jnp.exp(normalised) * normalised).sum(-1)
+    normalized = jax.nn.log_softmax(logits)
+    chosen = normalized[jnp.arange(len(targets)), targets]
+    return chosen, -(jnp.exp(normalized) * normalized).sum(-1)
 
 
 def random_case(n, width=D, vocab=V, seed=0):
@@ -38,7 +38,7 @@ def with_slopes(function, **settings):
     """Both results, and the gradients of a random combination of them by hidden, head and temperature."""
 
     def combination(hidden, head, temperature, targets):
-        parts = function(hidden, head, targets, temperature, **settings)
+        parts = function(hidden, head, targets, temperature=temperature, **settings)
         weights = np.random.default_rng(1).normal(size=(2, len(targets))).astype(np.float32)
         return sum((w * part).sum() for w, part in zip(weights, parts, strict=True)), parts
 
@@ -61,7 +61,7 @@ def assert_same(got, expected, tolerance=1e-5):
 def test_log_probs_by_hand():
     # Logits 0, ln 2, ln 5: probabilities 1/8, 2/8, 5/8. Entropy: 1/8 ln 8 + 1/4 ln 4 + 5/8 ln(8/5).
     head = jnp.log(jnp.array([[1.0], [2.0], [5.0]]))
-    got, entropy = log_probs.token_log_probs(jnp.ones((3, 1)), head, jnp.arange(3), 1.0)
+    got, entropy = log_probs.token_log_probs(jnp.ones((3, 1)), head, jnp.arange(3), temperature=1.0)
     np.testing.assert_allclose(got, np.log([1 / 8, 2 / 8, 5 / 8]), rtol=1e-5)
     np.testing.assert_allclose(entropy, np.log(8) / 8 + np.log(4) / 4 + 5 / 8 * np.log(8 / 5), rtol=1e-5)
 
@@ -70,7 +70,7 @@ def test_temperature_by_hand():
     # Temperature 2 halves the logits: 0 and ln 9 become 0 and ln 3, so 1/4 and 3/4 instead of 1/10 and 9/10.
     head = jnp.log(jnp.array([[1.0], [9.0]]))
     for temperature, expected in [(1.0, [1 / 10, 9 / 10]), (2.0, [1 / 4, 3 / 4])]:
-        got, _ = log_probs.token_log_probs(jnp.ones((2, 1)), head, jnp.arange(2), temperature)
+        got, _ = log_probs.token_log_probs(jnp.ones((2, 1)), head, jnp.arange(2), temperature=temperature)
         np.testing.assert_allclose(np.exp(got), expected, rtol=1e-5)
 
 
@@ -81,7 +81,9 @@ def test_gradients_by_hand():
     p = np.array([1 / 4, 3 / 4])
     entropy = -(p * np.log(p)).sum()
     for part, expected in [(0, [3 / 4, -3 / 4]), (1, -p * (np.log(p) + entropy))]:
-        slope = jax.grad(lambda head, i: log_probs.token_log_probs(jnp.ones((1, 1)), head, jnp.arange(1), 1.0)[i][0])
+        slope = jax.grad(
+            lambda head, i: log_probs.token_log_probs(jnp.ones((1, 1)), head, jnp.arange(1), temperature=1.0)[i][0]
+        )
         np.testing.assert_allclose(slope(head, part)[:, 0], expected, rtol=1e-5)
 
 
@@ -118,14 +120,16 @@ def test_no_tokens():
 
 def test_probabilities_sum_to_one():
     hidden, head, _ = random_case(1)
-    got, entropy = log_probs.token_log_probs(np.repeat(hidden, V, axis=0), head, np.arange(V), 1.0, vocab_block=4)
+    got, entropy = log_probs.token_log_probs(
+        np.repeat(hidden, V, axis=0), head, np.arange(V), temperature=1.0, vocab_block=4
+    )
     np.testing.assert_allclose(np.exp(got).sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(entropy, -(np.exp(got) * got).sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("vocab_block", [3, 2048])
 def test_logits_of_ten_thousand(vocab_block):
-    # Whole numbers, so that float32 has every logit exactly: ±10,000, and neighbours 1 apart whose probabilities
+    # Whole numbers, so that float32 has every logit exactly: ±10,000, and neighbors 1 apart whose probabilities
     # differ in digits that a log-sum-exp near 10,000 cannot hold.
     hidden = np.array([[100, 1], [-100, 1], [100, 0], [0, 1]], np.float32)
     head = np.array([[100, 0], [100, -1], [100, -2], [-100, 0], [-100, -1], [0, 0], [3, 5]], np.float32)
@@ -151,7 +155,9 @@ def test_gradients_agree_with_differences_in_float64():
         temperature = jnp.linspace(0.7, 1.6, 5)
 
         def function(hidden, head, temperature):
-            return log_probs.token_log_probs(hidden, head, targets, temperature, token_block=2, vocab_block=4)
+            return log_probs.token_log_probs(
+                hidden, head, targets, temperature=temperature, token_block=2, vocab_block=4
+            )
 
         assert function(hidden, head, temperature)[0].dtype == jnp.float64
         check_grads(function, (hidden, head, temperature), order=1, modes=["rev"], rtol=1e-7, atol=1e-7)
@@ -172,7 +178,9 @@ def compiled(mesh, shape, dtype=jnp.float32, **settings):
     n, width, vocab = shape
 
     def combination(hidden, head, targets, temperature):
-        chosen, entropy = log_probs.token_log_probs(hidden, head, targets, temperature, mesh=mesh, **settings)
+        chosen, entropy = log_probs.token_log_probs(
+            hidden, head, targets, temperature=temperature, mesh=mesh, **settings
+        )
         return (jnp.cos(jnp.arange(n)) * chosen + entropy).sum()
 
     def abstract(shape, dtype, *spec):

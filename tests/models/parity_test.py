@@ -13,7 +13,9 @@ import numpy as np
 import parity_cases
 import pytest
 
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, kv_cache
+from finemem_jax.models.kv_cache import Context, NewTokens
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Request
 
@@ -31,7 +33,7 @@ def ours(config):
     tokens = np.stack([np.pad(row, (0, lengths.max() - len(row)), constant_values=3) for row in rows])
 
     def mean_log_prob(params):
-        (states,) = decoder.hidden_states(config, params, [tokens], [lengths], decoder.Compute("none"))
+        (states,) = decoder.hidden_states(config, params, [tokens], lengths=[lengths], compute=decoder.Compute("none"))
         log_probs = jax.nn.log_softmax(states @ decoder.output_head(config, params).T)
         chosen = [log_probs[i, np.arange(len(row) - 1), row[1:]] for i, row in enumerate(rows)]
         return jnp.concatenate(chosen).mean(), log_probs
@@ -70,11 +72,12 @@ def test_gradients(config):
 def test_cached_decoding(config):
     row = parity_cases.token_rows(config)[0]
     weights = kv_cache.layout(config, parity_cases.as_params(config, parity_cases.checkpoint(config)), "float32")
-    cache, trunk = kv_cache.empty(config, 1, len(row)), kv_cache.empty(config, 1, 0)
+    cache, shared_prefix = kv_cache.empty(config, 1, len(row)), kv_cache.empty(config, 1, 0)
 
     @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
     def extend(cache, tokens, start):
-        states, cache = kv_cache.extend(config, weights, trunk, cache, tokens, jnp.asarray(0), start)
+        context = Context(weights, shared_prefix, jnp.asarray(0))
+        states, cache = kv_cache.extend(config, context, cache, new=NewTokens(tokens, start))
         return jax.nn.log_softmax(kv_cache.logits(config, weights, states[0])), cache
 
     parts = []
@@ -97,7 +100,8 @@ def test_cached_decoding(config):
 def test_greedy_generation(config):
     """All prompts at once, in few slots; some begin with what others are."""
     params = parity_cases.as_params(config, parity_cases.checkpoint(config))
-    sampler = Sampler(config, params, parity_cases.END_IDS, num_slots=5, steps_per_call=4, prefill_tokens=32)
+    settings = sections.Sampler(num_slots=5, steps_per_call=4, prefill_tokens=32)
+    sampler = Sampler(config, params, parity_cases.END_IDS, settings=settings)
     prompts = [tuple(prompt) for prompt in parity_cases.prompts(config)]
     requests = [Request(ids, (0, len(ids)), parity_cases.NEW_TOKENS, 0.0, (0, 0)) for ids in prompts]
     stored = reference(config)

@@ -290,7 +290,7 @@ def tiny_backend():
     ids=["drops", "reorders"],
 )
 def test_a_template_that_loses_contents_is_refused(template):
-    tokens = tokenizer.BpeTokenizer(tiny_backend(), template, ["b"])
+    tokens = tokenizer.BpeTokenizer(tiny_backend(), tokenizer.ChatTemplate(template), ["b"])
     with pytest.raises(ValueError, match=r"drops or reorders.*use another template"):
         tokens.frame(("system", "user"))
 

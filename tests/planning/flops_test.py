@@ -12,8 +12,8 @@ from finemem_jax.models.decoder import Compute
 from finemem_jax.planning import flops
 
 TINY = presets.preset("tiny")
-# Lengths of trunk, branches and leaves; two branches, three leaves on each.
-TRUNK, BRANCH, LEAF, GROUPS, ROWS = 16, 8, 12, 2, 3
+# Lengths of shared prefix, group prefixes and suffixes; two group prefixes, three suffixes on each.
+SHARED_PREFIX, GROUP_PREFIX, SUFFIX, GROUPS, ROWS = 16, 8, 12, 2, 3
 
 
 def products(jaxpr):
@@ -32,29 +32,31 @@ def products(jaxpr):
 
 
 def traced(remat, config=TINY, backward=True):
-    sizes = [(1, TRUNK), (GROUPS, BRANCH), (GROUPS * ROWS, LEAF)]
+    sizes = [(1, SHARED_PREFIX), (GROUPS, GROUP_PREFIX), (GROUPS * ROWS, SUFFIX)]
     tokens = [jnp.zeros(size, jnp.int32) for size in sizes]
     lengths = [jnp.full(rows, length) for rows, length in sizes]
     frozen, trained = lora.split(decoder.abstract_params(config))
 
     def loss(trained):
         params = lora.combine(frozen_values, trained)
-        return sum(x.sum() for x in decoder.hidden_states(config, params, tokens, lengths, Compute(remat)))
+        return sum(
+            x.sum() for x in decoder.hidden_states(config, params, tokens, lengths=lengths, compute=Compute(remat))
+        )
 
     frozen_values = jax.tree.map(lambda x: jnp.zeros(x.shape), frozen)
     return products(jax.make_jaxpr(jax.grad(loss) if backward else loss)(trained).jaxpr)
 
 
 def work():
-    return flops.tree(TRUNK, BRANCH, LEAF, GROUPS, ROWS, 0, triangular=False)
+    return flops.tree(SHARED_PREFIX, GROUP_PREFIX, SUFFIX, GROUPS, ROWS, 0, triangular=False)
 
 
 def test_a_tree_by_hand():
-    # tokens 16 + 2 (8 + 3 · 12) = 104; a leaf's tokens see 16 + 8 keys above them, a branch's 16, so
+    # tokens 16 + 2 (8 + 3 · 12) = 104; a suffix's tokens see 16 + 8 keys above them, a group prefix's 16, so
     # 2 (8 · 16 + 36 · 24) = 1984; own squares 256 + 2 (64 + 3 · 144) = 1248, of which causality leaves
     # (1248 + 104) / 2 = 676.
     assert work() == (104, 0, 1984 + 676, 1984 + 1248)
-    assert flops.tree(TRUNK, BRANCH, LEAF, GROUPS, ROWS, 5, triangular=True) == (104, 30, 2660, 2660)
+    assert flops.tree(SHARED_PREFIX, GROUP_PREFIX, SUFFIX, GROUPS, ROWS, 5, triangular=True) == (104, 30, 2660, 2660)
 
 
 def test_the_forward_pass_is_what_is_traced():

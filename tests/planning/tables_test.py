@@ -28,7 +28,7 @@ def made(**changes):
     programs = tuple(program(name) for name in ("gradients", "optimizer", "prefill", "decode"))
     target = Target("here:1", jax.devices()[:1], CHIP, 5.0 * GIB)
     values = {
-        "config": smoke_run.config(), "target": target, "mesh": sharding.make_mesh(1, 1, 1, jax.devices()[:1]),
+        "config": smoke_run.config(), "target": target, "mesh": sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1]),
         "attention": "xla", "lengths": Lengths(8, 4, 4, 2), "groups": 2, "useful_flops": CHIP.flops,
         "programs": programs,
     }  # fmt: skip

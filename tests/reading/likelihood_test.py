@@ -10,6 +10,7 @@ import pytest
 
 from finemem_jax import build
 from finemem_jax import config as config_lib
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets
 from finemem_jax.models.tokenizer import ByteTokenizer, EncodedChat
 from finemem_jax.reading import likelihood, reader
@@ -40,7 +41,7 @@ def params():
 
 
 def make_sampler(params, end_ids=TOKENS.end_ids):
-    return Sampler(TINY, params, end_ids, num_slots=4, steps_per_call=4, prefill_tokens=32)
+    return Sampler(TINY, params, end_ids, settings=sections.Sampler(num_slots=4, steps_per_call=4, prefill_tokens=32))
 
 
 def prompt(query):
@@ -53,7 +54,7 @@ def likelihoods(params, together=256, most=1024, tokens=TOKENS, end_ids=TOKENS.e
 
 @jax.jit
 def _log_probs(params, tokens, length):
-    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], [length[None]])
+    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], lengths=[length[None]])
     return jax.nn.log_softmax(states[0] @ params["embedding"].T)
 
 
@@ -96,7 +97,7 @@ def test_several_golds_share_a_prompt_and_do_not_see_each_other(params):
     each = [total / count for total, count in (by_hand(params, QUERY, gold) for gold in GOLDS)]
     assert found.log_prob == pytest.approx(max(each), abs=1e-4)
     assert len(set(each)) == len(GOLDS)
-    # The prompt was computed once, for all of them, and its trunk stands apart.
+    # The prompt was computed once, for all of them, and its shared prefix stands apart.
     own = len(prompt(QUERY).ids) - prompt(QUERY).cuts[0]
     assert worker.stats.tokens == own + sum(len(TOKENS.encode(gold)) for gold in GOLDS)
 
@@ -265,7 +266,9 @@ def test_the_real_model_and_its_tokenizer():
         prompt_ids, ids = parts.answering.prompt(queries[0]).ids, tokens.encode(gold)
         assert tokens.decode(ids) == gold
         row = np.pad([*prompt_ids, *ids], (0, 320 - len(prompt_ids) - len(ids)))
-        (states,) = decoder.hidden_states(model, parts.params, [row[None]], [np.array([len(prompt_ids) + len(ids)])])
+        (states,) = decoder.hidden_states(
+            model, parts.params, [row[None]], lengths=[np.array([len(prompt_ids) + len(ids)])]
+        )
         logits = np.asarray(states[0, len(prompt_ids) - 1 : len(prompt_ids) + len(ids)] @ parts.params["embedding"].T)
         log_probs = np.asarray(jax.nn.log_softmax(logits.astype(np.float64)))
         end = np.log(np.exp(log_probs[-1, list(tokens.end_ids)]).sum())

@@ -13,27 +13,29 @@ from finemem_jax.runtime import compilation
 from finemem_jax.types import Chunk, Completion, Memory, Step, Stream, Trajectory
 
 PAD, LONGEST = 999, 12
-TRUNK = tuple(range(1, 8))
+SHARED_PREFIX = tuple(range(1, 8))
 
 
-def a_step(draw, branch, leaf=None, response=None):
-    leaf = draw.randint(1, 9) if leaf is None else leaf
+def a_step(draw, group_prefix, suffix=None, response=None):
+    suffix = draw.randint(1, 9) if suffix is None else suffix
     response = draw.randint(0, LONGEST) if response is None else response
 
     def ids(n):
         return tuple(draw.randrange(10, 500) for _ in range(n))
 
-    prompt = TRUNK + branch + ids(leaf)
+    prompt = SHARED_PREFIX + group_prefix + ids(suffix)
     completion = Completion(ids(response), tuple(-draw.random() for _ in range(response)), "stop", 0)
-    return Step(prompt, (len(TRUNK), len(TRUNK) + len(branch), len(prompt)), completion, (), Memory())
+    return Step(
+        prompt, (len(SHARED_PREFIX), len(SHARED_PREFIX) + len(group_prefix), len(prompt)), completion, (), Memory()
+    )
 
 
 def some_groups(seed, count, size):
     draw = random.Random(seed)
     found = []
     for _ in range(count):
-        branch = tuple(draw.randrange(10, 500) for _ in range(draw.randint(1, 20)))
-        steps = tuple(a_step(draw, branch) for _ in range(size))
+        group_prefix = tuple(draw.randrange(10, 500) for _ in range(draw.randint(1, 20)))
+        steps = tuple(a_step(draw, group_prefix) for _ in range(size))
         found.append(a_group(steps, [draw.gauss(0, 1) for _ in range(size)], stream=len(found)))
     return found
 
@@ -50,23 +52,23 @@ def pack(groups, per_batch=2, multiple=4, aggregation="row", shares=1):
 
 
 def rows_of(batch):
-    """(prompt and response, response, log-probs, advantage) of every row that is trained on or has a branch."""
-    rows = len(batch.leaf)
-    per_group = rows // len(batch.branch)
+    """(prompt and response, response, log-probs, advantage) of every row that is trained on or has a group prefix."""
+    rows = len(batch.suffix)
+    per_group = rows // len(batch.group_prefix)
     for r in range(rows):
         b = r // per_group
-        if (batch.leaf[r] == PAD).all():
+        if (batch.suffix[r] == PAD).all():
             continue
         held, n = batch.rows.token_mask[r], batch.rows.token_mask[r].sum()
         np.testing.assert_array_equal(held, np.arange(LONGEST) < n)
         whole = (
-            *batch.trunk[b * len(batch.trunk) // len(batch.branch)],
-            *batch.branch[b, : batch.branch_length[b]],
-            *batch.leaf[r, : batch.leaf_length[r]],
+            *batch.shared_prefix[b * len(batch.shared_prefix) // len(batch.group_prefix)],
+            *batch.group_prefix[b, : batch.group_prefix_length[b]],
+            *batch.suffix[r, : batch.suffix_length[r]],
         )
-        in_leaf = batch.leaf[r, batch.response_start[r] : batch.leaf_length[r]]
-        np.testing.assert_array_equal(in_leaf, batch.response[r, :n])
-        yield whole, tuple(in_leaf), tuple(batch.rows.old_log_probs[r, :n]), tuple(batch.rows.advantages[r, :n])
+        in_suffix = batch.suffix[r, batch.response_start[r] : batch.suffix_length[r]]
+        np.testing.assert_array_equal(in_suffix, batch.response[r, :n])
+        yield whole, tuple(in_suffix), tuple(batch.rows.old_log_probs[r, :n]), tuple(batch.rows.advantages[r, :n])
 
 
 @pytest.mark.parametrize(
@@ -92,20 +94,20 @@ def test_every_token_is_found_again(count, size, per_batch, shares):
 @pytest.mark.parametrize("multiple", [1, 8, 64])
 def test_lengths_are_rounded_multiples(multiple):
     for batch in pack(some_groups(0, 6, 3), multiple=multiple):
-        assert batch.trunk.shape[1] == len(TRUNK) // multiple * multiple
-        assert batch.branch.shape[1] == compilation.bucket(int(batch.branch_length.max()), multiple)
-        assert batch.leaf.shape[1] == compilation.bucket(int(batch.leaf_length.max()), multiple)
+        assert batch.shared_prefix.shape[1] == len(SHARED_PREFIX) // multiple * multiple
+        assert batch.group_prefix.shape[1] == compilation.bucket(int(batch.group_prefix_length.max()), multiple)
+        assert batch.suffix.shape[1] == compilation.bucket(int(batch.suffix_length.max()), multiple)
         assert batch.response.shape[1] == LONGEST
 
 
 def test_a_missing_group_is_padding():
     *_, last = pack(some_groups(1, 3, 2), per_batch=2)
-    assert last.branch_length[1] == 0 and last.branch_length[0] > 0
+    assert last.group_prefix_length[1] == 0 and last.group_prefix_length[0] > 0
     assert not last.rows.token_mask[2:].any()
     assert (last.rows.advantages[2:] == 0).all()
-    assert (last.leaf[2:] == PAD).all()
+    assert (last.suffix[2:] == PAD).all()
     # One token, not none: attention over nothing is nan, and nan times zero is nan.
-    assert (last.leaf_length[2:] == 1).all()
+    assert (last.suffix_length[2:] == 1).all()
     assert (last.response_start[2:] == 1).all()
 
 
@@ -114,12 +116,14 @@ def test_outside_of_masks_there_is_only_padding():
         assert (batch.response[~batch.rows.token_mask] == PAD).all()
         assert (batch.rows.old_log_probs[~batch.rows.token_mask] == 0).all()
         assert (batch.rows.advantages[~batch.rows.token_mask] == 0).all()
-        assert (batch.leaf[np.arange(batch.leaf.shape[1]) >= batch.leaf_length[:, None]] == PAD).all()
-        assert (batch.branch[np.arange(batch.branch.shape[1]) >= batch.branch_length[:, None]] == PAD).all()
+        assert (batch.suffix[np.arange(batch.suffix.shape[1]) >= batch.suffix_length[:, None]] == PAD).all()
+        assert (
+            batch.group_prefix[np.arange(batch.group_prefix.shape[1]) >= batch.group_prefix_length[:, None]] == PAD
+        ).all()
 
 
 def test_response_starts_after_something():
-    # The first response token is predicted from the leaf's token before it.
+    # The first response token is predicted from the suffix's token before it.
     assert all((batch.response_start >= 1).all() for batch in pack(some_groups(3, 6, 2)))
 
 
@@ -133,35 +137,37 @@ def test_the_order_of_groups_is_of_no_matter():
 def test_groups_of_like_length_share_a_batch():
     draw = random.Random(0)
     short, long = ((9,) * n for n in (3, 60))
-    groups = [a_group((a_step(draw, branch),) * 2, (1.0, -1.0)) for branch in (long, short, long, short)]
-    assert [batch.branch.shape[1] for batch in pack(groups, multiple=8)] == [16, 80]
+    groups = [a_group((a_step(draw, group_prefix),) * 2, (1.0, -1.0)) for group_prefix in (long, short, long, short)]
+    assert [batch.group_prefix.shape[1] for batch in pack(groups, multiple=8)] == [16, 80]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_all_sizes_that_come_are_known_before(seed):
-    """For prompts of at most 30 tokens beyond the trunk, of which rows share all but 13."""
+    """For prompts of at most 30 tokens beyond the shared prefix, of which rows share all but 13."""
     draw = random.Random(seed)
     known = batching.all_sizes(30, 13, LONGEST, 4)
     assert len(set(known)) == len(known)
-    trunk = len(TRUNK) // 4 * 4
+    shared_prefix = len(SHARED_PREFIX) // 4 * 4
     groups = []
     for _ in range(8):
         own = draw.randint(1, 13)
-        branch = tuple(draw.choices(range(50, 90), k=draw.randint(0, 30 - (len(TRUNK) - trunk) - own)))
-        steps = [a_step(draw, branch, leaf=own, response=draw.randint(1, LONGEST)) for _ in range(2)]
+        group_prefix = tuple(
+            draw.choices(range(50, 90), k=draw.randint(0, 30 - (len(SHARED_PREFIX) - shared_prefix) - own))
+        )
+        steps = [a_step(draw, group_prefix, suffix=own, response=draw.randint(1, LONGEST)) for _ in range(2)]
         groups.append(a_group(tuple(steps), (1.0, -1.0)))
-    for batch, _ in batching.microbatches(groups, 1, 4, LONGEST, PAD, max_trunk=len(TRUNK)):
-        assert batch.trunk.shape[1] == trunk
-        assert (batch.branch.shape[1], batch.leaf.shape[1]) in known
+    for batch, _ in batching.microbatches(groups, 1, 4, LONGEST, PAD, max_shared_prefix=len(SHARED_PREFIX)):
+        assert batch.shared_prefix.shape[1] == shared_prefix
+        assert (batch.group_prefix.shape[1], batch.suffix.shape[1]) in known
 
 
-def test_what_a_few_groups_happen_to_share_is_no_trunk():
-    group = a_group((a_step(random.Random(0), (20, 21, 22, 23, 24, 25), leaf=3, response=2),) * 2, (1.0, -1.0))
+def test_what_a_few_groups_happen_to_share_is_no_shared_prefix():
+    group = a_group((a_step(random.Random(0), (20, 21, 22, 23, 24, 25), suffix=3, response=2),) * 2, (1.0, -1.0))
     shapes = [
-        next(batching.microbatches([group], 1, 2, LONGEST, PAD, max_trunk=most))[0].trunk.shape[1]
-        for most in (None, len(TRUNK))
+        next(batching.microbatches([group], 1, 2, LONGEST, PAD, max_shared_prefix=most))[0].shared_prefix.shape[1]
+        for most in (None, len(SHARED_PREFIX))
     ]
-    assert shapes[0] > shapes[1] == len(TRUNK) // 2 * 2
+    assert shapes[0] > shapes[1] == len(SHARED_PREFIX) // 2 * 2
 
 
 def test_nothing_to_train_on():
@@ -169,18 +175,18 @@ def test_nothing_to_train_on():
 
 
 def shared_lengths(groups, multiple=4):
-    """Tokens of trunk, of branches, and in all, of one batch."""
+    """Tokens of shared prefix, of group prefixes, and in all, of one batch."""
     (batch,) = pack(groups, len(groups), multiple)
-    whole = batch.trunk.size + int(batch.branch_length.sum()) + int(batch.leaf_length.sum())
-    return batch.trunk.shape[1], batch.branch_length.tolist(), whole
+    whole = batch.shared_prefix.size + int(batch.group_prefix_length.sum()) + int(batch.suffix_length.sum())
+    return batch.shared_prefix.shape[1], batch.group_prefix_length.tolist(), whole
 
 
 def test_prefixes_are_found_by_token_ids():
     """However the prompts were built: `prompt_cuts` say where parts end, not what is equal."""
     draw = random.Random(0)
-    one, other = a_step(draw, (20, 21), leaf=3, response=2), a_step(draw, (20, 21), leaf=3, response=2)
+    one, other = a_step(draw, (20, 21), suffix=3, response=2), a_step(draw, (20, 21), suffix=3, response=2)
     pair = a_group((one, other), (1.0, -1.0))
-    # Seven of the trunk and two of the branch, four of them cut off as a trunk.
+    # Seven of the shared prefix and two of the group prefix, four of them cut off as a shared prefix.
     assert shared_lengths([pair]) == (8, [1], 9 + 2 * 5)
     # One whole prompt, as at the first step of a stream: all but its last token, which predicts the response.
     same = dataclasses.replace(other, prompt_ids=one.prompt_ids)
@@ -194,7 +200,7 @@ def test_prefixes_are_found_by_token_ids():
 
 def test_a_prompt_that_begins_another_shares_all_but_its_last_token():
     draw = random.Random(0)
-    one = a_step(draw, (20, 21), leaf=3, response=2)
+    one = a_step(draw, (20, 21), suffix=3, response=2)
     longer = dataclasses.replace(one, prompt_ids=(*one.prompt_ids, 7, 7))
     assert shared_lengths([a_group((one, longer), (1.0, -1.0))], multiple=1) == (11, [0], 11 + 3 + 5)
 

@@ -17,7 +17,7 @@ MODEL = presets.preset("tiny")
 OPTIONS = learner.LearnerOptions(MODEL, decoder.Compute(), ObjectiveOptions())
 ONE = jnp.float32(1.0)
 response_log_probs = jax.jit(learner.response_log_probs, static_argnums=0)
-hidden_states = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
+hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "compute"))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,9 @@ def params():
     return decoder.init(MODEL, 0)
 
 
-def make_batch(params, seed=0, groups=2, size=4, trunk=5, branch=6, leaf=12, response=6) -> batching.Batch:
+def make_batch(
+    params, seed=0, groups=2, size=4, shared_prefix=5, group_prefix=6, suffix=12, response=6
+) -> batching.Batch:
     """Random rows whose old log-probabilities are the model's own."""
     rng = np.random.default_rng(seed)
     rows = groups * size
@@ -35,16 +37,16 @@ def make_batch(params, seed=0, groups=2, size=4, trunk=5, branch=6, leaf=12, res
 
     start = rng.integers(1, 5, rows).astype(np.int32)
     length = rng.integers(1, response + 1, rows).astype(np.int32)
-    leaves, responses = tokens(rows, leaf), tokens(rows, response)
+    suffixes, responses = tokens(rows, suffix), tokens(rows, response)
     for r in range(rows):
-        leaves[r, start[r] : start[r] + length[r]] = responses[r, : length[r]]
+        suffixes[r, start[r] : start[r] + length[r]] = responses[r, : length[r]]
     batch = batching.Batch(
-        trunk=tokens(1, trunk),
-        trunk_length=np.array([trunk], np.int32),
-        branch=tokens(groups, branch),
-        branch_length=rng.integers(2, branch + 1, groups).astype(np.int32),
-        leaf=leaves,
-        leaf_length=start + length,
+        shared_prefix=tokens(1, shared_prefix),
+        shared_prefix_length=np.array([shared_prefix], np.int32),
+        group_prefix=tokens(groups, group_prefix),
+        group_prefix_length=rng.integers(2, group_prefix + 1, groups).astype(np.int32),
+        suffix=suffixes,
+        suffix_length=start + length,
         response_start=start,
         response=responses,
         rows=Rows(
@@ -73,9 +75,9 @@ def relative_change(one, other):
 
 
 def joined(first, second):
-    """Both batches as one; they have the same trunk."""
+    """Both batches as one; they have the same shared prefix."""
     whole = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
-    return whole._replace(trunk=first.trunk, trunk_length=first.trunk_length)
+    return whole._replace(shared_prefix=first.shared_prefix, shared_prefix_length=first.shared_prefix_length)
 
 
 def test_policy_against_itself_has_ratio_one(params):
@@ -88,13 +90,17 @@ def test_log_probs_equal_those_of_plain_rows(params):
     """Shared prefixes change nothing: each row alone, written out in full, gives the same numbers."""
     batch = make_batch(params, seed=3)
     got, _ = response_log_probs(OPTIONS, params, batch, ONE)
-    for r in range(len(batch.leaf)):
-        b = r // (len(batch.leaf) // len(batch.branch))
+    for r in range(len(batch.suffix)):
+        b = r // (len(batch.suffix) // len(batch.group_prefix))
         row = np.concatenate(
-            [batch.trunk[0], batch.branch[b, : batch.branch_length[b]], batch.leaf[r, : batch.leaf_length[r]]]
+            [
+                batch.shared_prefix[0],
+                batch.group_prefix[b, : batch.group_prefix_length[b]],
+                batch.suffix[r, : batch.suffix_length[r]],
+            ]
         )
         padded = np.pad(row, (0, 24 - len(row)))
-        hidden = hidden_states(MODEL, params, [padded[None]], [np.array([len(row)])])[0][0, : len(row)]
+        hidden = hidden_states(MODEL, params, [padded[None]], lengths=[np.array([len(row)])])[0][0, : len(row)]
         log_probs = jax.nn.log_softmax(hidden @ params["embedding"].T)
         count = int(batch.rows.token_mask[r].sum())
         want = np.take_along_axis(np.asarray(log_probs)[-count - 1 : -1], row[-count:, None], axis=1)[:, 0]
@@ -104,13 +110,13 @@ def test_log_probs_equal_those_of_plain_rows(params):
 def test_gradient_equals_that_of_plain_rows(params):
     batch = make_batch(params, seed=4)
     tree = accumulated(params, [batch])
-    size = len(batch.leaf) // len(batch.branch)
+    size = len(batch.suffix) // len(batch.group_prefix)
     total = None
-    for r in range(len(batch.leaf)):
+    for r in range(len(batch.suffix)):
         b = r // size
         plain = batch._replace(
-            branch=batch.branch[b : b + 1],
-            branch_length=batch.branch_length[b : b + 1],
+            group_prefix=batch.group_prefix[b : b + 1],
+            group_prefix_length=batch.group_prefix_length[b : b + 1],
             **{
                 name: jax.tree.map(lambda x, r=r: x[r : r + 1], getattr(batch, name))
                 for name in batching.Batch._fields[4:]
@@ -150,18 +156,18 @@ def plain_rows(groups, width=26, response=6):
     """The same rows, each written out in full; padded to one shape."""
     steps = [step for group in groups for step in group.steps]
     rows, n = len(steps), [len(step.completion.ids) for step in steps]
-    leaf, responses = np.zeros((rows, width), np.int32), np.zeros((rows, response), np.int32)
+    suffix, responses = np.zeros((rows, width), np.int32), np.zeros((rows, response), np.int32)
     old, advantages = np.zeros((2, rows, response), np.float32)
     given = [values for group in groups for values in group.advantages]
     for r, step in enumerate(steps):
         whole = step.prompt_ids + step.completion.ids
-        leaf[r, : len(whole)], responses[r, : n[r]] = whole, step.completion.ids
+        suffix[r, : len(whole)], responses[r, : n[r]] = whole, step.completion.ids
         old[r, : n[r]], advantages[r, : n[r]] = step.completion.log_probs, given[r]
     starts = np.array([len(step.prompt_ids) for step in steps], np.int32)
     return batching.Batch(
-        trunk=np.zeros((1, 0), np.int32), trunk_length=np.zeros(1, np.int32),
-        branch=np.zeros((rows, 0), np.int32), branch_length=np.zeros(rows, np.int32),
-        leaf=leaf, leaf_length=starts + np.array(n, np.int32), response_start=starts, response=responses,
+        shared_prefix=np.zeros((1, 0), np.int32), shared_prefix_length=np.zeros(1, np.int32),
+        group_prefix=np.zeros((rows, 0), np.int32), group_prefix_length=np.zeros(rows, np.int32),
+        suffix=suffix, suffix_length=starts + np.array(n, np.int32), response_start=starts, response=responses,
         rows=Rows(
             token_mask=np.arange(response) < np.array(n)[:, None], advantages=advantages, old_log_probs=old,
             weight=(1 / np.array(n)).astype(np.float32), share=np.ones(rows, np.float32), sampler_log_probs=old,
@@ -188,7 +194,7 @@ def test_random_trees_have_the_gradients_of_separate_rows(params, seed, attentio
 
 def test_split_into_microbatches_changes_nothing(params):
     first, second = make_batch(params, seed=1), make_batch(params, seed=2)
-    second = second._replace(trunk=first.trunk)
+    second = second._replace(shared_prefix=first.shared_prefix)
     both = joined(first, second)
     apart, together = accumulated(params, [first, second]), accumulated(params, [both])
     assert float(apart.objective.denominator) == float(together.objective.denominator)
@@ -250,7 +256,7 @@ def test_every_objective_is_indifferent_to_the_split(params, aggregation, kind):
     )
     options = learner.LearnerOptions(MODEL, decoder.Compute(), objective)
     first, second = make_batch(params, seed=1), make_batch(params, seed=2)
-    both = joined(first, second._replace(trunk=first.trunk))
+    both = joined(first, second._replace(shared_prefix=first.shared_prefix))
     lengths = both.rows.token_mask.sum(1)
     weight, count = aggregation_weights(lengths, np.arange(len(lengths)) // 6, aggregation, 6)
     rng = np.random.default_rng(0)
@@ -262,12 +268,12 @@ def test_every_objective_is_indifferent_to_the_split(params, aggregation, kind):
         reference_log_probs=rows.old_log_probs + noise[2],
     )
     both = both._replace(rows=rows)
-    n, b = len(lengths) // 2, len(both.branch) // 2
+    n, b = len(lengths) // 2, len(both.group_prefix) // 2
 
     def half(batch, low):
         parts = {}
         for name in batching.Batch._fields[2:]:
-            size = b if name.startswith("branch") else n
+            size = b if name.startswith("group_prefix") else n
             parts[name] = jax.tree.map(lambda x, size=size: x[low * size : (low + 1) * size], getattr(batch, name))
         return batch._replace(**parts)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from finemem_jax.models import decoder, kv_cache, presets
+from finemem_jax.models.kv_cache import Context, NewTokens
 from finemem_jax.sampling import decode as decode_lib
-from finemem_jax.sampling.decode import SlotState
+from finemem_jax.sampling.decode import Copies, PromptEnds, Rules, SlotState, Spec
 from finemem_jax.sampling.token_sampling import SamplingParams
 
 TINY = presets.preset("tiny")
@@ -48,7 +49,7 @@ def logits_of(params):
 
     @jax.jit
     def logits(tokens, length):
-        (states,) = decoder.hidden_states(TINY, params, [tokens[None]], [length[None]])
+        (states,) = decoder.hidden_states(TINY, params, [tokens[None]], lengths=[length[None]])
         return params["embedding"] @ states[0, length - 1]
 
     def of(ids):
@@ -57,22 +58,22 @@ def logits_of(params):
     return of
 
 
-def no_trunk():
-    return kv_cache.empty(TINY, 1, 0)
+def without_prefix(weights):
+    return Context(weights, kv_cache.empty(TINY, 1, 0), np.int32(0))
 
 
 def prefill(weights, cache, tokens, lengths, starts):
-    return decode_lib.prefill(weights, no_trunk(), cache, tokens, lengths, np.int32(0), starts, config=TINY)
+    return decode_lib.prefill(without_prefix(weights), cache, NewTokens(tokens, starts, lengths), spec=Spec(TINY))
 
 
 def draw_first(weights, hidden, state):
-    return decode_lib.draw_first(weights, hidden, np.arange(len(hidden)), state, np.int32(0), None, config=TINY)
+    ends = PromptEnds(hidden, np.arange(len(hidden)))
+    return decode_lib.draw_first(without_prefix(weights), ends, state, None, spec=Spec(TINY))
 
 
 def decode(weights, cache, state, num_steps, ends, leave_at=0):
-    return decode_lib.decode(
-        weights, no_trunk(), cache, state, np.int32(0), np.int32(leave_at), ends, None, config=TINY, num_steps=num_steps
-    )
+    rules = Rules(np.int32(leave_at), ends)
+    return decode_lib.decode(without_prefix(weights), cache, state, rules, spec=Spec(TINY, None, num_steps))
 
 
 def prefilled(weights, length=8):
@@ -255,16 +256,21 @@ def test_copying_rows():
     new = jax.tree.map(lambda x: x + 10, counting_cache(3))
     targets, rows = np.array([1, 3, 0]), np.array([2, 0, 1])
     # The third pair is not counted.
-    assert first_entries(decode_lib.copy_rows(counting_cache(4), new, targets, rows, np.array([2]))) == [0, 12, 2, 10]
+    assert first_entries(decode_lib.copy_rows(counting_cache(4), new, Copies(targets, rows, np.array([2])))) == [
+        0,
+        12,
+        2,
+        10,
+    ]
     # One after the other: row 2 is copied to 1, and 1, which holds 2 by then, to 3.
-    within = decode_lib.copy_within(counting_cache(4), np.array([1, 3, 0]), np.array([2, 1, 3]), np.array([2]))
+    within = decode_lib.copy_within(counting_cache(4), Copies(np.array([1, 3, 0]), np.array([2, 1, 3]), np.array([2])))
     assert first_entries(within) == [0, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("held", "copied"), [(5, 3), (3, 5)])
 def test_copying_between_caches_of_other_lengths(held, copied):
     source = jax.tree.map(lambda x: x + 10, counting_cache(2, copied))
-    got = decode_lib.copy_rows(counting_cache(2, held), source, np.array([1]), np.array([0]), np.array([1]))
+    got = decode_lib.copy_rows(counting_cache(2, held), source, Copies(np.array([1]), np.array([0]), np.array([1])))
     both = min(held, copied)
     for keys, values in got:
         assert (keys[1, :, :, :both] == 10).all() and (values[1, :, :both] == 10).all()

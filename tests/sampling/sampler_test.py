@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets, sharding
 from finemem_jax.runtime import compilation
 from finemem_jax.sampling.sampler import Sampler, SamplerStats
@@ -21,8 +22,8 @@ MULTIPLE = 16
 # Never drawn, since the model has no such token.
 NO_END = (TINY.vocab_size,)
 
-TRUNK = (11, 12, 13, 14, 15, 16)
-BRANCHES = ((), (21, 22, 23, 24, 25), (31, 32, 33, 34, 35, 36, 37, 38, 39))
+SHARED_PREFIX = (11, 12, 13, 14, 15, 16)
+GROUP_PREFIXES = ((), (21, 22, 23, 24, 25), (31, 32, 33, 34, 35, 36, 37, 38, 39))
 
 
 def random_params(seed):
@@ -32,22 +33,21 @@ def random_params(seed):
 
 
 def random_requests(num_requests, seed=0, temperature=1.0):
-    """Requests over one trunk and three branches, of ragged lengths."""
+    """Requests over one shared prefix and three group prefixes, of ragged lengths."""
     rng = random.Random(seed)
     requests = []
     for i in range(num_requests):
-        branch = rng.choice(BRANCHES)
-        leaf = tuple(rng.randrange(100, 256) for _ in range(rng.randint(1, 8)))
-        cuts = (len(TRUNK), len(TRUNK + branch), len(TRUNK + branch + leaf))
+        group_prefix = rng.choice(GROUP_PREFIXES)
+        suffix = tuple(rng.randrange(100, 256) for _ in range(rng.randint(1, 8)))
+        cuts = (len(SHARED_PREFIX), len(SHARED_PREFIX + group_prefix), len(SHARED_PREFIX + group_prefix + suffix))
         key = random_key("request", seed, i)
-        requests.append(Request(TRUNK + branch + leaf, cuts, rng.randint(1, 12), temperature, key))
+        requests.append(Request(SHARED_PREFIX + group_prefix + suffix, cuts, rng.randint(1, 12), temperature, key))
     return requests
 
 
 def make_sampler(params, num_slots=4, steps_per_call=5, end_ids=NO_END, **settings):
-    return Sampler(
-        TINY, params, end_ids, num_slots=num_slots, steps_per_call=steps_per_call, prefill_tokens=MULTIPLE, **settings
-    )
+    own = sections.Sampler(num_slots=num_slots, steps_per_call=steps_per_call, prefill_tokens=MULTIPLE, **settings)
+    return Sampler(TINY, params, end_ids, settings=own)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def params():
 
 @jax.jit
 def _logits(params, tokens, length):
-    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], [length[None]])
+    (states,) = decoder.hidden_states(TINY, params, [tokens[None]], lengths=[length[None]])
     return states[0] @ params["embedding"].T
 
 
@@ -87,8 +87,8 @@ def assert_same(got: list[Completion], expected: list[Completion]):
 def assert_teacher_forced(params, request, completion):
     """The log-probabilities are those of a forward pass over prompt and completion together."""
     logits = logits_of(params, [*request.prompt_ids, *completion.ids])[len(request.prompt_ids) - 1 : -1]
-    normalised = jax.nn.log_softmax(logits / (request.temperature or 1.0))
-    expected = normalised[np.arange(len(completion.ids)), np.array(completion.ids)]
+    normalized = jax.nn.log_softmax(logits / (request.temperature or 1.0))
+    expected = normalized[np.arange(len(completion.ids)), np.array(completion.ids)]
     np.testing.assert_allclose(completion.log_probs, expected, rtol=0, atol=1e-4)
 
 
@@ -160,15 +160,14 @@ def test_with_rounded_weights(params):
 
 def pointers(params):
     """Where in memory the parts of all arrays are."""
-    leaves = jax.tree.leaves(params)
-    return [part.data.unsafe_buffer_pointer() for leaf in leaves for part in leaf.addressable_shards]
+    return [part.data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params) for part in leaf.addressable_shards]
 
 
 @pytest.mark.parametrize("sizes", [None, (1, 1, 1), (2, 1, 1), (1, 1, 2)])
 def test_in_place(params, requests, completions, sizes):
     """The same ids from the trainer's own arrays, of which nothing is copied."""
     if sizes:
-        params = sharding.place(TINY, params, sharding.make_mesh(*sizes, jax.devices()[: np.prod(sizes)]))
+        params = sharding.place(TINY, params, sharding.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
     sampler = make_sampler(params, in_place=True)
     rest, layers = sampler.engine.weights
     assert pointers(rest | {"layers": layers}) == pointers(params)
@@ -198,13 +197,13 @@ def test_another_key_draws_other_tokens(params, requests):
 def test_first_two_tokens_follow_the_models_distribution(params):
     # The first is drawn after the prefill, the second while decoding: by other code, and another draw of the key.
     n = 4000
-    prompt = (*TRUNK, 100, 101)
+    prompt = (*SHARED_PREFIX, 100, 101)
     requests = [Request(prompt, (6, 8), 2, 1.0, random_key("chi-square", i)) for i in range(n)]
     sampled = np.array([c.ids for c in make_sampler(params, num_slots=512).generate(requests)])
 
     vocab = TINY.vocab_size
     rows = np.concatenate([np.tile(prompt, (vocab, 1)), np.arange(vocab)[:, None]], axis=1)
-    (states,) = jax.jit(decoder.hidden_states, static_argnums=0)(TINY, params, [rows], [np.full(vocab, 9)])
+    (states,) = jax.jit(decoder.hidden_states, static_argnums=0)(TINY, params, [rows], lengths=[np.full(vocab, 9)])
     first, second = (np.asarray(jax.nn.softmax(states[:, i] @ params["embedding"].T), np.float64) for i in (-2, -1))
     # P(second) = Σ over first of P(first) P(second | first); each of the rows continues one first token.
     for tokens, probabilities in [(sampled[:, 0], first[0]), (sampled[:, 1], first[0] @ second)]:
@@ -245,7 +244,7 @@ def test_order_of_requests_does_not_matter(params, requests, completions):
 
 
 def test_a_sampler_can_be_used_again(params, requests, completions):
-    # Caches are donated to the device; a second call must not find its trunk or branches gone.
+    # Caches are donated to the device; a second call must not find its shared prefix or group prefixes gone.
     sampler = make_sampler(params)
     for _ in range(2):
         assert_same(sampler.generate(requests), completions)
@@ -257,24 +256,24 @@ def test_the_same_request_twice(params, requests, completions):
 
 
 @pytest.mark.parametrize("cuts", [(6, 11, 15), (6, 15), (6, 6, 15), (6, 14, 15), (6, 8, 11, 15)], ids=str)
-def test_cuts_between_branch_and_leaf_do_not_matter(params, cuts):
-    prompt = (*TRUNK, *BRANCHES[1], 101, 102, 103, 104)
+def test_cuts_between_group_prefix_and_suffix_do_not_matter(params, cuts):
+    prompt = (*SHARED_PREFIX, *GROUP_PREFIXES[1], 101, 102, 103, 104)
     request = Request(prompt, (6, 11, 15), 8, 1.0, (1, 2))
     sampler = make_sampler(params)
     assert_same(sampler.generate([dataclasses.replace(request, cuts=cuts)]), sampler.generate([request]))
 
 
 @pytest.mark.parametrize("cuts", [(4, 11, 15)], ids=str)
-def test_the_end_of_the_trunk_does_not_matter(params, cuts):
+def test_the_end_of_the_shared_prefix_does_not_matter(params, cuts):
     # "The completion depends on the prompt and on the key alone" (Request.key).
-    prompt = (*TRUNK, *BRANCHES[1], 101, 102, 103, 104)
+    prompt = (*SHARED_PREFIX, *GROUP_PREFIXES[1], 101, 102, 103, 104)
     request = Request(prompt, (6, 11, 15), 8, 1.0, (1, 2))
     sampler = make_sampler(params)
     assert_same(sampler.generate([dataclasses.replace(request, cuts=cuts)]), sampler.generate([request]))
 
 
-def test_several_trunks_in_one_call(params, requests, completions):
-    other = Request((*TRUNK[::-1], *BRANCHES[1], 104), (6, 11, 12), 6, 1.0, (1, 2))
+def test_several_shared_prefixes_in_one_call(params, requests, completions):
+    other = Request((*SHARED_PREFIX[::-1], *GROUP_PREFIXES[1], 104), (6, 11, 12), 6, 1.0, (1, 2))
     alone = make_sampler(params).generate([other])
     got = make_sampler(params).generate([requests[0], other, *requests[1:3]])
     assert_same(got, [completions[0], *alone, *completions[1:3]])
@@ -282,7 +281,7 @@ def test_several_trunks_in_one_call(params, requests, completions):
 
 @pytest.fixture(scope="module")
 def many():
-    """300 requests, greedy and drawn, whole and cut distributions, over two trunks."""
+    """300 requests, greedy and drawn, whole and cut distributions, over two shared prefixes."""
     rng = random.Random(5)
     plain = random_requests(300, seed=5)
     return [
@@ -344,9 +343,9 @@ def test_twenty_thousand_requests(params):
     sent = 0
     while sent < total or waiting:
         for _ in range(min(rng.randint(0, 40), total - sent)):
-            ids = TRUNK + rng.choice(words)[: rng.randint(1, 12)] + rng.choice(words)[: rng.randint(1, 12)]
+            ids = SHARED_PREFIX + rng.choice(words)[: rng.randint(1, 12)] + rng.choice(words)[: rng.randint(1, 12)]
             length = rng.choice((0, 1, rng.randint(1, 8))) if rng.random() < 0.1 else rng.randint(1, 8)
-            cuts = (len(TRUNK), rng.randint(len(TRUNK), len(ids)), len(ids))
+            cuts = (len(SHARED_PREFIX), rng.randint(len(SHARED_PREFIX), len(ids)), len(ids))
             waiting.add(sampler.submit(Request(ids, cuts, length, rng.random(), random_key("many", sent))))
             sent += 1
         for request_id in rng.sample(sorted(waiting), min(len(waiting), rng.choice((0, 0, 1, 3)))):
@@ -423,15 +422,20 @@ def test_no_requests(params):
 
 
 def test_shared_prefixes_are_computed_once(params):
-    # Three prompts on three branches, one of them empty; the first prompt twice, with different keys.
-    prompts = [(BRANCHES[1], (101, 102)), (BRANCHES[1], (101, 102)), (BRANCHES[2], (101, 102)), ((), (103, 104, 105))]
+    # Three prompts on three group prefixes, one of them empty; the first prompt twice, with different keys.
+    prompts = [
+        (GROUP_PREFIXES[1], (101, 102)),
+        (GROUP_PREFIXES[1], (101, 102)),
+        (GROUP_PREFIXES[2], (101, 102)),
+        ((), (103, 104, 105)),
+    ]
     requests = [
-        Request(TRUNK + branch + leaf, (6, 6 + len(branch), 6 + len(branch + leaf)), 3, 1.0, (0, i))
-        for i, (branch, leaf) in enumerate(prompts)
+        Request(SHARED_PREFIX + group + suffix, (6, 6 + len(group), 6 + len(group + suffix)), 3, 1.0, (0, i))
+        for i, (group, suffix) in enumerate(prompts)
     ]
     sampler = make_sampler(params)
     sampler.generate(requests)
-    # Trunk 6, branches 5 + 9, leaves 2 + 2 + 3; apart they would be 4 * 6 + (5 + 5 + 9) + (2 + 2 + 2 + 3).
+    # Shared prefix 6, group prefixes 5 + 9, suffixes 2 + 2 + 3; apart 4 * 6 + (5 + 5 + 9) + (2 + 2 + 2 + 3).
     assert sampler.stats.prefilled_tokens == 6 + (5 + 9) + (2 + 2 + 3)
     assert sampler.stats.prompt_tokens == 4 * 6 + (5 + 5 + 9) + (2 + 2 + 2 + 3)
     # Another call finds them all again, but for the states of last tokens, which the first draws need.
@@ -455,7 +459,8 @@ def test_stats_count(params, requests, completions):
 
 
 def test_update_forgets_the_old_weights(params, requests):
-    sampler = make_sampler(params, policy_version=3)
+    sampler = make_sampler(params)
+    sampler.update(params, 3)
     assert {c.policy_version for c in sampler.generate(requests[:3])} == {3}
     sampler.take_stats()
     newer = random_params(1)
@@ -508,7 +513,7 @@ def test_a_bad_request_is_refused_and_the_others_go_on(params, requests, complet
     assert (sampler.stats.requests, sampler.stats.refused) == (3, 1)
 
 
-def test_all_of_the_prompt_may_be_branch(params):
+def test_all_of_the_prompt_may_be_group_prefix(params):
     sampler = make_sampler(params)
     assert_same(sampler.generate([dataclasses.replace(GOOD, cuts=(2, 4, 4))]), sampler.generate([GOOD]))
 
@@ -607,9 +612,9 @@ def test_nothing_is_lost_to_an_update(params, requests):
     sampler.update(params, 1)
 
 
-def test_trunks_take_turns(params, requests, completions):
-    """Requests of two trunks, one after the other: slots empty for a trunk only if the other's are all served."""
-    other = Request((*TRUNK[::-1], *BRANCHES[1], 104), (6, 11, 12), 6, 1.0, (1, 2))
+def test_shared_prefixes_take_turns(params, requests, completions):
+    """Requests of two shared prefixes, one after the other: the prefix changes only when the other's are all served."""
+    other = Request((*SHARED_PREFIX[::-1], *GROUP_PREFIXES[1], 104), (6, 11, 12), 6, 1.0, (1, 2))
     alone = make_sampler(params).generate([other])
     sampler = make_sampler(params)
     mixed = [request for pair in zip(requests[:4], [other] * 4, strict=True) for request in pair]
@@ -619,7 +624,7 @@ def test_trunks_take_turns(params, requests, completions):
     assert sampler.stats.prefilled_tokens < sum(len(request.prompt_ids) for request in mixed) / 2
 
 
-def test_an_endless_stream_of_one_trunk_does_not_starve_another(params, requests, monkeypatch):
+def test_an_endless_stream_of_one_shared_prefix_does_not_starve_another(params, requests, monkeypatch):
     monkeypatch.setattr("finemem_jax.sampling.sampler._PATIENCE", 3)
     sampler = make_sampler(params, num_slots=2)
     other = sampler.submit(Request((50, 51, 52), (1, 3), 1, 1.0, (1, 2)))
@@ -641,10 +646,10 @@ def test_an_endless_stream_of_one_trunk_does_not_starve_another(params, requests
 def test_nothing_is_compiled_after_the_warm_up(params, requests, completions, mesh):
     """Whether the trainer's parameters are on a mesh or not."""
     if mesh:
-        params = sharding.place(TINY, params, sharding.make_mesh(*mesh, jax.devices()[:1]))
+        params = sharding.place(TINY, params, sharding.make_mesh(*mesh, devices=jax.devices()[:1]))
     sampler = make_sampler(params, num_slots=5, steps_per_call=3)
     shown = []
-    sampler.warm_up(len(TRUNK), 4 * MULTIPLE, lambda done, total: shown.append((done, total)))
+    sampler.warm_up(len(SHARED_PREFIX), 4 * MULTIPLE, lambda done, total: shown.append((done, total)))
     assert [done for done, _ in shown] == list(range(shown[0][1] + 1))
     rng = random.Random(0)
     for version in range(3):

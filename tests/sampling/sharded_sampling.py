@@ -12,10 +12,9 @@ import sampler_test
 
 from finemem_jax.models import sharding
 from finemem_jax.runtime import compilation
-from finemem_jax.sampling.sampler import Sampler
 
 # Data × fsdp × tensor, and how weights lie.
-WHOLE, PARTS, IN_PLACE = {"whole": True}, {"whole": False}, {"in_place": True}
+WHOLE, PARTS, IN_PLACE = {"whole_weights": True}, {"whole_weights": False}, {"in_place": True}
 MESHES = [((2, 2, 2), WHOLE)]
 if "--all" in sys.argv:
     MESHES += [((2, 2, 2), PARTS), ((1, 8, 1), WHOLE), ((8, 1, 1), WHOLE), ((1, 4, 2), PARTS), ((4, 1, 2), WHOLE)]
@@ -24,11 +23,8 @@ if "--all" in sys.argv:
 
 def serve(params, requests, num_slots, **how):
     """All completions, collected while requests come; the sampler's counts; how many programs that compiled."""
-    sampler = Sampler(
-        sampler_test.TINY, params, sampler_test.NO_END, num_slots=num_slots, steps_per_call=4,
-        prefill_tokens=sampler_test.MULTIPLE, **how,
-    )  # fmt: skip
-    sampler.warm_up(len(sampler_test.TRUNK), 2 * sampler_test.MULTIPLE)
+    sampler = sampler_test.make_sampler(params, num_slots, steps_per_call=4, **how)
+    sampler.warm_up(len(sampler_test.SHARED_PREFIX), 2 * sampler_test.MULTIPLE)
     compiled = compilation.counts().programs
     rng, results, request_ids = random.Random(1), {}, []
     for request in requests:

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/drawing.py: against sorted float64 probabilities, on ties, and row by row."""
+"""Tests of finemem_jax/sampling/token_sampling.py: against sorted float64 probabilities, on ties, and row by row."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def sampling(num_rows, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def left_by_sorting(logits, temperature, top_k, top_p):
-    """Probabilities that a row draws from, float64: sort, cut, normalise."""
+    """Probabilities that a row draws from, float64: sort, cut, normalize."""
     probs = np.exp(logits.astype(np.float64) / temperature)
     probs /= probs.sum()
     order = np.argsort(-probs, kind="stable")

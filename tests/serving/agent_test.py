@@ -142,7 +142,7 @@ def export(folder, **about):
     """Writes an exported folder as --mode=export does."""
     model = presets.preset("tiny")
     tokens = tokenizer_files.from_folder(hf_folders.write_tokenizer(folder.parent))
-    hf_weights.save(folder, model, decoder.init(model, 3), tokens)
+    hf_weights.save(folder, model, decoder.init(model, 3), tokenizer=tokens)
     config = config_lib.flatten(smoke_run.config(**{"model.tokenizer": "weights", "lora.rank": 2}))
     (folder / load.EXPORTED).write_text(json.dumps({"format": 1, "step": 7, "config": config} | about))
     return folder

@@ -29,7 +29,7 @@ from finemem_jax.rl import learner
 from finemem_jax.runtime import checkpoint
 from finemem_jax.serving import export, model_card, parity
 from finemem_jax.types import Chunk, Memory, Message
-from finemem_jax.weights import hf_weights, pretrained, tokenizer_files
+from finemem_jax.weights import hf_weights, peft, pretrained, tokenizer_files
 
 # A small Qwen3, with rows beyond its tokenizer's vocabulary as published models have.
 SMALL = dataclasses.replace(
@@ -48,7 +48,7 @@ def published(tmp_path_factory):
     """A base model's folder."""
     folder = tmp_path_factory.mktemp("published") / "small"
     tokens = tokenizer_files.from_folder(hf_folders.write_tokenizer(folder.parent, **END))
-    hf_weights.save(folder, SMALL, decoder.init(SMALL, 0), tokens)
+    hf_weights.save(folder, SMALL, decoder.init(SMALL, 0), tokenizer=tokens)
     return folder
 
 
@@ -103,7 +103,7 @@ def evaluation(step):
 
 
 def mesh():
-    return sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 def loaded(folder, config):
@@ -163,7 +163,7 @@ def test_an_adapter_goes_alone_if_its_base_can_be_found(published, tmp_path, dty
     config = settings(published, **{"lora.rank": 2, "export.form": "lora", "model.param_dtype": dtype})
     adapters = trained(tmp_path, config)
     folder = exported(tmp_path, config)
-    assert_same(lora.load_peft(folder, pretrained.adapted(config, SMALL)), adapters)
+    assert_same(peft.load(folder, pretrained.adapted(config, SMALL)), adapters)
     about = json.loads((folder / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == str(published)
     assert not (folder / "base").exists() and not list(folder.glob("model*"))
@@ -410,7 +410,7 @@ def test_a_wrong_export_is_noticed(merged, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "model.safetensors").unlink()
     worse = params | {"final_norm": params["final_norm"] * 1.001}
-    hf_weights.save(tmp_path / "worse", SMALL, worse, None)
+    hf_weights.save(tmp_path / "worse", SMALL, worse, tokenizer=None)
     shutil.copy(tmp_path / "worse" / "model.safetensors", copy)
     with pytest.raises(ValueError, match=r"between transformers and the checkpoint, more than 0\.0001 .*do not use"):
         parity.verify(copy, config, workdir)

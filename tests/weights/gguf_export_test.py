@@ -96,7 +96,7 @@ def params_of(model):
 
 
 def mesh():
-    return sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 def load(path, dtype="float32"):
@@ -124,7 +124,7 @@ def known_scaling(monkeypatch):
 def test_read_back_bit_for_bit(tmp_path, known_scaling, smollm, model):
     path = tmp_path / "a_model.gguf"
     params = params_of(model)
-    gguf_export.save(path, model, params, smollm)
+    gguf_export.save(path, model, params, tokenizer=smollm)
     assert gguf_weights.open_file(path).config == dataclasses.replace(model, name="a_model")
     got = load(path)
     assert jax.tree.structure(got) == jax.tree.structure(params)
@@ -133,7 +133,7 @@ def test_read_back_bit_for_bit(tmp_path, known_scaling, smollm, model):
 
 
 def test_interleaved_by_hand():
-    # One head of four channels: we rotate (0 2)(1 3) together, llama.cpp the neighbours.
+    # One head of four channels: we rotate (0 2)(1 3) together, llama.cpp the neighbors.
     kernel = np.arange(8.0)[:, None] * np.ones((1, 2))
     np.testing.assert_array_equal(gguf_export._interleaved(kernel, 2)[:, 0], [0, 2, 1, 3, 4, 6, 5, 7])
 
@@ -141,7 +141,7 @@ def test_interleaved_by_hand():
 @pytest.mark.parametrize(("dtype", "file_type"), [("float16", 1), ("bfloat16", 32)])
 def test_matrices_are_rounded_and_vectors_are_not(tmp_path, smollm, dtype, file_type):
     path, params = tmp_path / "half.gguf", params_of(QWEN2)
-    gguf_export.save(path, QWEN2, params, smollm, dtype)
+    gguf_export.save(path, QWEN2, params, tokenizer=smollm, dtype=dtype)
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
     half = {"float16": "F16", "bfloat16": "BF16"}[dtype]
     assert all(kind == ("F32" if "norm" in name or "bias" in name else half) for name, kind in kinds.items())
@@ -159,7 +159,7 @@ def test_adapters_are_merged(tmp_path, smollm):
     shapes = lora.split(decoder.abstract_params(model))[1]
     adapters = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
     params = lora.combine(params_of(QWEN3), adapters)
-    gguf_export.save(tmp_path / "m.gguf", model, params, smollm)
+    gguf_export.save(tmp_path / "m.gguf", model, params, tokenizer=smollm)
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "m.gguf"), lora.merge(model, params))
 
 
@@ -172,7 +172,7 @@ def test_adapters_are_merged(tmp_path, smollm):
 @pytest.mark.parametrize("template", [hf_folders.CHATML, hf_folders.LLAMA], ids=["chatml", "llama"])
 def test_the_tokenizer_is_read_back(tmp_path, kind, template):
     tokens = words(tmp_path / "words", kind, template)
-    gguf_export.save(tmp_path / "m.gguf", QWEN3, params_of(QWEN3), Opened(tokens))
+    gguf_export.save(tmp_path / "m.gguf", QWEN3, params_of(QWEN3), tokenizer=Opened(tokens))
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     again = tokenizer_files.from_gguf(reader)
     assert (again.vocab_size, again.end_ids) == (tokens.vocab_size, tokens.end_ids)
@@ -187,7 +187,7 @@ def test_the_tokenizer_is_read_back(tmp_path, kind, template):
     assert field(tmp_path / "m.gguf", "tokenizer.ggml.pre") == kind
     assert field(tmp_path / "m.gguf", "tokenizer.ggml.add_bos_token") == (kind == "llama-bpe")
     # What was read from such a file is written again as it is.
-    gguf_export.save(tmp_path / "again.gguf", QWEN3, params_of(QWEN3), Opened(again))
+    gguf_export.save(tmp_path / "again.gguf", QWEN3, params_of(QWEN3), tokenizer=Opened(again))
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
 
 
@@ -211,7 +211,7 @@ def test_ends_of_turns(smollm):
     made = hf_folders.backend()
     ends = [made.token_to_id(name) for name in names.values()]
     tokens = {i: text for text, i in made.get_vocab().items()} | {ends[1]: "<|eom_id|>"}
-    assert gguf_export._ids(made, tokens, {}, ends) == dict(zip(names, ends, strict=True))
+    assert gguf_export._ids(made, tokens, {}, end_ids=ends) == dict(zip(names, ends, strict=True))
 
 
 # --------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_ends_of_turns(smollm):
 def test_bad_models(tmp_path, smollm, changes, dtype, message):
     model = dataclasses.replace(QWEN3, **changes)
     with pytest.raises(ValueError, match=message):
-        gguf_export.save(tmp_path / "m.gguf", model, params_of(QWEN3), smollm, dtype)
+        gguf_export.save(tmp_path / "m.gguf", model, params_of(QWEN3), tokenizer=smollm, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,14 +239,14 @@ def test_numbers_beyond_float16(tmp_path, smollm):
     params = params_of(QWEN3)
     params["layers"]["up"] = params["layers"]["up"].at[1, 2, 3].set(1e5)
     with pytest.raises(ValueError, match=r"'blk\.1\.ffn_up\.weight' has entries beyond what float16 holds.*'bfloat16'"):
-        gguf_export.save(tmp_path / "m.gguf", QWEN3, params, smollm, "float16")
+        gguf_export.save(tmp_path / "m.gguf", QWEN3, params, tokenizer=smollm, dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_replaces_nothing(tmp_path, smollm):
     (tmp_path / "m.gguf").write_text("mine")
     with pytest.raises(ValueError, match=r"m\.gguf exists already; export to another folder"):
-        gguf_export.save(tmp_path / "m.gguf", QWEN3, params_of(QWEN3), smollm)
+        gguf_export.save(tmp_path / "m.gguf", QWEN3, params_of(QWEN3), tokenizer=smollm)
     assert (tmp_path / "m.gguf").read_text() == "mine"
 
 
@@ -278,7 +278,7 @@ def run(tmp_path_factory):
     """A workdir, its config, what it has trained, and its export."""
     base = tmp_path_factory.mktemp("base") / "small"
     tokens = words(base.parent / "words", "smollm", **export_test.END)
-    hf_weights.save(base, export_test.SMALL, decoder.init(export_test.SMALL, 0), tokens)
+    hf_weights.save(base, export_test.SMALL, decoder.init(export_test.SMALL, 0), tokenizer=tokens)
     workdir = tmp_path_factory.mktemp("run")
     config = export_test.settings(base, **{"export.form": "gguf"})
     params = export_test.trained(workdir, config)
@@ -343,7 +343,7 @@ def theirs(folder, ids):
 @pytest.mark.parametrize("name", ["llama_scaled", "llama_odd_heads", "qwen2_untied", "qwen3_tied"])
 def test_llama_cpp_computes_the_same(tmp_path, smollm, name):
     model, params = MODELS[name], params_of(MODELS[name])
-    gguf_export.save(tmp_path / "model.gguf", model, params, smollm)
+    gguf_export.save(tmp_path / "model.gguf", model, params, tokenizer=smollm)
     ids = [row.tolist() for row in parity_cases.token_rows(model)]
     ours = np.concatenate(parity.our_log_probs(model, params, ids))
     np.testing.assert_allclose(theirs(tmp_path, ids), ours, rtol=1e-5, atol=1e-4)
@@ -353,7 +353,7 @@ def test_llama_cpp_computes_the_same(tmp_path, smollm, name):
 @pytest.mark.parametrize("kind", ["smollm", "llama-bpe", "qwen2"])
 def test_llama_cpp_cuts_the_same_tokens(tmp_path, kind):
     tokens = words(tmp_path / "words", kind)
-    gguf_export.save(tmp_path / "model.gguf", QWEN3, params_of(QWEN3), tokens)
+    gguf_export.save(tmp_path / "model.gguf", QWEN3, params_of(QWEN3), tokenizer=tokens)
     llama = parity._llama(tmp_path, vocab_only=True)
     for text in TEXTS:
         assert llama.tokenize(text.encode(), add_bos=False, special=True) == tokens.encode_template(text)

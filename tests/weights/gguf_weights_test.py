@@ -139,7 +139,7 @@ def test_bfloat16(tiny_file, params):
 
 
 def test_half_rotation_by_hand():
-    # One head of four channels. llama.cpp pairs neighbours (0 1)(2 3); we pair (0 2)(1 3): rows 0, 2, 1, 3.
+    # One head of four channels. llama.cpp pairs neighbors (0 1)(2 3); we pair (0 2)(1 3): rows 0, 2, 1, 3.
     kernel = np.arange(4.0)[:, None] * np.ones((1, 2))
     np.testing.assert_array_equal(gguf_weights._half_rotation(kernel, 1)[:, 0], [0, 2, 1, 3])
     # Two heads of four: each alone.
@@ -147,7 +147,7 @@ def test_half_rotation_by_hand():
     np.testing.assert_array_equal(gguf_weights._half_rotation(kernel, 2)[:, 0], [0, 2, 1, 3, 4, 6, 5, 7])
 
 
-def test_quantised_tensors_are_dequantised(tmp_path, tensors, params):
+def test_quantized_tensors_are_dequantized(tmp_path, tensors, params):
     # Q8_0 works on blocks of 32, so it takes a kernel whose inputs come in thirty-twos: mlp_dim, not embed_dim.
     name = "blk.1.ffn_down.weight"
     got = load(write(tmp_path / "q8.gguf", TINY, tensors, quantise=[name]))

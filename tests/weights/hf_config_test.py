@@ -100,5 +100,5 @@ def test_broken_files(tmp_path):
 
 
 def test_a_shape_of_no_family_is_not_written():
-    with pytest.raises(ValueError, match="biases are 'qwen2', normalised heads are 'qwen3'"):
+    with pytest.raises(ValueError, match="biases are 'qwen2', normalized heads are 'qwen3'"):
         hf_config.to_fields(dataclasses.replace(SCALED, qkv_bias=True), "float32")

@@ -141,7 +141,7 @@ def test_the_host_never_holds_the_model_twice(tmp_path):
         QWEN3, vocab_size=16_384, embed_dim=768, mlp_dim=2_048, num_layers=4, num_heads=12, num_kv_heads=4, head_dim=64
     )
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape), jax.eval_shape(lambda: decoder.init(config, 0)))
-    hf_weights.save(tmp_path / "model", config, zeros, None)
+    hf_weights.save(tmp_path / "model", config, zeros)
     script = f"""
 import pathlib, sys, threading, time
 import jax
@@ -233,7 +233,7 @@ def test_other_formats(tmp_path):
             {"model.layers.0.self_attn.q_proj.bias": np.zeros(160, np.float32)},
             r"hold 'model\.layers\.0\.self_attn\.q_proj\.bias' is unknown to config\.json's architecture",
         ),
-        ({"model.norm.weight": np.zeros(48, np.int8)}, r"'model\.norm\.weight' is I8; only F32.*not quantised"),
+        ({"model.norm.weight": np.zeros(48, np.int8)}, r"'model\.norm\.weight' is I8; only F32.*not quantized"),
     ],
     ids=["shape", "vocabulary", "head", "several", "extra", "dtype"],
 )
@@ -249,10 +249,11 @@ def test_wrong_tensors(tmp_path, changes, message):
 
 
 @each_case
-@pytest.mark.parametrize("max_shard_bytes", [10**9, 30_000, 1])
-def test_export_then_import_is_exact(tmp_path, config, max_shard_bytes):
+@pytest.mark.parametrize("shard_bytes", [10**9, 30_000, 1])
+def test_export_then_import_is_exact(tmp_path, config, shard_bytes, monkeypatch):
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", shard_bytes)
     params = parity_cases.as_params(config, parity_cases.checkpoint(config))
-    hf_weights.save(tmp_path / "out", config, params, None, max_shard_bytes=max_shard_bytes)
+    hf_weights.save(tmp_path / "out", config, params)
     assert_same(load(tmp_path / "out"), params)
     assert hf_config.read(tmp_path / "out") == dataclasses.replace(config, name="out")
 
@@ -260,7 +261,7 @@ def test_export_then_import_is_exact(tmp_path, config, max_shard_bytes):
 def test_export_of_sharded_parameters_is_the_same(tmp_path):
     config, tensors = QWEN3, parity_cases.checkpoint(QWEN3)
     publish(tmp_path / "in", config)
-    hf_weights.save(tmp_path / "out", config, load(tmp_path / "in", sizes=(1, 2, 1)), None)
+    hf_weights.save(tmp_path / "out", config, load(tmp_path / "in", sizes=(1, 2, 1)))
     got = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert got.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -269,10 +270,10 @@ def test_export_of_sharded_parameters_is_the_same(tmp_path):
 
 def test_bfloat16_rounds_once(tmp_path):
     params = parity_cases.as_params(QWEN3, parity_cases.checkpoint(QWEN3))
-    hf_weights.save(tmp_path / "half", QWEN3, params, None, dtype="bfloat16")
+    hf_weights.save(tmp_path / "half", QWEN3, params, dtype="bfloat16")
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     assert_same(load(tmp_path / "half", "bfloat16"), rounded)
-    hf_weights.save(tmp_path / "again", QWEN3, load(tmp_path / "half"), None, dtype="bfloat16")
+    hf_weights.save(tmp_path / "again", QWEN3, load(tmp_path / "half"), dtype="bfloat16")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "half" / name).read_bytes()
 
@@ -283,7 +284,7 @@ def test_adapters_are_merged(tmp_path):
     params = parity_cases.as_params(QWEN3, parity_cases.checkpoint(QWEN3))
     shapes = lora.split(decoder.abstract_params(config))[1]
     adapters = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
-    hf_weights.save(tmp_path / "out", config, lora.combine(params, adapters), None)
+    hf_weights.save(tmp_path / "out", config, lora.combine(params, adapters))
     got = load(tmp_path / "out")
     a, b = adapters["layers"]["down_lora_a"], adapters["layers"]["down_lora_b"]
     # Scaled by alpha / rank = 2.
@@ -291,9 +292,10 @@ def test_adapters_are_merged(tmp_path):
     np.testing.assert_array_equal(got["layers"]["up"], params["layers"]["up"])
 
 
-def test_shards_and_their_index(tmp_path):
+def test_shards_and_their_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 50_000)
     params = parity_cases.as_params(QWEN3, parity_cases.checkpoint(QWEN3))
-    hf_weights.save(tmp_path / "out", QWEN3, params, Words(), max_shard_bytes=50_000)
+    hf_weights.save(tmp_path / "out", QWEN3, params, tokenizer=Words())
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 2
@@ -316,16 +318,16 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 
     params = parity_cases.as_params(QWEN3, parity_cases.checkpoint(QWEN3))
     with pytest.raises(OSError, match="disk full"):
-        hf_weights.save(tmp_path / "out", QWEN3, params, Broken())
+        hf_weights.save(tmp_path / "out", QWEN3, params, tokenizer=Broken())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_replaces_nothing(tmp_path):
     params = parity_cases.as_params(QWEN3, parity_cases.checkpoint(QWEN3))
     with pytest.raises(ValueError, match="exists already; export to another folder"):
-        hf_weights.save(tmp_path, QWEN3, params, None)
+        hf_weights.save(tmp_path, QWEN3, params)
     with pytest.raises(ValueError, match=r"dtype must be one of float32, bfloat16; got 'int8'"):
-        hf_weights.save(tmp_path / "out", QWEN3, params, None, dtype="int8")
+        hf_weights.save(tmp_path / "out", QWEN3, params, dtype="int8")
 
 
 # --------------------------------------------------------------------------------------
@@ -334,12 +336,13 @@ def test_an_export_replaces_nothing(tmp_path):
 
 
 @each_case
-def test_transformers_loads_an_export(tmp_path, config):
+def test_transformers_loads_an_export(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 40_000)
     torch = pytest.importorskip("torch", reason="loads exports with transformers' models, which need PyTorch")
     import transformers
 
     params = parity_cases.as_params(config, parity_cases.checkpoint(config))
-    hf_weights.save(tmp_path / "out", config, params, None, max_shard_bytes=40_000)
+    hf_weights.save(tmp_path / "out", config, params)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float32, output_loading_info=True
     )

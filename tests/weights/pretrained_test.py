@@ -34,7 +34,7 @@ def from_run(workdir, **changes):
 
 
 def mesh():
-    return sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")  # By the test's own reading.
@@ -53,7 +53,7 @@ def test_a_run_goes_on_from_what_another_has_trained(run):
 
 
 def test_parameters_are_cast_and_placed(run):
-    devices = sharding.make_mesh(1, 2, 1, jax.devices()[:2])
+    devices = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
     got = pretrained.find(from_run(run[0], **{"model.param_dtype": "bfloat16"})).params(devices)
     assert {x.dtype.name for x in jax.tree.leaves(got)} == {"bfloat16"}
     assert got["layers"]["gate"].sharding.num_devices == 2
