@@ -1,4 +1,4 @@
-"""The trained manager as a memory server for other models: tools over the Model Context Protocol.
+"""Serves a trained manager as a memory for other models: tools over the Model Context Protocol.
 
     python -m finemem_jax.serve --model=PATH --store=FILE [--user=NAME]
     python -m finemem_jax.serve --model=PATH --store=FILE --transport=http [--host=…] [--port=…] [--tokens=FILE]
@@ -9,7 +9,8 @@ to the user of its token, and without a valid one it is refused; nobody can name
 the server listen to other machines than its own; whoever does that puts a proxy with TLS before it.
 """
 
-# Without postponed annotations: those of the tools are read when they are registered.
+from __future__ import annotations
+
 import argparse
 import ipaddress
 import os
@@ -17,33 +18,26 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from finemem_jax.serving.agent import MemoryAgent
-from finemem_jax.serving.mcp_server import Loading, Tokens, _Http, _Stdio, server
-
-# --------------------------------------------------------------------------------------
-# Tools
-# --------------------------------------------------------------------------------------
-
-
-# --------------------------------------------------------------------------------------
-# The program
-# --------------------------------------------------------------------------------------
+from finemem_jax.serving.mcp_server import Http, Loading, Stdio, Tokens, Transport, server
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves until the client leaves (stdio), Ctrl-C or SIGTERM; ends the process."""
     options = _parse(arguments)
-    ended, told, failures = threading.Event(), [], []
+    ended = threading.Event()
+    told: list[int] = []
+    failures: list[BaseException] = []
 
-    def failed(error):
+    def failed(error: BaseException) -> None:
         failures.append(error)
         ended.set()
 
-    def stop(number, _):
-        if told:  # A second time: it does not wait for what is being computed.
+    def stop(number: int, _: object) -> None:
+        if told:  # The second signal does not wait for what is being computed.
             os._exit(128 + number)
         told.append(number)
         ended.set()
@@ -52,12 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tokens = _check(options)
         loading = Loading(lambda: _load(options), failed)
         made = server(loading, options.user, tokens)
-        transport = _Stdio(made) if options.transport == "stdio" else _Http(made, loading, options.host, options.port)
+        is_stdio = options.transport == "stdio"
+        transport = Stdio(made) if is_stdio else Http(made, loading, host=options.host, port=options.port)
     except (ValueError, ImportError) as error:
         sys.exit(f"finemem_jax: {error}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    # In a thread of its own: one that waits for standard input cannot be ended, and must not keep the process.
+    # A daemon thread: one that waits for standard input cannot be ended, and must not keep the process alive.
     running = threading.Thread(target=_run, args=(transport, ended.set, failed), name="transport", daemon=True)
     running.start()
     ended.wait()
@@ -65,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     running.join(transport.stop())
     for error in failures[:1]:
         print(f"finemem_jax: {error}", file=sys.stderr, flush=True)
-    # All that was acknowledged is on file; threads that still load or read are left behind.
+    # All that was acknowledged is on file; threads that still load or read end with the process.
     os._exit(1 if failures else 0)
 
 
-def _run(transport, ended, failed):
+def _run(transport: Transport, ended: Callable[[], None], failed: Callable[[BaseException], None]) -> None:
     try:
         transport.run()
     except BaseException as error:  # The main thread says what it is.
@@ -77,8 +72,8 @@ def _run(transport, ended, failed):
     ended()
 
 
-def _load(options):
-    # For JAX, which is not imported yet.
+def _load(options: argparse.Namespace) -> MemoryAgent:
+    # JAX, which is not imported yet, reads it when it is.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/finemem_jax/compiled"))
     return MemoryAgent.load(options.model, options.store, **_settings(options.set))
 
@@ -91,7 +86,7 @@ def _settings(assignments: Sequence[str]) -> dict[str, Any]:
     return config_lib.from_texts({name: text for name, _, text in named})
 
 
-def _parse(arguments):
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m finemem_jax.serve", description="Serves a trained memory manager over MCP."
     )
@@ -110,7 +105,7 @@ def _parse(arguments):
     return parser.parse_args(arguments)
 
 
-def _check(options):
+def _check(options: argparse.Namespace) -> Tokens | None:
     """Refuses what cannot go together, before anything is loaded; returns the tokens."""
     _settings(options.set)
     if options.tokens and (options.transport == "stdio" or options.user):
@@ -124,7 +119,7 @@ def _check(options):
     return Tokens(pathlib.Path(options.tokens).expanduser()) if options.tokens else None
 
 
-def _is_local(host):
+def _is_local(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,7 +1,7 @@
-"""The trained manager as a library: texts are observed, questions are answered, and each user has a memory.
+"""Serves a trained manager as a library: observes texts, answers questions, and keeps a memory for each user.
 
-One thread owns manager and reader. Whoever calls, from whichever thread, hands it a call and waits; it decodes all that
-is pending together, and goes on with the calls of one user in the order in which they came.
+One thread owns manager and reader (`scheduler.Calls`). Callers on any thread hand it a call and wait; it decodes all
+that is pending together, and takes the calls of one user in the order in which they came.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Collection, Sequence
@@ -27,26 +28,37 @@ from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.runtime import files, workers
 from finemem_jax.serving import load as load_lib
 from finemem_jax.serving.scheduler import Calls, Work
-from finemem_jax.types import Chunk, Memory, MemoryItem, Outcome, Refusal, Stream, random_key, to_json
+from finemem_jax.types import (
+    Chunk,
+    Completion,
+    Memory,
+    MemoryItem,
+    Outcome,
+    Refusal,
+    Request,
+    Stream,
+    random_key,
+    to_json,
+)
 
 _COPY_FORMAT = 1
 _LONGEST_NAME = 256
-# Users whose memory stays indexed; that of another is read from the store when it is needed.
+# Users whose memory stays indexed; another's is read from the store when it is needed.
 _INDEXED = 256
-# In place of a memory that nobody has looked at; no version is below 0.
+# Stands for a memory that has not been read yet; versions in the store are 0 or more.
 _UNREAD = Saved(Memory(), {}, -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """What the manager made of a text.
+    """Tells what the manager made of a text.
 
     Attributes:
-        outcomes: The operations that it wrote, in order, and what became of each: `status` says why one is not valid,
-            and of what is no operation at all, `operation.reason`.
-        chunks: In how many pieces it read the text.
-        items: How many items its user's memory holds now.
-        tokens: Their length together, in the manager's tokens.
+        outcomes: The operations that it wrote, in order, each with what became of it: `status` says why one is not
+            valid, `operation.reason` why a line is no operation.
+        chunks: How many chunks the text was cut into.
+        items: How many items the user's memory holds now.
+        tokens: Their total length, in the manager's tokens.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -56,23 +68,23 @@ class Observed:
 
     @property
     def valid(self) -> int:
-        """How many of the operations were valid."""
+        """Counts the valid operations."""
         return sum(outcome.valid for outcome in self.outcomes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The reader's answer, and the memory items that it was shown, best first."""
+    """Holds the reader's answer, and the memory items that it was shown, best first."""
 
     answer: str
     evidence: tuple[MemoryItem, ...]
 
 
 class MemoryAgent:
-    """A memory manager at work, with the reader that answers from what it has written. A context manager.
+    """Runs a memory manager, and the reader that answers from its memories. A context manager.
 
-    Threads may share one, and processes may share its file of memories: no update is lost, because whoever comes second
-    looks at the memory again. A call that fails raises where it was made, and leaves the memory as it was.
+    Threads may share an agent, and processes its file of memories: no update is lost, because whoever comes second
+    reads the memory again. A call that fails raises where it was made, and leaves the memory as it was.
 
         >>> from experiments import smoke
         >>> from finemem_jax import MemoryAgent
@@ -91,24 +103,24 @@ class MemoryAgent:
         players: Players,
         options: RolloutOptions,
         store: str | pathlib.Path | None = None,
-        seed: int = 0,
+        *,
         step: int = 0,
         waits: bool = True,
     ):
-        """An agent of players that others made; `load` and `from_config` make them.
+        """Makes an agent of given players; `load` and `from_config` make these, too.
 
         Args:
             options: As of evaluation.
             store: A file of memories, made where there is none; None for memories that end with this agent.
             step: After how many training steps the manager's weights are; noted in the store.
-            waits: False: the reader's answers come by themselves, from servers; it is not waited for.
+            waits: Whether the reader computes here; False where servers do, whose answers need no waiting.
 
         Raises:
             ValueError: the store is no file of memories, or cannot be written.
         """
         self._environment, self._options, self._embed = players.environment, options, players.embed
-        self._seed, self._step = seed, step
-        # Rules that have the reader name its evidence have it do so in evaluation too; the names are no answer.
+        self._step = step
+        # With credit rule "cited" the reader names its evidence, in evaluation too; that is cut off its answers.
         self._cites = "citations" in options.needs and options.cited_by == "reader"
         self._indexed: collections.OrderedDict[str, _Indexed] = collections.OrderedDict()
         self._closing = contextlib.ExitStack()
@@ -126,7 +138,7 @@ class MemoryAgent:
         warm_up: Callable[[str], None] | None = None,
         **overrides: Any,
     ) -> MemoryAgent:
-        """The manager that a run has trained.
+        """Loads the manager that a run has trained.
 
         Args:
             path: The run's workdir, or the folder of an exported model, whose reader is then that model too; or for a
@@ -140,7 +152,7 @@ class MemoryAgent:
             ValueError: nothing is there that can be used, or a setting cannot work; the message says what to do.
         """
         config, workdir = load_lib.find(str(path))
-        return cls._begin(config, workdir, store, warm_up, overrides)
+        return cls._begin(config, workdir, store, warm_up=warm_up, overrides=overrides)
 
     @classmethod
     def from_config(
@@ -151,33 +163,41 @@ class MemoryAgent:
         warm_up: Callable[[str], None] | None = None,
         **overrides: Any,
     ) -> MemoryAgent:
-        """The manager that a config begins with: its `model.weights`, without training. Else as `load`."""
+        """Loads the manager that a config begins with: its `model.weights`, without training. Else as `load`."""
         typed = config if isinstance(config, Config) else config_lib.parse(config)
-        return cls._begin(typed, None, store, warm_up, overrides)
+        return cls._begin(typed, None, store, warm_up=warm_up, overrides=overrides)
 
     @classmethod
-    def _begin(cls, config, workdir, store, warm_up, overrides):
-        # Imported late, and with it JAX: whoever only imports this class should not wait for it.
+    def _begin(
+        cls,
+        config: Config,
+        workdir: pathlib.Path | None,
+        store: str | pathlib.Path | None,
+        *,
+        warm_up: Callable[[str], None] | None,
+        overrides: dict[str, Any],
+    ) -> MemoryAgent:
+        # Imports JAX, which takes seconds: importing this class should not.
         from finemem_jax import build
 
         config = load_lib.for_use(config, overrides)
-        parts = build.build(config)
+        components = build.build(config)
         with contextlib.ExitStack() as closing:
-            closing.callback(parts.answering.close)
-            build.check_lengths(config, parts)
-            step = 0 if workdir is None else build.use_checkpoint(parts, workdir)
+            closing.callback(components.answering.close)
+            build.check_lengths(config, components)
+            step = 0 if workdir is None else build.use_checkpoint(components, workdir)
             if warm_up is not None:
-                build.warm_up(config, parts, warm_up)
-            options = rollout_options(config, evaluation=True, constraint=parts.constraint)
-            agent = cls(parts.players, options, store, config.seed, step, waits=config.reader.kind != "server")
-            # Whoever comes while others are served need not wait until one of these is done.
-            parts.manager.poll = agent._calls.is_wanted
-            parts.answering.set_poll(agent._calls.is_wanted)
+                build.warm_up(config, components, warm_up)
+            options = rollout_options(config, evaluation=True, constraint=components.constraint)
+            agent = cls(components.players, options, store, step=step, waits=config.reader.kind != "server")
+            # While a new call waits, samplers come back between two decoding steps, not only when something is done.
+            components.manager.poll = agent._calls.is_wanted
+            components.answering.set_poll(agent._calls.is_wanted)
             closing.push(agent._closing.pop_all())
             agent._closing = closing.pop_all()
         return agent
 
-    # ---------------------------------------------------------------------------------- calls
+    # ---------------------------------------------------------------------------------- calls, on any thread
 
     def observe(self, text: str, user: str = "default") -> Observed:
         """Has the manager read a text, and write to the user's memory what it finds worth keeping.
@@ -207,18 +227,18 @@ class MemoryAgent:
         return self._calls.make(_checked_user(user), self._ask(user, question))
 
     def memory(self, user: str = "default") -> tuple[MemoryItem, ...]:
-        """All items of a user's memory, oldest first; () for a user that nothing is known of."""
+        """Returns all items of a user's memory, oldest first; () for an unknown user."""
         return self._store.load(_checked_user(user))[0].items
 
     def users(self) -> list[str]:
-        """Who has a memory in the store, in order."""
+        """Lists who has a memory in the store, in order."""
         return self._store.names()
 
     def forget(self, user: str = "default", item_ids: Collection[int] | None = None) -> int:
         """Removes items from a user's memory; returns how many.
 
         Args:
-            item_ids: Which ones; None for all, and that there was such a user.
+            item_ids: Which ones; None for all, and for the user's entry in the store.
 
         Raises:
             ValueError: there are no such items; none is removed.
@@ -244,7 +264,6 @@ class MemoryAgent:
         Raises:
             OSError: it cannot be written.
         """
-
         copies = {}
         for user in self.users():
             memory, state = self._store.load(user)
@@ -253,7 +272,7 @@ class MemoryAgent:
         files.replace_text(pathlib.Path(path).expanduser(), text + "\n")
 
     def restore(self, path: str | pathlib.Path) -> list[str]:
-        """Puts the memories of a file that `save` wrote in the place of those of the same users; returns whose.
+        """Replaces users' memories by those of a file that `save` wrote; returns whose.
 
         Raises:
             ValueError: it is no such file; no memory was changed.
@@ -272,10 +291,10 @@ class MemoryAgent:
     def __enter__(self) -> MemoryAgent:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---------------------------------------------------------------------------------- in the thread of the calls
+    # ---------------------------------------------------------------------------------- on the thread of the calls
 
     def _observe(self, user: str, chunks: Sequence[Chunk]) -> Work:
         outcomes: list[Outcome] = []
@@ -302,15 +321,12 @@ class MemoryAgent:
         tokens = self._environment.memory_tokens(memory)
         return Observed(tuple(outcomes), len(chunks), len(memory.items), tokens)
 
-    def _request(self, user, chunk, held):
-        def search(text):
-            return held.find(text, options.view_top_k)
-
-        options, t = self._options, held.saved.state.get("step", 0)
+    def _request(self, user: str, chunk: Chunk, held: _Indexed) -> Request:
+        search = functools.partial(held.find, k=self._options.view_top_k)
         prompt = self._environment.observe(chunk, held.saved.memory, search)
-        return options.request(prompt, random_key(self._seed, "agent", user, t))
+        return self._options.request(prompt, random_key("agent", user, held.saved.state.get("step", 0)))
 
-    def _write(self, user, completion, held):
+    def _write(self, user: str, completion: Completion, held: _Indexed) -> Sequence[Outcome]:
         """Applies a response to the memory that it was written for, and saves that; raises Conflict if it changed."""
         memory, state, version = held.saved
         t = state.get("step", 0)
@@ -319,9 +335,10 @@ class MemoryAgent:
         held.saved = Saved(after, state, self._store.save(user, after, state, version))
         return outcomes
 
-    def _undo(self, user, before, version):
+    def _undo(self, user: str, before: Saved, version: int) -> None:
+        """Restores the memory as it was before a call that failed, unless somebody else has written since."""
         if version in (_UNREAD.version, before.version):
-            return  # Nothing was saved since.
+            return  # The call has saved nothing.
         with contextlib.suppress(Conflict):
             if before.memory == Memory() and not before.state:
                 self._store.remove(user, version)
@@ -335,8 +352,8 @@ class MemoryAgent:
             answer, _ = prompts.split_citations(answer, len(evidence))
         return Reply(answer, evidence)
 
-    def _look(self, user):
-        """The user's memory as it is now."""
+    def _look(self, user: str) -> _Indexed:
+        """Returns the user's memory as it is now, from the store if another process has written."""
         held = self._indexed.pop(user, None)
         if held is None:
             held = _Indexed(retrieval.Index(self._options.retrieval, self._embed))
@@ -348,7 +365,7 @@ class MemoryAgent:
             self._indexed.popitem(last=False)
         return held
 
-    def _check_layout(self, user, memory):
+    def _check_layout(self, user: str, memory: Memory) -> None:
         layout = self._environment.dialect.layout
         if any(bool(item.memory_type) != (layout == "typed") for item in memory.items):
             raise ValueError(
@@ -359,18 +376,18 @@ class MemoryAgent:
 
 @dataclasses.dataclass
 class _Indexed:
-    """A memory as it was last seen, and where it is searched."""
+    """Holds a memory as it was last seen, and the index that it is searched with."""
 
     index: retrieval.Index
     saved: Saved = _UNREAD
 
-    def find(self, text, k):
+    def find(self, text: str, k: int) -> tuple[MemoryItem, ...]:
         self.index.update(self.saved.memory.items)
         return self.index.retrieve(text, k)
 
 
-def _read_copies(path):
-    """{user: (memory, steps taken)} of a file that `save` wrote."""
+def _read_copies(path: pathlib.Path) -> dict[str, tuple[Memory, int]]:
+    """Reads {user: (memory, steps taken)} from a file that `MemoryAgent.save` wrote."""
     found = load_lib.read_json(path)
     try:
         if found["format"] != _COPY_FORMAT:
@@ -389,13 +406,13 @@ def _read_copies(path):
     return copies
 
 
-def _checked_user(user):
+def _checked_user(user: Any) -> str:
     writable = isinstance(user, str) and user.strip() and user.isprintable()
     if not writable or len(user) > _LONGEST_NAME:
         raise ValueError(f"A user's name must be 1 to {_LONGEST_NAME} printable characters; got {user!r}.")
     return user
 
 
-def _check_text(text, name):
+def _check_text(text: Any, name: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"The {name} must hold words; got {text!r}.")

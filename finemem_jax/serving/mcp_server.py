@@ -1,34 +1,27 @@
-"""Serves a `MemoryAgent` as tools over the Model Context Protocol."""
+"""Serves a `MemoryAgent` over the Model Context Protocol: loading, bearer tokens and transports.
+
+`mcp_tools` has the tools.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import pathlib
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from typing import Annotated, Any
+from typing import Any, Protocol
 
 from finemem_jax.serving.agent import MemoryAgent
-from finemem_jax.types import Malformed, MemoryItem, Outcome, Status
 
 NAME = "finemem_jax"
-
-
 _PATH = "/mcp"
-
-
 _SHORTEST_TOKEN = 16
-
-
-# What clients that stay connected are given to leave when the server ends (s).
+# How long clients that stay connected have to leave when the server ends.
 _GOODBYE_SECONDS = 2
-
-
 _INSTRUCTIONS = (
     "A long-term memory that outlives this conversation. Call `observe` with whatever may matter later, as it comes "
     "up: a trained manager decides what to store, update or delete. Call `ask` before you answer a question that may "
@@ -36,66 +29,26 @@ _INSTRUCTIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One thing that the memory holds."""
-
-    id: int
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Observation:
-    """What became of a text: what was done to the memory, what the manager wrote in vain and why, and sizes."""
-
-    done: list[str]
-    refused: list[str]
-    chunks: int
-    items: int
-    tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """An answer, and the items that it was drawn from, best first."""
-
-    answer: str
-    evidence: list[Item]
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """Some items of the memory, oldest first, and how many there are in all."""
-
-    items: list[Item]
-    total: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Forgotten:
-    """How many items were removed."""
-
-    removed: int
-
-
 class Loading:
-    """A memory agent that is loaded in the background: a client that waits for the model's weights may give up."""
+    """Loads a memory agent in the background: a client that waits for the model's weights may give up."""
 
     def __init__(self, load: Callable[[], MemoryAgent], failed: Callable[[BaseException], None]):
-        """Args:
-        failed: Called if it cannot be loaded.
+        """Prepares loading; `begin` begins it.
+
+        Args:
+            failed: Called if the agent cannot be loaded.
         """
         self._load, self._failed = load, failed
         self._thread = threading.Thread(target=self._run, name="loading", daemon=True)
         self._agent: Future[MemoryAgent] = Future()
 
     def begin(self) -> None:
-        """Begins, unless it has begun."""
+        """Begins loading, unless it has begun."""
         if self._thread.ident is None:
             self._thread.start()
 
     def agent(self) -> MemoryAgent:
-        """The agent, as soon as it is there."""
+        """Returns the agent, as soon as it is there."""
         return self._agent.result()
 
     def close(self) -> None:
@@ -103,7 +56,7 @@ class Loading:
         if self._agent.done() and self._agent.exception() is None:
             self._agent.result().close()
 
-    def _run(self):
+    def _run(self) -> None:
         try:
             self._agent.set_result(self._load())
         except BaseException as error:  # The main thread says what it is.
@@ -112,7 +65,7 @@ class Loading:
 
 
 class Tokens:
-    """Which user a bearer token belongs to. Only digests are kept."""
+    """Tells which user a bearer token belongs to. Only digests are kept."""
 
     def __init__(self, path: pathlib.Path):
         """Reads a file with a token, a space and a user's name on each line; lines that begin with # do not count.
@@ -129,7 +82,7 @@ class Tokens:
             token, _, user = line.strip().partition(" ")
             if not token or token.startswith("#"):
                 continue
-            # The line itself is a secret, and not shown.
+            # Messages do not show the line, which is a secret.
             if len(token) < _SHORTEST_TOKEN or not user.strip():
                 raise ValueError(
                     f"--tokens={path}: line {number} must hold a token of {_SHORTEST_TOKEN} characters or more, a "
@@ -144,17 +97,17 @@ class Tokens:
             raise ValueError(f"--tokens={path} holds no tokens; write lines of a token, a space, and a user's name.")
 
     def user(self, token: str) -> str | None:
-        """Whose token this is; None for nobody's."""
+        """Returns whose token this is; None for nobody's."""
         return self._users.get(_digest(token))
 
 
-def _digest(token):
-    # What is compared are digests, so that the time it takes tells nothing about tokens.
+def _digest(token: str) -> bytes:
+    # Digests are compared, so that the time it takes tells nothing about tokens.
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 def server(loading: Loading, user: str = "default", tokens: Tokens | None = None) -> Any:
-    """The MCP server, for whichever transport.
+    """Makes the MCP server, for whichever transport.
 
     Args:
         user: Whose memory it is, for all requests.
@@ -170,19 +123,17 @@ def server(loading: Loading, user: str = "default", tokens: Tokens | None = None
         from mcp.server import MCPServer
         from mcp.server.auth.provider import AccessToken
         from mcp.server.auth.settings import AuthSettings
-        from mcp.server.mcpserver import Context
-        from mcp.server.mcpserver.exceptions import ToolError
-        from mcp_types import ToolAnnotations
-        from pydantic import Field
+
+        from finemem_jax.serving.mcp_tools import Tools
 
     @contextlib.asynccontextmanager
-    async def lifespan(_):
-        # Not before: from here on, what loading prints does not get between the messages of the protocol.
+    async def lifespan(_: Any) -> AsyncIterator[dict[str, Any]]:
+        # Not before: what loading prints would get between the first messages of the protocol.
         loading.begin()
         yield {}
 
     class Verifier:
-        async def verify_token(self, token):
+        async def verify_token(self, token: str) -> AccessToken | None:
             owner = tokens and tokens.user(token)
             return AccessToken(token=token, client_id=owner, subject=owner, scopes=[]) if owner else None
 
@@ -191,78 +142,17 @@ def server(loading: Loading, user: str = "default", tokens: Tokens | None = None
         # The address is never used: tokens are given out by hand, and no server for that is announced.
         auth = AuthSettings.model_validate({"issuer_url": "http://localhost", "resource_server_url": None})
         secured = {"auth": auth, "token_verifier": Verifier()}
-    made = MCPServer(NAME, instructions=_INSTRUCTIONS, log_level="WARNING", lifespan=lifespan, **secured)
 
-    def whose(context):
+    def user_of(context: Any) -> str:
         return user if tokens is None else context.request_context.request.user.access_token.subject
 
-    @contextlib.contextmanager
-    def told():
-        """What a call may run into is told to whoever made it; anything else is a fault of ours."""
-        try:
-            yield
-        except (ValueError, OSError, RuntimeError) as error:
-            raise ToolError(str(error)) from error
-
-    @made.tool(annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False))
-    def observe(
-        text: Annotated[str, Field(description="What was said or read, in its own words; of any length.")],
-        context: Context,
-    ) -> Observation:
-        """Give the memory something to read: a message, a document, notes.
-
-        A manager trained for it decides what is worth keeping, and adds, rewrites or deletes memory items accordingly.
-        Pass the text itself rather than a summary, with names and dates instead of "he" and "yesterday". Returns what
-        was done to the memory. Takes seconds to minutes for long texts.
-        """
-        with told():
-            seen = loading.agent().observe(text, whose(context))
-        done, refused = _told(seen.outcomes)
-        return Observation(done, refused, seen.chunks, seen.items, seen.tokens)
-
-    @made.tool(annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
-    def ask(
-        question: Annotated[str, Field(description="One question that can be understood without the conversation.")],
-        context: Context,
-    ) -> Answer:
-        """Ask the memory a question, and get a short answer with the memory items that it was drawn from.
-
-        Use it before answering anything that may depend on earlier conversations or documents. Items are found by the
-        words of the question, so name who or what it is about. If no item is returned, nothing is known about it,
-        whatever the answer says.
-        """
-        with told():
-            reply = loading.agent().ask(question, whose(context))
-        return Answer(reply.answer, _items(reply.evidence))
-
-    @made.tool(annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
-    def list_memory(
-        context: Context,
-        offset: Annotated[int, Field(ge=0, description="How many items to pass over, from the oldest on.")] = 0,
-        limit: Annotated[int, Field(ge=1, le=1000, description="How many items to return at most.")] = 100,
-    ) -> Listing:
-        """List what the memory holds, oldest first, with the ids that `forget` takes."""
-        with told():
-            held = loading.agent().memory(whose(context))
-        return Listing(_items(held[offset : offset + limit]), len(held))
-
-    @made.tool(annotations=ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False))
-    def forget(
-        context: Context,
-        item_ids: Annotated[list[int], Field(description="Ids of items, as `list_memory` shows them.")] = [],  # noqa: B006
-        everything: Annotated[bool, Field(description="Remove all items; leave item_ids empty then.")] = False,
-    ) -> Forgotten:
-        """Remove items from the memory for good. Use it only when the user asks for something to be forgotten."""
-        with told():
-            if everything == bool(item_ids):
-                raise ValueError("Give either the ids of items, or everything=true.")
-            return Forgotten(loading.agent().forget(whose(context), None if everything else item_ids))
-
+    made = MCPServer(NAME, instructions=_INSTRUCTIONS, log_level="WARNING", lifespan=lifespan, **secured)
+    Tools(loading.agent, user_of).register(made)
     return made
 
 
 @contextlib.contextmanager
-def _needs_mcp():
+def _needs_mcp() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
@@ -272,48 +162,38 @@ def _needs_mcp():
         ) from error
 
 
-def _items(items: Sequence[MemoryItem]) -> list[Item]:
-    return [Item(item.item_id, item.text) for item in items]
+class Transport(Protocol):
+    """Carries messages between a server and its clients."""
+
+    def run(self) -> None:
+        """Serves until the end."""
+
+    def stop(self) -> float:
+        """Asks it to end; returns how long to wait for that, in seconds."""
+        ...
 
 
-def _told(outcomes: Sequence[Outcome]) -> tuple[list[str], list[str]]:
-    """Operations in words: those that were done, and those that were refused."""
-    done, refused = [], []
-    for outcome in outcomes:
-        operation = outcome.operation
-        if isinstance(operation, Malformed):
-            refused.append(f"{operation.reason}: {operation.text}")
-            continue
-        said = operation.action.name.lower()
-        item_id = outcome.item_id if outcome.valid else operation.item_id
-        said += f" [{item_id}]" if item_id is not None else ""
-        said += f": {operation.content}" if operation.content else ""
-        if outcome.valid:
-            done.append(said)
-        else:
-            refused.append(f"{_REASONS[outcome.status]}: {said}")
-    return done, refused
+class Stdio:
+    """Serves one client over standard input and output."""
 
-
-_REASONS = {Status.DUPLICATE: "nothing new", Status.UNKNOWN_ID: "no such item"}
-
-
-class _Stdio:
-    def __init__(self, made):
+    def __init__(self, made: Any):
         self._made = made
 
-    def run(self):
+    def run(self) -> None:
         self._made.run("stdio")
 
-    def stop(self):
-        """How long to wait for its end (s): not at all, because only its client can end it."""
-        return 0.0
+    def stop(self) -> float:
+        return 0.0  # Only its client can end it.
 
 
-class _Http:
-    def __init__(self, made, loading, host, port):
-        """Raises:
-        ValueError: it cannot listen there.
+class Http:
+    """Serves any number of clients over HTTP."""
+
+    def __init__(self, made: Any, loading: Loading, *, host: str, port: int):
+        """Begins to listen, and to load.
+
+        Raises:
+            ValueError: it cannot listen there.
         """
         import uvicorn
 
@@ -329,12 +209,11 @@ class _Http:
         self._server = uvicorn.Server(settings)
         self._address = f"[{host}]" if ":" in host else host
 
-    def run(self):
+    def run(self) -> None:
         port = self._socket.getsockname()[1]
         print(f"serving on http://{self._address}:{port}{_PATH}", file=sys.stderr, flush=True)
         self._server.run([self._socket])
 
-    def stop(self):
-        """Asks it to end; returns how long to wait for that (s)."""
+    def stop(self) -> float:
         self._server.should_exit = True
         return _GOODBYE_SECONDS + 1.0

@@ -1,7 +1,7 @@
 """Trains an experiment with several settings (--mode=sweep), each in a process of its own, and compares them all.
 
-It starts the command line and reads files of the members' workdirs. It uses no device, so that all devices are the
-members'.
+It starts the command line and reads files of the members' workdirs. It does not import JAX, so that it holds neither
+memory nor devices while the members train.
 """
 
 from __future__ import annotations
