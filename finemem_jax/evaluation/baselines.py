@@ -16,7 +16,7 @@ from finemem_jax.clients.chat import LanguageModel
 from finemem_jax.evaluation import evaluate
 from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
-from finemem_jax.memory.prompts import _chunk_part
+from finemem_jax.memory.prompts import chunk_part
 from finemem_jax.memory.retrieval import EmbedFn
 from finemem_jax.reading import qa
 from finemem_jax.reading.judges import AnswerJudge
@@ -206,7 +206,7 @@ def summaries(model: LanguageModel, max_tokens: int, system: str = "") -> Baseli
 
     def messages(memory: str, chunk: str) -> tuple[Message, ...]:
         limit = f"The new note, in at most {max(max_tokens * 2 // 3, 1)} words:"
-        asked = (_chunk_part(chunk), f"Note so far:\n{memory or '(empty)'}\n\n{limit}")
+        asked = (chunk_part(chunk), f"Note so far:\n{memory or '(empty)'}\n\n{limit}")
         return Message("system", (system or _SUMMARY_SYSTEM,)), Message("user", asked)
 
     def keep(streams: Sequence[Stream]) -> list[BaselineMemory]:
