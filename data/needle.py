@@ -1,4 +1,4 @@
-"""Streams of speeches with needles: sentences of our own that state invented facts, which are then asked for.
+"""Builds streams of speeches with needles: sentences of our own that state invented facts, which are then asked for.
 
 Reads speeches (plain text in UTF-8 or cp1252) from .txt files, also from those inside .zip archives, such as NLTK's
 state_union.zip. Knows nothing of what the speeches say.
@@ -45,7 +45,7 @@ _TEMPLATES = (
 _LONGEST_NEEDLE = max(len(needle.split()) for _, needle, _ in _TEMPLATES) + 2  # a date has three words
 _MONTHS = ("January", "February", "April", "June", "July", "August", "October", "December")
 # Stems and endings make the names of things and towns, shades and colours make colours.
-_WORDS = {
+_WORDS: dict[str, tuple[str, ...]] = {
     "train": (
         "Varn Quell Dorm Hask Brin Tolv Marr Osk Fenn Grath Lusk Pell Sarn Wend Yarr Corv Ebb Nolt",
         "holt mere wick stead grove dale fold minster lund croft haven tarn",
@@ -85,7 +85,7 @@ def load(spec: StreamSpec) -> StreamSource:
         number, span = parts[stream]
         return _make(f"{number:05d}", filler[slice(*span)], spec)
 
-    return _windows.Made(NAME, len(parts), make, spec, "AR")
+    return _windows.Made(len(parts), make, _windows.Origin(NAME, "AR", spec))
 
 
 def _read(source_dir: str) -> dict[str, str]:
@@ -96,7 +96,7 @@ def _read(source_dir: str) -> dict[str, str]:
         for where, content in _contents(path):
             if content.strip() and not _LABELLED.match(content):
                 text = _decode(content, where)
-                speeches.setdefault(" ".join(text.split()), text.strip())
+                speeches.setdefault(_text.one_line(text), text.strip())
     if not speeches:
         raise _files.none_found(source_dir, _FORMATS, len(paths))
     return speeches
@@ -121,6 +121,7 @@ def _contents(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _decode(content: bytes, where: str) -> str:
+    """Decodes a text that may be in UTF-8 or in cp1252; nearly all bytes are some text in the latter."""
     for encoding in ("utf-8-sig", "cp1252"):
         try:
             text = content.decode(encoding)
@@ -134,6 +135,7 @@ def _decode(content: bytes, where: str) -> str:
 
 
 def _make(name: str, filler: str, spec: StreamSpec) -> _windows.Text:
+    """Fills the chunks of a stream with sentences of `filler`, and puts needles between them."""
     rng = random.Random(f"{spec.seed}/{name}/needles")
     filler += " "  # A needle may follow.
     # Every chunk has room for a sentence and a needle; a longer sentence is cut.
