@@ -1,4 +1,4 @@
-"""Builds streams that teach a labelling by examples: sentences are shown with the numbers of their labels.
+"""Builds streams that teach a labeling by examples: sentences are shown with the numbers of their labels.
 
 What a number stands for is never said. Chunks are asked about sentences that they show, streams about others. Knows
 nothing of files.

@@ -62,7 +62,7 @@ def passage(text: str, number: int, rng: random.Random) -> str:
 
 
 def examples(text: str, number: int, rng: random.Random) -> str:
-    """Frames labelled examples likewise."""
+    """Frames labeled examples likewise."""
     return _dialogue(text, number, opener=rng.choice(_EXAMPLE_OPENERS), reply=rng.choice(_REPLIES))
 
 

@@ -34,7 +34,7 @@ class Event:
         attribute: A key of ATTRIBUTES or CHAINS, or "label".
         value: What holds from now on; what was withdrawn, if kind is "drop".
         old: The value before, if kind is "change".
-        message: The labelled message.
+        message: The labeled message.
     """
 
     kind: str

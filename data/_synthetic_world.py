@@ -50,7 +50,7 @@ ATTRIBUTES = {
     "client": Attribute("project"),
 }
 
-# Long stories, told in one entry a day and summarised at the end.
+# Long stories, told in one entry a day and summarized at the end.
 CHAINS = {"tour": "person", "course": "person", "log": "project"}
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -222,7 +222,7 @@ POOLS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# The hidden rule of a stream with labelled examples gives each category a number. The messages of a category are
+# The hidden rule of a stream with labeled examples gives each category a number. The messages of a category are
 # the subject with any of its complaints; the subject's noun is what a memory can hold on to.
 CATEGORIES: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {

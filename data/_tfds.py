@@ -63,7 +63,7 @@ class FromParquet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @property
     def parquet(self) -> Files:
-        """The files that this dataset is made of."""
+        """Returns the files that this dataset is made of."""
         assert isinstance(self.builder_config, Files)
         return self.builder_config
 

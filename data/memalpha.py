@@ -135,6 +135,7 @@ class _Streams:
     """Random access to the rows of some splits, as streams."""
 
     def __init__(self, splits: Sequence[Sequence[Mapping[str, Any]]], spec: StreamSpec):
+        """Puts the rows of the splits one after the other."""
         self._asker = _published.Asker(spec.rules, _published.MEMALPHA)
         self._most_questions = spec.questions_per_stream
         self._places = [(split, i) for split in splits for i in range(len(split))][: spec.num_streams or None]

@@ -101,6 +101,7 @@ class _Streams:
     """Random access to the rows of all splits, as streams, but for those without a metric."""
 
     def __init__(self, rows: Mapping[str, Sequence[Mapping[str, Any]]], spec: StreamSpec):
+        """Puts the rows of the splits one after the other."""
         self._spec = spec
         self._asker = _published.Asker(spec.rules, _published.MEMORYAGENTBENCH)
         self.left_out: collections.Counter[str] = collections.Counter()

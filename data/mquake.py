@@ -30,6 +30,7 @@ class _Fact(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Writes the fact as a sentence."""
         return f"{self.cloze} {self.answers[0]}".removesuffix(".") + "."
 
 

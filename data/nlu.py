@@ -1,4 +1,4 @@
-"""Builds streams from the NLU evaluation data (Liu et al.): utterances to a home assistant, labelled by intent.
+"""Builds streams from the NLU evaluation data (Liu et al.): utterances to a home assistant, labeled by intent.
 
 Reads tables with the columns text and intent, and the published corpus, in which a scenario belongs to the intent.
 """

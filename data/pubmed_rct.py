@@ -1,4 +1,4 @@
-"""Builds streams from abstracts whose sentences are labelled by their rhetorical role: PubMed RCT, CSAbstruct.
+"""Builds streams from abstracts whose sentences are labeled by their rhetorical role: PubMed RCT, CSAbstruct.
 
 Reads PubMed RCT's text files ("###id", then "LABEL<tab>sentence" a line), JSON records of an abstract
 ({"sentences", "labels"}), and JSON records of a sentence ({"abstract_id", "text", "label"}, or "labels").

@@ -1,6 +1,6 @@
 """Makes up seeded synthetic streams as they are asked for: people, places and projects over many days.
 
-Facts are stated, changed, withdrawn and drowned in small talk; labelled examples follow a hidden rule; events
+Facts are stated, changed, withdrawn and drowned in small talk; labeled examples follow a hidden rule; events
 add up to a story. Stream i depends on (seed, split, i) only. The test split has names, values and wordings of
 its own. How it is made: `_synthetic_story` decides what happens, `_synthetic_text` tells it in the words of
 `_synthetic_words_*` and `_synthetic_talk`, `_synthetic_questions` asks.
