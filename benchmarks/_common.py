@@ -1,18 +1,22 @@
-"""What all benchmarks share: pairs of timings, claims, and the JSON line at the end.
+"""Times pairs of actions, makes claims of the timings, and reports them: shared by all benchmarks.
 
-    ratios = [common.ratio(ours, theirs) for _ in range(7)]
+    arguments = common.parser(__doc__, repeats=7).parse_args()
+    ratios = [common.ratio(ours, theirs) for _ in range(arguments.repeats)]
     common.report("attention", [common.claim("prefill vs peer", ratios, "x", target=1.0)], ["peer"])
 
 A benchmark installs nothing. Its file must not be called like a package that it imports: Python would find it first.
+It imports this module before the project, which then is found where the benchmark stands, installed or not.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
 import resource
 import statistics
@@ -21,14 +25,32 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finemem_jax.types import Completion
+
+# The project is found in the checkout that the benchmark stands in, before any that is installed.
+sys.path.insert(1, str(pathlib.Path(__file__).resolve().parents[1]))
 
 # Other work on the machine before this began; by the end the benchmark itself has raised it.
 _LOAD = os.getloadavg()[0]
 
 
+def parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
+    """Makes a parser of the command line, whose help is the benchmark's docstring, and which knows --repeats.
+
+    Args:
+        doc: The docstring.
+        repeats: How often everything is measured by default.
+    """
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--repeats", type=int, default=repeats, help=f"of all measurements (default: {repeats})")
+    return made
+
+
 def peer(package: str, install: str) -> ModuleType:
-    """Imports what is compared with; ends the program if it is not there, and says how to get it.
+    """Imports a package that is compared with; ends the program if it is not there, and says how to get it.
 
     Args:
         package: Name to import.
@@ -41,7 +63,7 @@ def peer(package: str, install: str) -> ModuleType:
 
 
 def seconds(action: Callable[[], Any]) -> float:
-    """Wall time of one call. What JAX computes counts only if the call waits for it (`jax.block_until_ready`)."""
+    """Times one call (wall time). What JAX computes counts only if the call waits for it (`jax.block_until_ready`)."""
     # Collected before and not during: one side's garbage would be paid for by the other.
     gc.collect()
     was_enabled = gc.isenabled()
@@ -56,27 +78,34 @@ def seconds(action: Callable[[], Any]) -> float:
 
 
 def ratio(ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
-    """How many times as long theirs takes, both timed right after one another: above 1, ours is faster."""
+    """Times both sides, one right after the other; returns how much longer theirs takes: above 1, ours is faster."""
     own = seconds(ours)
     return seconds(theirs) / own
 
 
+def completions(results: Sequence[Any]) -> list[Completion]:
+    """Returns what a sampler gave for some requests, none of which may have been refused."""
+    from finemem_jax.types import Completion
+
+    found = [result for result in results if isinstance(result, Completion)]
+    assert len(found) == len(results), results
+    return found
+
+
 class Worker:
-    """One side of a comparison as a process of its own: sides neither share threads nor warm up each other's memory.
+    """Runs one side of a comparison in a process of its own: sides share no threads, and no memory that one warms up.
 
     The process reads a line for each thing to do and answers with a line of JSON; nothing else may go to its stdout.
     """
 
     def __init__(self, *command: str):
-        """Args:
-        command: Python file and arguments.
-        """
+        """Starts the process; `command` is a Python file and its arguments."""
         self._process = subprocess.Popen(
             [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def read(self) -> dict[str, Any]:
-        """The next line that the process writes unasked."""
+        """Waits for the next line that the process writes unasked."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -97,9 +126,9 @@ class Worker:
 
 
 def claim(
-    name: str, runs: Sequence[float], unit: str, target: float | None = None, lower_is_better: bool = False
+    name: str, runs: Sequence[float], unit: str, *, target: float | None = None, lower_is_better: bool = False
 ) -> dict[str, Any]:
-    """A claim, measured several times; its value is the median.
+    """Makes a claim of what was measured several times; its value is the median.
 
     Args:
         name: What is measured, e.g. "update and 5 queries vs rebuilding, 100 items".
@@ -121,7 +150,7 @@ def claim(
 
 
 def peak_gigabytes() -> float:
-    """The most memory this process has held (GB)."""
+    """Returns the most memory this process has held (GB)."""
     try:
         with open("/proc/self/status", encoding="ascii") as lines:
             # Not getrusage's figure: a process inherits that one from whatever started it.
@@ -148,7 +177,7 @@ def report(benchmark: str, claims: Sequence[dict[str, Any]], packages: Sequence[
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: processor, cores this process may use, memory, accelerators, and other work."""
+    """Describes what the figures depend on: processor, cores this process may use, memory, accelerators, other work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = {"platform": platform.platform(), "processor": _processor(), "cores": cores}
     found["memory_gigabytes"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
@@ -161,7 +190,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of Python and of what is installed among jax, jaxlib, numpy and `packages`."""
+    """Returns the versions of Python and of what is installed among jax, jaxlib, numpy and `packages`."""
     found = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "numpy", *packages):
         try:
@@ -171,7 +200,7 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     return found
 
 
-def _processor():
+def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -180,5 +209,5 @@ def _processor():
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _rounded(value):
+def _rounded(value: float) -> float:
     return float(f"{value:.4g}")

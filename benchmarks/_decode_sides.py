@@ -1,20 +1,16 @@
-"""The sides of benchmarks/decode.py: our sampler, transformers and llama.cpp, all asked in one way.
+"""Gives the sides of benchmarks/decode.py one interface: our sampler, transformers and llama.cpp.
 
 side = SIDES[name](folder)  # Where `write_weights` has been.
-side.forget()  # Whatever it remembers of prompts.
-ids = side.generate(prompts, temperature)  # One list for each prompt; 0 means greedy.
+side.forget()
+ids = side.generate(prompts, temperature)
 """
 
 from __future__ import annotations
 
 import itertools
 import pathlib
-import sys
-from collections.abc import Sequence
-from typing import Any
-
-# For the experiment, and so that it runs from a checkout that is not installed.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import _common as common
 import gguf
@@ -28,20 +24,31 @@ from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Request, random_key
-from finemem_jax.weights import files as weights
-from finemem_jax.weights import hf_weights, pretrained
+from finemem_jax.weights import files, hf_weights, pretrained
 
 THREADS = common.machine()["cores"]
 ROWS = 16  # Prompts at a time.
 CONTEXT = 1024  # Room for a prompt and its new tokens.
 HF_FOLDER, GGUF_FILE = "hugging_face", "q8_0.gguf"
 
-# {"ids", "cuts": ends of shared prefix, group prefix and whole (`types.Request`), "new_tokens": how many to draw}.
+# {"ids", "cuts": where the parts end that prompts share, and the prompt (`types.Request`), "new_tokens": to be drawn}.
 Prompt = dict[str, Any]
 
 
+class Side(Protocol):
+    """One of those compared."""
+
+    def forget(self) -> None:
+        """Forgets whatever it remembers of prompts."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], temperature: float) -> list[list[int]]:
+        """Draws as many tokens for each prompt as that says; temperature 0 means greedy."""
+        ...
+
+
 def settings() -> Config:
-    """The experiment's, for streams of three chunks."""
+    """Returns the experiment's settings, for streams of three chunks."""
     config = smollm2_135m.get_config()
     config.data.chunks_per_stream = 3
     config.reader.kind = "evidence"  # Nobody waits for answers here.
@@ -51,7 +58,7 @@ def settings() -> Config:
 def write_weights(folder: pathlib.Path) -> None:
     """Writes the experiment's weights in the form of each peer."""
     hf_weights.save(folder / HF_FOLDER, *_load())
-    _write_gguf(weights.locate(weights.EMBEDDED), folder / GGUF_FILE)
+    _write_gguf(files.locate(files.EMBEDDED), folder / GGUF_FILE)
 
 
 def _load() -> tuple[DecoderConfig, Params]:
@@ -59,7 +66,7 @@ def _load() -> tuple[DecoderConfig, Params]:
     return found.model, found.params(sharding.make_mesh(1, 1, 1))
 
 
-def _write_gguf(source, path):
+def _write_gguf(source: pathlib.Path, path: pathlib.Path) -> None:
     """Writes a GGUF file again, its matrices as Q8_0 and its vectors in float32."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
@@ -80,29 +87,33 @@ def _write_gguf(source, path):
 
 
 class Ours:
-    """Our sampler; token ids beyond the vocabulary never end a turn."""
+    """Our sampler. Its end token is one beyond the vocabulary, so no turn ends before it is as long as it must be."""
 
     def __init__(self, folder: pathlib.Path):
+        """Loads the experiment's weights, which are those in `folder`."""
         config = settings()
         model, self.params = _load()
         self.sampler = Sampler(model, self.params, (model.vocab_size,), settings=config.sampler)
 
     def forget(self) -> None:
+        """Begins with the weights anew, as after an update: what was computed with the old ones is dropped."""
         self.sampler.update(self.params, 0)
         jax.block_until_ready(jax.live_arrays())  # Copying weights belongs to training.
 
     def generate(self, prompts: Sequence[Prompt], temperature: float) -> list[list[int]]:
+        """See `Side`."""
         requests = [
             Request(tuple(p["ids"]), tuple(p["cuts"]), p["new_tokens"], temperature, random_key("decode", i))
             for i, p in enumerate(prompts)
         ]
-        return [list(completion.ids) for completion in self.sampler.generate(requests)]
+        return [list(completion.ids) for completion in common.completions(self.sampler.generate(requests))]
 
 
 class Transformers:
     """transformers' `generate` on one left-padded batch."""
 
     def __init__(self, folder: pathlib.Path):
+        """Loads the weights in float32."""
         self.torch = common.peer("torch", "pip install torch transformers")
         import transformers
 
@@ -115,9 +126,10 @@ class Transformers:
         self.settings = transformers.GenerationConfig
 
     def forget(self) -> None:
-        pass
+        """Does nothing: it remembers no prompts."""
 
     def generate(self, prompts: Sequence[Prompt], temperature: float) -> list[list[int]]:
+        """See `Side`."""
         torch, longest = self.torch, max(len(p["ids"]) for p in prompts)
         ids = torch.tensor([[0] * (longest - len(p["ids"])) + list(p["ids"]) for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p["ids"])) + [1] * len(p["ids"]) for p in prompts])
@@ -131,15 +143,18 @@ class LlamaCpp:
     """llama-cpp-python's generator of tokens, one prompt after the other."""
 
     def __init__(self, folder: pathlib.Path):
+        """Loads the weights in Q8_0."""
         llama_cpp = common.peer("llama_cpp", "pip install llama-cpp-python")
         self.model = llama_cpp.Llama(
             str(folder / GGUF_FILE), n_ctx=CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, verbose=False
         )
 
     def forget(self) -> None:
+        """Forgets the last prompt, whose beginning the next one might share."""
         self.model.reset()
 
     def generate(self, prompts: Sequence[Prompt], temperature: float) -> list[list[int]]:
+        """See `Side`."""
         made = []
         for i, p in enumerate(prompts):
             self.model.set_seed(i)
@@ -152,8 +167,9 @@ class LlamaCppBatched:
     """The C functions that llama-cpp-python binds; a prompt is a sequence of theirs."""
 
     def __init__(self, folder: pathlib.Path):
+        """Loads the weights in Q8_0, and makes two contexts."""
         self.api = api = common.peer("llama_cpp", "pip install llama-cpp-python")
-        # It tells of every tensor; and must not lose the function that does not.
+        # By default it prints a line for every tensor. The callback is kept, as C code does not keep it alive.
         self.log = api.llama_log_callback(lambda *_: None)
         api.llama_log_set(self.log, None)
         model = api.llama_model_load_from_file(str(folder / GGUF_FILE).encode(), api.llama_model_default_params())
@@ -169,14 +185,15 @@ class LlamaCppBatched:
         self.batch = api.llama_batch_init(ROWS * CONTEXT, 0, 1)
 
     def forget(self) -> None:
-        pass
+        """Does nothing: every call begins with an empty memory."""
 
     def generate(self, prompts: Sequence[Prompt], temperature: float) -> list[list[int]]:
+        """See `Side`. Prompts are computed first, then all rows are decoded together."""
         api, context = self.api, self.contexts[any(p["cuts"][0] for p in prompts)]
         memory = api.llama_get_memory(context)
         api.llama_memory_clear(memory, False)
 
-        def decode(entries):
+        def decode(entries: Sequence[tuple[int, int, int, bool]]) -> None:
             self.batch.n_tokens = len(entries)
             for i, (token, position, sequence, wanted) in enumerate(entries):
                 self.batch.token[i], self.batch.pos[i], self.batch.logits[i] = token, position, wanted
@@ -184,6 +201,7 @@ class LlamaCppBatched:
             status = api.llama_decode(context, self.batch)
             assert status == 0, status
 
+        # Part by part: the first prompt of those that share one computes it, and the others copy it.
         done, last = [0] * len(prompts), [0] * len(prompts)
         for level in range(3):
             groups: dict[tuple[int, ...], list[int]] = {}
@@ -218,6 +236,6 @@ class LlamaCppBatched:
         return made
 
 
-SIDES = {
+SIDES: dict[str, Callable[[pathlib.Path], Side]] = {
     "ours": Ours, "transformers": Transformers, "llama.cpp": LlamaCpp, "llama.cpp, batched": LlamaCppBatched
 }  # fmt: skip

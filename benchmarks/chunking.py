@@ -1,4 +1,4 @@
-"""Adaptive against fixed chunking at equal cost: chunk score, global score, memory tokens, each with standard errors.
+"""Compares adaptive with fixed chunking at equal cost: chunk and global score, memory tokens, with standard errors.
 
     python benchmarks/chunking.py --source_dir=DIR [--workdir=RUN] [--streams=8]
 
@@ -14,32 +14,26 @@ that stands within a sentence is left out, and the sentence is the question; at 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import math
 import pathlib
 import re
-import sys
-
-import numpy as np
-
-# So that it runs from a checkout that is not installed.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import _common as common
+import numpy as np
 
-from finemem_jax import build as assembly
+from experiments import smollm2_benchmarks
+from finemem_jax import build, input_pipeline
 from finemem_jax import config as config_lib
-from finemem_jax import input_pipeline
-from finemem_jax.evaluation import baselines as methods
+from finemem_jax.evaluation import baselines
 from finemem_jax.rl.method import rollout_options
 from finemem_jax.types import Chunk, Question, Stream, StreamSpec
 
-from experiments import smollm2_benchmarks  # isort: skip
-
 CHUNKS, WORDS, CLOZE_EVERY, CHUNK_QUESTIONS, PER_TEXT = 10, 200, 120, 3, 4
 WAYS = "fixed", "adaptive"
+CutFn = Callable[[str, int, str], Sequence[tuple[int, int]]]  # `data/_chunking.py`, cut.
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}(?=[ ,.;!?])")
 
 
@@ -54,7 +48,7 @@ class Text:
 
 
 def conversations(folder: str, count: int) -> list[Text]:
-    """Stretches of LoCoMo's conversations. Read turn by turn, each with its session's date, which stands once here."""
+    """Reads stretches of LoCoMo's conversations, turn by turn; a session's date stands once, above its turns."""
     spec = StreamSpec("all", 0, 0, 100_000, 40, 10_000, 0, source_dir=folder)
     found, texts = input_pipeline.load("locomo", spec), []
     for stream in (found[i] for i in range(len(found))):
@@ -75,25 +69,25 @@ def conversations(folder: str, count: int) -> list[Text]:
 
 
 def stories(folder: str, count: int) -> list[Text]:
-    """SQuALITY's stories, whole."""
+    """Reads SQuALITY's stories, whole."""
     spec = StreamSpec("all", 0, count, 10_000, 100_000, 0, 10_000, source_dir=folder)
     found = input_pipeline.load("squality", spec)
     streams = [found[i] for i in range(len(found))]
     return [Text(s.stream_id, s.chunks[0].text, clozes(s.chunks[0].text), s.questions) for s in streams]
 
 
-def cut(text: Text, chunking: str, chunker) -> list[str]:
-    """CHUNKS chunks of a text. Adaptive ones are as many as asked for only on average: so others are asked for."""
+def cut(text: Text, chunking: str, cut_text: CutFn) -> list[str]:
+    """Cuts a text into CHUNKS chunks. Adaptive ones come in other numbers than asked for, so others are asked for."""
     words = len(text.text.split()) / CHUNKS
     for change in sorted(np.linspace(0.6, 1.5, 181), key=lambda c: abs(c - 1)):
-        spans = chunker.cut(text.text, max(1, math.ceil(change * words)), chunking)
+        spans = cut_text(text.text, max(1, math.ceil(change * words)), chunking)
         if len(spans) == CHUNKS:
             return [text.text[slice(*span)] for span in spans]
     raise ValueError(f"{text.name} cannot be cut into {CHUNKS} chunks ({chunking})")
 
 
 def clozes(text: str) -> tuple[tuple[tuple[str, ...], Question], ...]:
-    """Sentences with a question each: its last name is left out."""
+    """Makes questions of sentences, whose last name is left out."""
     found, next_word = [], 0
     for match in re.finditer(r"[A-Z][^.!?\n]{40,240}[.!?]", text):
         names = list(_NAME.finditer(match[0]))
@@ -105,9 +99,9 @@ def clozes(text: str) -> tuple[tuple[tuple[str, ...], Question], ...]:
     return tuple(found)
 
 
-def both_ways(text: Text, source: str, chunker) -> list[Stream]:
-    """The text cut in both ways, with the same questions: those whose evidence lies in one chunk in both."""
-    cuts = [cut(text, chunking, chunker) for chunking in WAYS]
+def both_ways(text: Text, source: str, cut_text: CutFn) -> list[Stream]:
+    """Cuts a text in both ways, with the same questions: those whose evidence lies in one chunk in both."""
+    cuts = [cut(text, chunking, cut_text) for chunking in WAYS]
     asked: list[list[list[Question]]] = [[[] for _ in chunks] for chunks in cuts]
     for lines, question in text.evidence:
         places = [[t for t, chunk in enumerate(chunks) if all(line in chunk for line in lines)] for chunks in cuts]
@@ -128,59 +122,71 @@ def both_ways(text: Text, source: str, chunker) -> list[Stream]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=1)
     parser.add_argument("--source_dir", required=True)
     parser.add_argument("--workdir", default="")
-    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--streams", type=int, default=8, help="texts of each data set")
     given = parser.parse_args()
     settings = smollm2_benchmarks.get_config("")
     settings.manager.chunk_tokens = 2_048
     settings.manager.long_chunk = "refuse"
     settings.data.questions_per_chunk = CHUNK_QUESTIONS
     config = config_lib.parse(settings)
-    parts = assembly.build(config)
+    parts = build.build(config)
     if given.workdir:
-        assembly.use_checkpoint(parts, pathlib.Path(given.workdir))
+        build.use_checkpoint(parts, pathlib.Path(given.workdir))
     options = rollout_options(config, evaluation=True)
     ways = {
-        "manager": methods.manager(options, parts.players, (0, "chunking")),
-        "rag": methods.without_manager(methods.chunks("lucene", 2), parts.environment, parts.answering.answer),
+        "manager": baselines.manager(options, parts.players, (0, "chunking")),
+        "rag": baselines.without_manager(baselines.chunks("lucene", 2), parts.environment, parts.answering.answer),
     }
     claims = []
     for source, read in (("locomo", conversations), ("squality", stories)):
-        chunker = sys.modules[input_pipeline.builder(source).__name__.rpartition(".")[0] + "._chunking"]
-        streams = [
-            stream for text in read(given.source_dir, given.streams) for stream in both_ways(text, source, chunker)
-        ]
+        cut_text = input_pipeline.builder(source)._chunking.cut
+        texts = read(given.source_dir, given.streams)
+        streams = [stream for text in texts for stream in both_ways(text, source, cut_text)]
         asked = [sum(len(chunk.questions) for chunk in stream.chunks) for stream in streams[::2]]
         print(f"{source}: {len(asked)} texts, {sum(asked)} questions about chunks, "
               f"{sum(len(stream.questions) for stream in streams[::2])} at the end", flush=True)  # fmt: skip
         for name, method in ways.items():
             played = method([parts.environment.fit(stream) for stream in streams])
-            for measure, of in {
-                "chunk score": lambda one: mean([a.score for answers in one.chunk_answers for a in answers]),
-                "global score": lambda one: mean([answer.score for answer in one.answers]),
-                "memory tokens": lambda one: one.memory_tokens,
-                "words of the longest chunk": lambda one: max(len(chunk.text.split()) for chunk in one.stream.chunks),
-            }.items():
-                values = np.array([of(one) for one in played]).reshape(-1, 2)
-                values = values[~np.isnan(values).any(1)]
-                if not len(values):
-                    continue
-                for way, column in zip(WAYS, values.T, strict=True):
-                    claims.append(_claim(f"{source}, {name}, {measure}, {way}", column))
-                claims.append(_claim(f"{source}, {name}, {measure}, adaptive - fixed", values[:, 1] - values[:, 0]))
-    print(json.dumps({"benchmark": "chunking", "claims": claims, "machine": common.machine()}))
+            claims += of_method(f"{source}, {name}", played)
+    common.report("chunking", claims, ["flax"])
 
 
-def mean(values):
-    return float(np.mean(values)) if values else float("nan")
+# What is measured of a text.
+MEASURES: dict[str, Callable[[baselines.Result], float]] = {
+    "chunk score": lambda one: _mean([a.score for answers in one.chunk_answers for a in answers]),
+    "global score": lambda one: _mean([answer.score for answer in one.answers]),
+    "memory tokens": lambda one: one.memory_tokens,
+    "words of the longest chunk": lambda one: max(len(chunk.text.split()) for chunk in one.stream.chunks),
+}
 
 
-def _claim(name, values):
-    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    print(f"{name:<55} {np.mean(values):8.3f} ± {error:.3f}  (n = {len(values)})")
-    return {"claim": name, "value": float(np.mean(values)), "standard_error": error, "n": len(values)}
+def of_method(name: str, played: Sequence[baselines.Result]) -> list[dict[str, Any]]:
+    """Makes the claims of one method on one data set; every text was played in both ways, one after the other."""
+    claims = []
+    for measure, of in MEASURES.items():
+        values = np.array([of(one) for one in played]).reshape(-1, 2)
+        values = values[~np.isnan(values).any(1)]
+        if len(values):
+            for way, column in zip(WAYS, values.T, strict=True):
+                claims.append(_claim(f"{name}, {measure}, {way}", column))
+            claims.append(_claim(f"{name}, {measure}, adaptive - fixed", values[:, 1] - values[:, 0]))
+    return claims
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _claim(name: str, values: np.ndarray) -> dict[str, Any]:
+    """Makes a claim whose value is a mean over texts, with its standard error."""
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    claim = common.claim(name, values.tolist(), "")
+    return claim | {"value": float(np.mean(values)), "standard_error": error, "n": len(values)}
 
 
 if __name__ == "__main__":

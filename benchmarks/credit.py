@@ -1,6 +1,6 @@
-"""The whole credit rule of one training step: JAX kernels against vectorised NumPy.
+"""Compares the whole credit rule of one training step, as JAX kernels, with vectorized NumPy.
 
-    python benchmarks/credit.py
+    python benchmarks/credit.py [--repeats=7] [--streams=64]
 
 From scores and evidence to advantages, Fine-Mem's default rule: 64 streams, 8 rollouts, 128 steps of 4 operations, 100
 global questions, 20 items of evidence each, 5 questions a chunk; float32, as on an accelerator, and float64, as the
@@ -11,36 +11,37 @@ compared first. NumPy runs on one core, XLA on all of them. About two minutes, 3
 
 from __future__ import annotations
 
-import pathlib
-import sys
-
-# So that it runs from a checkout that is not installed.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from collections.abc import Callable
+from typing import Any
 
 import _common as common
 import jax
 import numpy as np
 
-from finemem_jax.rl import advantages
-from finemem_jax.rl import credit_rules as rules
+from finemem_jax.rl import advantages, credit_rules
 from finemem_jax.rl.advantages import Advantages
 from finemem_jax.rl.credit_rules import CreditConfig, RewardInputs, Rewards
 from finemem_jax.rl.grpo import Normalizer
 
-S, G, T, O, Q, K, J = 64, 8, 128, 4, 100, 20, 5  # noqa: E741
-REPEATS, CALLS = 7, 5
+# Rollouts of each of S streams, chunks, operations a chunk, global questions, their evidence, questions of a chunk.
+G, T, O, Q, K, J = 8, 128, 4, 100, 20, 5  # noqa: E741
+CALLS = 5
 CONFIG, NORMALIZER = CreditConfig(), Normalizer()
 
 
-def random_inputs(dtype) -> RewardInputs:
-    """Ragged in everything that can be."""
+AddFn = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+SumFn = Callable[[np.ndarray, np.dtype], np.ndarray]
+
+
+def random_inputs(S: int, dtype: type[np.floating]) -> RewardInputs:
+    """Makes inputs that are ragged in everything that can be."""
     rng = np.random.default_rng(0)
     steps = rng.integers(T // 2, T + 1, S)
     step_mask = np.broadcast_to((np.arange(T) < steps[:, None])[:, None], (S, G, T))
     written = (np.arange(O) < rng.integers(0, O + 1, (S, G, T, 1))) & step_mask[..., None]
     question_mask = np.broadcast_to((np.arange(Q) < rng.integers(Q // 2, Q + 1, (S, 1)))[:, None], (S, G, Q))
 
-    def slots(last_step, shape):
+    def slots(last_step: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return (rng.random(shape) * last_step).astype(np.int32) * O + rng.integers(0, O, shape).astype(np.int32)
 
     return RewardInputs(
@@ -64,31 +65,36 @@ def random_inputs(dtype) -> RewardInputs:
     )
 
 
-def add_at(index, values, size):
+def add_at(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """Adds up values by index with `np.add.at`."""
     total = np.zeros(size, values.dtype)
     np.add.at(total, index, values)
     return total
 
 
-def bincount(index, values, size):
+def bincount(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """Adds up values by index with `np.bincount`."""
     return np.bincount(index, values, size).astype(values.dtype)
 
 
-def by_sum(values, dtype):
+def by_sum(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Adds up the last axis with `sum`."""
     return values.sum(-1, dtype=dtype)
 
 
-def by_product(values, dtype):
+def by_product(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Adds up the last axis as a product with ones."""
     return values.astype(dtype, copy=False) @ np.ones(values.shape[-1], dtype)
 
 
-def with_numpy(x: RewardInputs, add, sum_last) -> np.ndarray:
-    """Advantages [S, G, T] in whole-array NumPy; credit of single operations included, as in ours."""
-    dtype = x.scores.dtype
+def with_numpy(x: RewardInputs, add: AddFn, sum_last: SumFn) -> np.ndarray:
+    """Computes advantages [S, G, T] in whole-array NumPy; credit of single operations included, as in ours."""
+    dtype, S = x.scores.dtype, len(x.scores)
 
-    def total(values):
-        return sum_last(values, dtype)
+    def total(values: np.ndarray | jax.Array) -> np.ndarray:
+        return sum_last(np.asarray(values), dtype)
 
+    # The global score of each rollout, shared out to the operations that wrote the evidence, and evenly.
     s = CONFIG
     rollouts = np.arange(S * G, dtype=np.int32).reshape(S, G, 1, 1)
     num_steps = total(x.step_mask)[..., None]
@@ -105,6 +111,7 @@ def with_numpy(x: RewardInputs, add, sum_last) -> np.ndarray:
     credit_step = (1 - s.beta) * outcome * even + s.beta * unshared * even
     credit_operation = s.beta * operation
 
+    # The score of each chunk's own questions, to the operations of that chunk.
     chunk_count = np.maximum(total(x.chunk_mask), 1)
     chunk_value = np.where(x.chunk_mask, x.chunk_scores, 0) / chunk_count[..., None]
     chunk_share = x.chunk_is_evidence / np.maximum(total(x.chunk_is_evidence), 1)[..., None]
@@ -117,6 +124,7 @@ def with_numpy(x: RewardInputs, add, sum_last) -> np.ndarray:
     )
     chunk_step = total(chunk_value) - total(chunk_worth.reshape(S, G, T, -1))
 
+    # The reward: credit, chunk reward, format and compression.
     count = np.maximum(total(x.written), 1)[..., None]
     form = x.valid / count
     compression = (1 - x.memory_tokens / x.stream_tokens).astype(dtype)[..., None] * x.step_mask
@@ -127,34 +135,37 @@ def with_numpy(x: RewardInputs, add, sum_last) -> np.ndarray:
     np.where(x.written, count * total_operation + total_step[..., None], 0)
     np.where(x.written, credit_operation + credit_step[..., None] / count, 0)
 
-    centred = reward - reward.mean(1, keepdims=True)
-    std = np.sqrt((centred**2).sum(1, keepdims=True) / (G - 1))
-    equal = np.abs(centred).max(1, keepdims=True) <= 1e-6 * np.maximum(1, np.abs(reward).max(1, keepdims=True))
-    return np.where(equal | ~x.step_mask, 0, centred / (std + NORMALIZER.epsilon))
+    # Standardized within the group; rollouts with equal rewards have no advantage.
+    centered = reward - reward.mean(1, keepdims=True)
+    std = np.sqrt((centered**2).sum(1, keepdims=True) / (G - 1))
+    equal = np.abs(centered).max(1, keepdims=True) <= 1e-6 * np.maximum(1, np.abs(reward).max(1, keepdims=True))
+    return np.where(equal | ~x.step_mask, 0, centered / (std + NORMALIZER.epsilon))
 
 
 @jax.jit
 def with_jax(x: RewardInputs, config: CreditConfig) -> tuple[Rewards, Advantages]:
-    rewards, terms = rules.step_rewards(x, config)
+    """Computes rewards and advantages as the trainer does."""
+    rewards, terms = credit_rules.step_rewards(x, config)
     return rewards, advantages.compute(x, terms, config, NORMALIZER)
 
 
-def often(function, *arguments):
-    """Several calls in a row, as single ones are too short to time."""
+def often(function: Callable[..., Any], *arguments: Any) -> Callable[[], None]:
+    """Calls a function several times in a row, as single calls are too short to time."""
 
-    def calls():
+    def calls() -> None:
         for _ in range(CALLS):
             function(*arguments)
 
     return calls
 
 
-def measure(dtype, name):
-    host = random_inputs(dtype)
+def measure(streams: int, dtype: type[np.floating], *, repeats: int) -> list[dict[str, Any]]:
+    """Compares both in one precision, and makes the claims."""
+    host, name = random_inputs(streams, dtype), np.dtype(dtype).name
     device = jax.tree.map(jax.numpy.asarray, host)
-    config = jax.tree.map(np.dtype(dtype).type, CONFIG)
+    config = jax.tree.map(dtype, CONFIG)
 
-    def ours():
+    def ours() -> tuple[Rewards, Advantages]:
         return jax.block_until_ready(with_jax(device, config))
 
     _, compared = ours()
@@ -162,18 +173,22 @@ def measure(dtype, name):
     for add, sum_last, target in ((add_at, by_sum, 10.0), (bincount, by_sum, None), (bincount, by_product, None)):
         largest = np.abs(np.asarray(compared.step) - with_numpy(host, add, sum_last)).max()
         assert largest < (1e-2 if dtype == np.float32 else 1e-8), f"the two do not compute the same: {largest}"
-        runs = [common.ratio(often(ours), often(with_numpy, host, add, sum_last)) for _ in range(REPEATS)]
+        runs = [common.ratio(often(ours), often(with_numpy, host, add, sum_last)) for _ in range(repeats)]
         peer = f"{add.__name__}, {sum_last.__name__}"
-        claims.append(common.claim(f"full rule vs NumPy ({peer}), {name}", runs, "x", target))
-    times = [1e3 * common.seconds(often(ours)) / CALLS for _ in range(REPEATS)]
+        claims.append(common.claim(f"full rule vs NumPy ({peer}), {name}", runs, "x", target=target))
+    times = [1e3 * common.seconds(often(ours)) / CALLS for _ in range(repeats)]
     claims.append(common.claim(f"full rule, {name}", times, "ms"))
     return claims
 
 
 def main() -> None:
-    claims = measure(np.float32, "float32")
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=7)
+    parser.add_argument("--streams", type=int, default=64)
+    arguments = parser.parse_args()
+    claims = measure(arguments.streams, np.float32, repeats=arguments.repeats)
     with jax.enable_x64(True):
-        claims += measure(np.float64, "float64")
+        claims += measure(arguments.streams, np.float64, repeats=arguments.repeats)
     common.report("credit", claims)
 
 

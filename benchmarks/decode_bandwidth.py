@@ -1,4 +1,4 @@
-"""Decoding against the memory's bandwidth: how much of a step is the time that reading weights and caches must take.
+"""Measures how much of a decoding step is the time that reading weights and caches must take.
 
     python benchmarks/decode_bandwidth.py [--slots=16] [--positions=384] [--shared_prefix=384] [--dtype=float32]
         [--int8] [--in_place]
@@ -14,11 +14,8 @@ draw, at temperature 1. The target is for GPUs and TPUs: on a CPU the layers' pr
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
-
-# So that it runs from a checkout that is not installed.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from typing import Any
 
 import _common as common
 import jax
@@ -27,36 +24,39 @@ import numpy as np
 
 from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets
-from finemem_jax.sampling import decode as decoding
+from finemem_jax.sampling import decode
 from finemem_jax.sampling.engine import Engine
 
 READ_BYTES = 2**30
 STEPS = 32
 
 
-def num_bytes(tree) -> int:
+def num_bytes(tree: Any) -> int:
+    """Returns the bytes of all arrays in a tree."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 class Reading:
-    """How fast the device reads."""
+    """Measures how fast the device reads."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        """Makes the arrays, and compiles."""
         matrix = jax.random.normal(jax.random.key(0), (2**14, READ_BYTES // 4 // 2**14))
         vector = jnp.ones(matrix.shape[1])
         self._calls = [(jax.jit(jnp.sum), matrix), (jax.jit(jnp.matmul), matrix, vector)]
         self.gigabytes_a_second()
 
     def gigabytes_a_second(self) -> float:
-        """Of the fastest of three reads of each kind."""
+        """Returns the speed of the fastest of three reads of each kind."""
         reads = [lambda call=call: jax.block_until_ready(call[0](*call[1:])) for call in self._calls]
         return READ_BYTES / 1e9 / min(common.seconds(read) for read in reads for _ in range(3))
 
 
 class Decoding:
-    """A call of STEPS steps with full slots."""
+    """Decodes STEPS steps at a call, with full slots."""
 
-    def __init__(self, model, arguments):
+    def __init__(self, model: presets.DecoderConfig, arguments: argparse.Namespace):
+        """Makes weights and caches of the sizes that were asked for, and compiles."""
         self.slots, room = arguments.slots, arguments.positions
         init = jax.jit(lambda: jax.tree.map(lambda x: x.astype(arguments.dtype), decoder.init(model, 0)))
         settings = sections.Sampler(
@@ -77,18 +77,21 @@ class Decoding:
         self.call()
 
     def call(self) -> None:
-        state = decoding.idle(self.slots)
+        """Decodes STEPS tokens in each slot."""
+        state = decode.idle(self.slots)
         state.filled[:], state.remaining[:], state.sampling.temperature[:] = self.filled, STEPS + 1, 1.0
         state.key[:, 0] = np.arange(self.slots)
         self.cache, _, drawn = self.engine.decode(self.shared_prefix, self.cache, state)
         assert (drawn.token >= 0).all()
 
     def seconds_a_step(self) -> float:
+        """Times a step."""
         return common.seconds(self.call) / STEPS
 
 
-def main():
-    parser = argparse.ArgumentParser()
+def main() -> None:
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=5)
     parser.add_argument("--model", default="smollm2_135m", help="a preset")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--positions", type=int, default=384, help="of each slot")
@@ -96,7 +99,6 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--in_place", action="store_true", help="decode with the trainer's arrays")
-    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     made = Decoding(presets.preset(arguments.model), arguments)
     reading = Reading()
@@ -107,7 +109,7 @@ def main():
         shares.append(made.bytes / 1e9 / speeds[-1] / steps[-1])
     accelerated = jax.default_backend() != "cpu"
     claims = [
-        common.claim("time to read / time of a step", shares, "", 0.6 if accelerated else None),
+        common.claim("time to read / time of a step", shares, "", target=0.6 if accelerated else None),
         common.claim("a step", [1e3 * step for step in steps], "ms"),
         common.claim("new tokens", [made.slots / step for step in steps], "tokens/s"),
         common.claim("read in a step", [made.bytes / 1e9], "GB"),

@@ -1,10 +1,10 @@
-"""How fast streams are read: array_record files, through Grain in training order, to the manager's prompts.
+"""Measures how fast streams are read: array_record files, through Grain in training order, to the manager's prompts.
 
-    python benchmarks/input.py
+    python benchmarks/input.py [--repeats=3]
 
 Streams are written as the published data sets are (parquet), made into array_record files by TFDS, shuffled, and
 encoded with SmolLM2's tokenizer. Beside it, in turn, whole streams are rolled out by SmolLM2 as in training; that the
-update takes time as well is left out, in favour of training. Also reported, without a peer: streams as long as
+update takes time as well is left out, in favor of training. Also reported, without a peer: streams as long as
 Mem-alpha's.
 """
 
@@ -25,9 +25,10 @@ import rollout as rollout_benchmark
 
 from finemem_jax import input_pipeline
 from finemem_jax.input_pipeline import Stage
+from finemem_jax.memory.environment import Environment
 from finemem_jax.types import Memory, StreamSpec
 
-REPEATS, STREAMS, CHUNKS, READ = 3, 2, 2, 300
+STREAMS, CHUNKS, READ = 2, 2, 300
 # About 1,400 tokens each, as many as in Mem-alpha's streams.
 LONG_CHUNKS, LONG_WORDS, LONG_READ = 10, 1_000, 30
 
@@ -54,9 +55,10 @@ def written(folder: pathlib.Path, spec: StreamSpec) -> pathlib.Path:
 
 
 class Reading:
-    """Streams in training order, to prompts."""
+    """Reads streams in training order, and makes prompts of their chunks."""
 
-    def __init__(self, folder: pathlib.Path, spec: StreamSpec, environment):
+    def __init__(self, folder: pathlib.Path, spec: StreamSpec, environment: Environment):
+        """Makes array_record files of what is in `folder`, and reads the first streams."""
         os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")
         source = input_pipeline.load("memalpha_full", dataclasses.replace(spec, source_dir=str(folder), num_streams=0))
         mixture = input_pipeline.Mixture([source], [1.0]).map(environment.fit)
@@ -65,7 +67,7 @@ class Reading:
         next(self._order)
 
     def read(self, count: int) -> tuple[float, int]:
-        """Streams a second, and prompt tokens for each."""
+        """Reads some streams; returns how many a second, and the prompt tokens of each."""
         began, tokens = time.perf_counter(), 0
         for stream in itertools.islice(itertools.chain.from_iterable(self._order), count):
             tokens += sum(len(self._environment.observe(chunk, Memory()).ids) for chunk in stream.chunks)
@@ -73,6 +75,8 @@ class Reading:
 
 
 def main() -> None:
+    """Measures, and prints the claims."""
+    repeats = common.parser(__doc__, repeats=3).parse_args().repeats
     setting = rollout_benchmark.Setting(STREAMS, CHUNKS, 16)
     environment, data = setting.parts.environment, setting.config.data
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +88,7 @@ def main() -> None:
         )
         setting.run(0)
         ratios, rates, consumed, long_rates, long_tokens = [], [], [], [], []
-        for repeat in range(1, REPEATS + 1):
+        for repeat in range(1, repeats + 1):
             rates.append(reading.read(READ)[0])
             consumed.append(STREAMS / setting.run(repeat)["seconds"])
             ratios.append(rates[-1] / consumed[-1])
@@ -94,7 +98,7 @@ def main() -> None:
     common.report(
         "input",
         [
-            common.claim("streams read / streams rolled out", ratios, "x", 50.0),
+            common.claim("streams read / streams rolled out", ratios, "x", target=50.0),
             common.claim("streams read", rates, "streams/s"),
             common.claim("streams rolled out", consumed, "streams/s"),
             common.claim(f"streams of {LONG_CHUNKS} x {LONG_WORDS} words read", long_rates, "streams/s"),

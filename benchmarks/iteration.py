@@ -1,4 +1,4 @@
-"""One whole GRPO iteration of SmolLM2-135M-Instruct against TRL's GRPOTrainer on PyTorch: time.
+"""Compares one whole GRPO iteration of SmolLM2-135M-Instruct with TRL's GRPOTrainer on PyTorch: time.
 
     python benchmarks/iteration.py [--repeats=3]
 
@@ -17,7 +17,6 @@ model ends them: sampled tokens are counted, and a second ratio is of seconds pe
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -28,17 +27,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# So that it runs from a checkout that is not installed.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
 import _common as common
 import jax
 import numpy as np
 
 from experiments import smollm2_135m
-from finemem_jax import build as assembly
+from finemem_jax import build, input_pipeline
 from finemem_jax import config as config_lib
-from finemem_jax import input_pipeline
 from finemem_jax.config.sections import Config
 from finemem_jax.memory import operations
 from finemem_jax.models import tokenizer
@@ -52,7 +47,7 @@ SCORED = '{"name": "memory_insert", "arguments": {"content": "Nadia plays the fl
 
 
 def reward(text: str, answers: Sequence[str]) -> float:
-    """The share of valid operations in a reply, and the share of a chunk's gold answers in what these store."""
+    """Adds the share of valid operations in a reply and the share of a chunk's gold answers in what these store."""
     written = operations.parse(text)
     valid = [one for one in written if isinstance(one, Operation)]
     stored = "\n".join(one.content for one in valid).lower()
@@ -60,16 +55,17 @@ def reward(text: str, answers: Sequence[str]) -> float:
 
 
 def settings() -> Config:
-    """The experiment's, but for sizes, one update an iteration, and that groups without a difference stay."""
+    """Returns the experiment's settings, but for sizes, one update an iteration, and that equal groups stay."""
     config = smollm2_135m.get_config()
     config.data.chunks_per_stream = config.train.minibatches = 1
     config.rollout.group_size, config.rollout.max_new_tokens = GROUP_SIZE, MAX_NEW_TOKENS
     return config_lib.parse(config)
 
 
-def make_prompts(parts: assembly.Components, config: Config) -> list[dict[str, Any]]:
-    """Each a row of TRL's data; `ids` and `cuts` are for our sampler."""
-    streams, tokens, prompts = input_pipeline.streams(config, "train", parts.environment), parts.tokenizer, []
+def make_prompts(parts: build.Components, config: Config) -> list[dict[str, Any]]:
+    """Makes the prompts, each a row of TRL's data; `ids` and `cuts` are for our sampler."""
+    streams, tokens = input_pipeline.streams(config, "train", parts.environment), parts.tokenizer
+    prompts: list[dict[str, Any]] = []
     for chunk in (streams[i].chunks[0] for i in range(config.rollout.streams_per_step)):
         chat = parts.environment.observe(chunk, Memory())
         # We encode a prompt part by part, which gives other ids than its whole text does. Here both take the text's.
@@ -82,15 +78,16 @@ def make_prompts(parts: assembly.Components, config: Config) -> list[dict[str, A
 
 
 class Ours:
-    """Our sampler and learner, as training calls them; writes what TRL reads into `folder`."""
+    """Our sampler and learner, as training calls them."""
 
     def __init__(self, folder: pathlib.Path):
+        """Builds them, and writes what TRL reads into `folder`."""
         self.config = settings()
-        self.parts, self.method = assembly.build(self.config), Method.from_config(self.config)
+        self.parts, self.method = build.build(self.config), Method.from_config(self.config)
         self.prompts = make_prompts(self.parts, self.config)
         (folder / "prompts.json").write_text(json.dumps(self.prompts), encoding="utf-8")
         hf_weights.save(folder / "model", self.parts.model, self.parts.params, tokenizer=self.parts.tokenizer)
-        compute, _ = assembly.compute(self.config, self.parts.mesh)
+        compute, _ = build.compute(self.config, self.parts.mesh)
         self.options = learner.LearnerOptions(self.parts.model, compute, self.method.objective)
         self.tx = learner.make_optimizer(self.config.optimizer)
         scored = self.parts.tokenizer.encode(SCORED)
@@ -101,7 +98,7 @@ class Ours:
         self.state = learner.init(self.parts.params, self.tx)
 
     def sample(self, number: int) -> list[list[Completion]]:
-        """A list of completions for each prompt."""
+        """Draws a list of completions for each prompt."""
         requests = [
             Request(
                 tuple(prompt["ids"]), tuple(prompt["cuts"]), MAX_NEW_TOKENS, self.config.rollout.temperature,
@@ -110,12 +107,14 @@ class Ours:
             for s, prompt in enumerate(self.prompts)
             for i in range(GROUP_SIZE)
         ]  # fmt: skip
-        found = self.parts.manager.generate(requests)
+        found = common.completions(self.parts.manager.generate(requests))
         return [found[start : start + GROUP_SIZE] for start in range(0, len(found), GROUP_SIZE)]
 
     def batches(self, completions: Sequence[Sequence[Completion]]) -> list[batching.Batch]:
         """Rewards completions, compares them, and packs them for the update."""
-        tokens, train, rewards, steps = self.parts.tokenizer, self.config.train, [], []
+        tokens, train = self.parts.tokenizer, self.config.train
+        rewards: list[list[list[float]]] = []
+        steps: list[list[Step]] = []
         for prompt, group in zip(self.prompts, completions, strict=True):
             texts = [tokens.decode(tokenizer.strip_end(tokens, one.ids)) for one in group]
             rewards.append([[reward(text, prompt["answers"])] for text in texts])
@@ -134,7 +133,7 @@ class Ours:
         return [jax.device_put(batch) for batch, _ in packed]
 
     def run(self, turns: Iterator[int], tokens: list[int]) -> None:
-        """One iteration for each turn; appends how many tokens it sampled."""
+        """Makes one iteration for each turn; appends how many tokens it sampled."""
         temperature = self.config.rollout.temperature
         for number in turns:
             completions = self.sample(number)
@@ -156,8 +155,9 @@ class Theirs:
     """
 
     def __init__(self, folder: pathlib.Path):
-        trl, torch = (common.peer(package, "pip install torch transformers trl") for package in ("trl", "torch"))
-        import datasets
+        """Loads what `Ours` has written into `folder`."""
+        packages = ("trl", "torch", "datasets")
+        trl, torch, datasets = (common.peer(package, "pip install torch transformers trl") for package in packages)
         import transformers
 
         prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
@@ -186,18 +186,20 @@ class Theirs:
         self.trainer = trl.GRPOTrainer(model, self._rewards, arguments, data, processing_class=encoder)
         self._callback: Any = transformers.TrainerCallback
 
-    def _rewards(self, completions: list[str], completion_ids: list[list[int]], answers: list[list[str]], **_: Any):
+    def _rewards(
+        self, completions: list[str], completion_ids: list[list[int]], answers: list[list[str]], **_: Any
+    ) -> list[float]:
         self._tokens.append(sum(map(len, completion_ids)))
         return [reward(text, wanted) for text, wanted in zip(completions, answers, strict=True)]
 
     def run(self, turns: Iterator[int], tokens: list[int]) -> None:
-        """One iteration for each turn; appends how many tokens it sampled."""
+        """Makes one iteration for each turn; appends how many tokens it sampled."""
 
         class TakeTurns(self._callback):
-            def on_train_begin(self, args, state, control, **_):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 next(turns)
 
-            def on_step_end(self, args, state, control, **_):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 control.should_training_stop = next(turns, None) is None
 
         self._tokens = tokens
@@ -206,12 +208,13 @@ class Theirs:
 
 
 def work(side: str, folder: pathlib.Path) -> None:
-    """What a worker does: one iteration for each line it reads."""
+    """Works as a worker: makes one iteration for each line it reads."""
     said, sys.stdout = sys.stdout, sys.stderr  # Whatever else is printed must not come between.
-    worker, tokens = {"ours": Ours, "theirs": Theirs}[side](folder), []
+    worker = {"ours": Ours, "theirs": Theirs}[side](folder)
+    tokens: list[int] = []
     print(json.dumps({"mean": worker.mean}), file=said, flush=True)
 
-    def turns():
+    def turns() -> Iterator[int]:
         # An iteration is what happens between two requests for a turn: TRL's loop is its own.
         for number, _ in enumerate(sys.stdin):
             gc.collect()
@@ -226,16 +229,16 @@ def work(side: str, folder: pathlib.Path) -> None:
     worker.run(turns(), tokens)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=3)
+def main() -> None:
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=3)
     parser.add_argument("--side", choices=["ours", "theirs"], help="be a worker (the benchmark starts its own)")
     parser.add_argument("--folder", type=pathlib.Path, help="what a worker reads")
     arguments = parser.parse_args()
     if arguments.side:
         work(arguments.side, arguments.folder)
         return
-    ratios, per_token = [], []
+    turns: list[tuple[dict[str, Any], dict[str, Any]]] = []  # What both sides said of each iteration.
     with tempfile.TemporaryDirectory() as folder:
         # Ours first, and theirs when it is ready: it writes what theirs reads.
         ours = common.Worker(__file__, "--side=ours", f"--folder={folder}")
@@ -244,17 +247,20 @@ def main():
         mean = theirs.read()["mean"]
         assert abs(own_mean - mean) < 1e-4 * abs(mean), f"{own_mean} is not {mean}"
         for repeat in range(arguments.repeats + 1):
-            own, peer = ours.do("iterate"), theirs.do("iterate")
-            print(f"{'iteration' if repeat else 'warm-up'}: ours {own}, TRL {peer}", flush=True)
-            if repeat:
-                ratios.append(peer["seconds"] / own["seconds"])
-                per_token.append(ratios[-1] * own["tokens"] / peer["tokens"])
+            turns.append((ours.do("iterate"), theirs.do("iterate")))
+            print("{}: ours {}, TRL {}".format("iteration" if repeat else "warm-up", *turns[-1]), flush=True)
         ours.close()
         theirs.close()
+
+    def ratios(name: str, of: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[float]:
+        return [peer[name] / own[name] for own, peer in of]
+
+    seconds, tokens = ratios("seconds", turns[1:]), ratios("tokens", turns[1:])
+    per_token = [ratio / more for ratio, more in zip(seconds, tokens, strict=True)]
     claims = [
-        common.claim("GRPO iteration vs TRL", ratios, "x", 3.0),
-        common.claim("the same per sampled token", per_token, "x", 3.0),
-        common.claim("peak memory of TRL / ours", [peer["peak_gigabytes"] / own["peak_gigabytes"]], "x"),
+        common.claim("GRPO iteration vs TRL", seconds, "x", target=3.0),
+        common.claim("the same per sampled token", per_token, "x", target=3.0),
+        common.claim("peak memory of TRL / ours", ratios("peak_gigabytes", turns[-1:]), "x"),
     ]
     common.report("iteration", claims, ["torch", "transformers", "trl", "accelerate", "flax", "optax"])
 

@@ -1,6 +1,6 @@
-"""The chunk reward by likelihoods against generated answers: seconds for 1,000 questions, and whether ranks agree.
+"""Compares the chunk reward by likelihoods with that by generated answers: time for 1,000 questions, and ranks.
 
-    python benchmarks/likelihood.py [--source_dir=FOLDER] [--questions=N]
+    python benchmarks/likelihood.py [--source_dir=FOLDER] [--questions=N] [--repeats=3]
 
 The frozen reader (SmolLM2-135M) is asked N of the chunks' own questions of each data source. Their evidence are the
 best two sentences by BM25 out of a memory that holds what was read so far, and for every third question out of one
@@ -11,33 +11,32 @@ minutes.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import pathlib
 import re
 import sys
-
-# So that it runs from a checkout that is not installed.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from collections.abc import Sequence
+from typing import Any
 
 import _common as common
+import numpy as np
 import scipy.stats
 
 from experiments import smollm2_135m
-from finemem_jax import build as assembly
+from finemem_jax import build, input_pipeline
 from finemem_jax import config as config_lib
-from finemem_jax import input_pipeline
+from finemem_jax.config.sections import Config
 from finemem_jax.memory.retrieval import Index
 from finemem_jax.reading import reader, scoring
 from finemem_jax.reading.reader import Query
 from finemem_jax.runtime import workers
-from finemem_jax.types import MemoryItem
+from finemem_jax.types import MemoryItem, Question, StreamSource
 
-REPEATS = 3
 TARGET = 5.0
+Asked = list[tuple[Question, tuple[str, ...]]]  # Questions, each with the texts of its evidence.
 
 
-def config(source: str, folder: str):
+def config(source: str, folder: str) -> Config:
+    """Returns the experiment's settings, for one data source."""
     settings = smollm2_135m.get_config()
     settings.data.name, settings.data.source_dir = source, folder
     settings.data.num_train = settings.data.num_test = 0 if folder else 400
@@ -46,11 +45,12 @@ def config(source: str, folder: str):
     return config_lib.parse(settings)
 
 
-def questions(streams, count: int):
-    """Chunk questions, each with the texts of its evidence."""
-    found = []
+def questions(streams: StreamSource, count: int) -> Asked:
+    """Collects chunk questions; ends the program if there are too few."""
+    found: Asked = []
     for index in range(len(streams)):
-        read, stream = [], streams[index]
+        read: list[str] = []
+        stream = streams[index]
         for chunk in stream.chunks:
             own = [s for s in re.split(r"(?<=[.!?])\s+|\n", chunk.text) if s.strip()]
             for question in chunk.questions:
@@ -65,34 +65,43 @@ def questions(streams, count: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Likelihoods against generated answers.")
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=3)
     parser.add_argument("--source_dir", default="", help="folder with files of SQuAD and LoCoMo")
     parser.add_argument("--questions", type=int, default=300, help="of each data source")
     flags = parser.parse_args()
-    claims, count = [], -(-flags.questions // REPEATS)
+    claims, repeats = [], flags.repeats
+    count = -(-flags.questions // repeats)
     for source in ("synthetic", *(("squad", "locomo") if flags.source_dir else ())):
         folder = "" if source == "synthetic" else flags.source_dir
-        parts = assembly.build(config(source, folder))
+        parts = build.build(config(source, folder))
         with contextlib.closing(parts.answering):
-            assembly.warm_up(config(source, folder), parts, lambda line: None)
+            build.warm_up(config(source, folder), parts, lambda line: None)
             streams = input_pipeline.streams(config(source, folder), "train", parts.environment)
-            first, *repeats = [questions(streams, (REPEATS + 1) * count)[n :: REPEATS + 1] for n in range(REPEATS + 1)]
-            # The first calls of a program take longer than the others.
-            measured(parts, first, ["generated", "likelihood"])
-            # By turns first and second.
-            runs = [measured(parts, r, ["generated", "likelihood"][:: 1 - 2 * (n % 2)]) for n, r in enumerate(repeats)]
+            every = questions(streams, (repeats + 1) * count)
+            # The first calls of a program take longer than the others, and are not counted.
+            first, *others = [every[n :: repeats + 1] for n in range(repeats + 1)]
+            measured(parts, first, SIDES)
+            # Each side is the first one by turns.
+            runs = [measured(parts, asked, SIDES[:: -1 if n % 2 else 1]) for n, asked in enumerate(others)]
         claims += of_source(source, runs)
     common.report("likelihood", claims)
 
 
-def measured(parts, asked, order):
-    """Both sides on the same questions: milliseconds a question of each, and what they found."""
+SIDES = ("generated", "likelihood")
+
+
+def measured(parts: build.Components, asked: Asked, order: Sequence[str]) -> dict[str, Any]:
+    """Has both sides do the same questions; returns the milliseconds a question of each, and what they found."""
+    scorer = parts.answering.likelihood_scorer
+    assert scorer
     queries = [Query(question.text, texts) for question, texts in asked]
     claims = [reader.likelihood_query(question, texts) for question, texts in asked]
-    found, spent = {}, {}
+    found: dict[str, list[Any]] = {}
+    spent: dict[str, float] = {}
     sides = {
         "generated": lambda: found.update(generated=workers.run_all(parts.answering.answer, queries)),
-        "likelihood": lambda: found.update(likelihood=workers.run_all(parts.answering.likelihood_scorer, claims)),
+        "likelihood": lambda: found.update(likelihood=workers.run_all(scorer, claims)),
     }
     for name in order:
         spent[name] = 1000 * common.seconds(sides[name]) / len(asked)
@@ -106,15 +115,16 @@ def measured(parts, asked, order):
     }
 
 
-def of_source(source, runs):
+def of_source(source: str, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Makes the claims of one data source."""
     every = {name: [x for run in runs for x in run[name]] for name in ("scores", "exact", "values", "greedy")}
     mean = {name: sum(values) / len(values) for name, values in every.items()}
-    correlation = scipy.stats.spearmanr(every["values"], every["scores"])[0]
+    correlation = float(np.asarray(scipy.stats.spearmanr(every["values"], every["scores"]))[0])
     ratios = [run["generated"] / run["likelihood"] for run in runs]
     return [
         common.claim(f"{source}: generated, 1,000 questions", [run["generated"] for run in runs], "s"),
         common.claim(f"{source}: likelihoods, 1,000 questions", [run["likelihood"] for run in runs], "s"),
-        common.claim(f"{source}: generated / likelihoods", ratios, "x", TARGET),
+        common.claim(f"{source}: generated / likelihoods", ratios, "x", target=TARGET),
         common.claim(f"{source}: rank correlation", [correlation], "rho"),
         common.claim(f"{source}: mean generated score", [mean["scores"]], "score"),
         common.claim(f"{source}: mean likelihood", [mean["values"]], "p"),

@@ -1,6 +1,6 @@
-"""A stream as long as MemoryAgentBench's: 400,000 tokens, 210 chunks, over 3,000 memory items.
+"""Reads a stream as long as MemoryAgentBench's: 400,000 tokens, 210 chunks, over 3,000 memory items.
 
-    python benchmarks/long_stream.py [--view=both]
+    python benchmarks/long_stream.py [--view=both] [--chunks=210]
 
 A scripted manager writes down what a chunk says, sentence by sentence, and now and then changes or deletes an item; so
 what is measured is everything around a model: prompts within their budget, the memory, retrieval, questions after every
@@ -13,38 +13,39 @@ a run of its own, as counting makes everything slower.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import random
 import re
 import time
 import tracemalloc
+from collections.abc import Sequence
 
 import _common as common
 
-from finemem_jax import build as assembly
+from experiments import smollm2_135m
+from finemem_jax import build
 from finemem_jax import config as config_lib
+from finemem_jax.memory import build as memory_build
 from finemem_jax.memory import retrieval
+from finemem_jax.models.tokenizer import Tokenizer
+from finemem_jax.reading.reader import Query
 from finemem_jax.rl import rollout
 from finemem_jax.rl.method import rollout_options
-from finemem_jax.rl.rollout import Players
-from finemem_jax.types import Chunk, Completion, Memory, Question, Stream
+from finemem_jax.types import Chunk, Completion, Memory, MemoryItem, Question, Request, Stream, Trajectory
 
-from experiments import smollm2_135m  # isort: skip
-from finemem_jax.memory import build
-
-CHUNKS, SENTENCES, WRITTEN = 210, 118, 16
+SENTENCES, WRITTEN = 118, 16  # Of a chunk.
 VIEW_TOKENS, CHUNK_TOKENS, QUERIES = 2_048, 4_096, 5
 
 
-def stream() -> Stream:
-    """Sentences about made-up people; every question has one."""
-    rng, chunks = random.Random(0), []
+def stream(num_chunks: int) -> Stream:
+    """Makes sentences about made-up people, and questions that one of them answers."""
+    rng = random.Random(0)
+    chunks: list[Chunk] = []
     names = [f"{a}{b}{c}" for a in ("Ka", "Lo", "Mi", "Ru", "Se") for b in ("ra", "ne", "to", "vi") for c in "lmnst"]
     things = [f"{kind}{thing}" for kind in ("old ", "small ", "") for thing in ("lamp", "boat", "chair", "drum")]
-    for t in range(CHUNKS):
-        said = []
+    for t in range(num_chunks):
+        said: list[str] = []
         for _ in range(SENTENCES):
             name, thing, price = rng.choice(names), rng.choice(things), rng.randint(100, 99_999)
             said.append(f"On day {t} {name} sold a {thing} to {rng.choice(names)} for {price} crowns.")
@@ -59,14 +60,17 @@ def stream() -> Stream:
 class Scripted:
     """Writes the first sentences of the chunk in its prompt, and touches some items that the prompt shows."""
 
-    def __init__(self, tokens):
+    def __init__(self, tokens: Tokenizer):
+        """Begins with nothing read."""
         self._tokens, self._rng = tokens, random.Random(1)
-        self.longest, self.megabytes = 0, []
+        self.longest = 0  # Prompt so far (tokens).
+        self.megabytes: list[float] = []  # Allocated, before each chunk.
 
-    def __call__(self, requests):
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answers as a sampler would."""
         return [self._one(request) for request in requests]
 
-    def _one(self, request):
+    def _one(self, request: Request) -> Completion:
         self.longest = max(self.longest, len(request.prompt_ids))
         text = self._tokens.decode(request.prompt_ids)
         chunk = text.rpartition("New text:\n")[2].partition("\n\nMemory:")[0]
@@ -85,58 +89,69 @@ class Scripted:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=3)
     parser.add_argument("--view", default="both", choices=["recent", "retrieved", "both"])
+    parser.add_argument("--chunks", type=int, default=210)
     arguments = parser.parse_args()
     settings = smollm2_135m.get_config()
     settings.memory.view, settings.memory.view_tokens = arguments.view, VIEW_TOKENS
     settings.manager.chunk_tokens, settings.rollout.max_new_tokens = CHUNK_TOKENS, 1_024
     config = config_lib.parse(settings)
-    tokens = assembly.load(config).tokenizer
-    environment = build.environment(config, tokens)
-    one = environment.fit(stream())
-    read = sum(environment.count_tokens(chunk.text) for chunk in one.chunks)
+    tokens = build.load(config).tokenizer
+    environment = memory_build.environment(config, tokens)
+    one = environment.fit(stream(arguments.chunks))
     policy = Scripted(tokens)
-    options = rollout_options(config, evaluation=True)
 
-    def answer(queries):
+    def answer(queries: Sequence[Query]) -> list[str]:
         return [query.evidence[0] if query.evidence else "" for query in queries]
 
-    def read_all():
-        ((found,),) = rollout.run([one], options, Players(environment, policy, answer), (0,))
+    def read_all() -> Trajectory:
+        options, players = rollout_options(config, evaluation=True), rollout.Players(environment, policy, answer)
+        ((found,),) = rollout.run([one], options, players, (0,))
         return found
 
     began = time.perf_counter()
     trajectory = read_all()
     seconds = time.perf_counter() - began
+    # Again, with every allocation counted.
     tracemalloc.start()
     read_all()
     tracemalloc.stop()
-    items = trajectory.steps[-1].memory.items
-    index = retrieval.Index("lucene")
-    index.update(items)
-    questions = [question.text for chunk in one.chunks for question in chunk.questions]
-    runs = [
-        1e3 * common.seconds(lambda: [index.retrieve(text, config.memory.top_k) for text in questions]) / len(questions)
-        for _ in range(3)
-    ]
-    empty = len(environment.observe(Chunk(""), Memory()).ids)
     print(f"allocated, MB, at every tenth chunk: {[round(one, 1) for one in policy.megabytes[::10]]}")
-    growth = policy.megabytes[-1] - policy.megabytes[CHUNKS // 2]
-    right = [answer.score for step in trajectory.steps for answer in step.answers]
+    growth = policy.megabytes[-1] - policy.megabytes[len(one.chunks) // 2]
+    items = trajectory.steps[-1].memory.items
+    times = query_times(one, items, config.memory.top_k, repeats=arguments.repeats)
+    empty = len(environment.observe(Chunk(""), Memory()).ids)
+    longest = empty + CHUNK_TOKENS + VIEW_TOKENS + 64
+    read = sum(environment.count_tokens(chunk.text) for chunk in one.chunks)
+    scores = [answer.score or 0.0 for step in trajectory.steps for answer in step.answers]
     common.report(
         "long_stream",
         [
-            common.claim("tokens read", [read], "tokens", 400_000),
-            common.claim("chunks", [len(one.chunks)], "", 200),
-            common.claim("memory items at the end", [len(items)], "", 3_000),
-            common.claim("longest prompt", [policy.longest], "tokens", empty + CHUNK_TOKENS + VIEW_TOKENS + 64, True),
-            common.claim("allocated in the second half and kept", [growth], "MB", 20, True),
-            common.claim("a query at the end", runs, "ms", 5.0, lower_is_better=True),
+            common.claim("tokens read", [read], "tokens", target=400_000),
+            common.claim("chunks", [len(one.chunks)], "", target=200),
+            common.claim("memory items at the end", [len(items)], "", target=3_000),
+            common.claim("longest prompt", [policy.longest], "tokens", target=longest, lower_is_better=True),
+            common.claim("allocated in the second half and kept", [growth], "MB", target=20, lower_is_better=True),
+            common.claim("a query at the end", times, "ms", target=5.0, lower_is_better=True),
             common.claim("all of it, without a model", [seconds], "s"),
-            common.claim("chunk questions whose best item answers them", [sum(right) / len(right)], ""),
+            common.claim("chunk questions whose best item answers them", [sum(scores) / len(scores)], ""),
         ],
     )
+
+
+def query_times(one: Stream, items: Sequence[MemoryItem], top_k: int, *, repeats: int) -> list[float]:
+    """Times the retrieval for each chunk question from the whole memory (ms a question)."""
+    index = retrieval.Index("lucene")
+    index.update(items)
+    questions = [question.text for chunk in one.chunks for question in chunk.questions]
+
+    def ask() -> None:
+        for text in questions:
+            index.retrieve(text, top_k)
+
+    return [1e3 * common.seconds(ask) / len(questions) for _ in range(repeats)]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Retrieval from a memory that changes at every step: following it, against building the index again.
+"""Compares retrieval from a memory that changes at every step, by an index that follows it, with building it again.
 
-    python benchmarks/retrieval.py
+    python benchmarks/retrieval.py [--repeats=7] [--items=10,100,3000]
 
 A step changes three items (one inserted, one rewritten, one deleted) and asks five questions, K = 2; this is what a
 chunk does to a memory in training. Compared are the index that follows the memory, the same index built afresh, and
@@ -12,12 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import pathlib
 import random
-import sys
-
-# So that it runs from a checkout that is not installed.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from collections.abc import Sequence
+from typing import Any
 
 import _common as common
 import numpy as np
@@ -25,8 +22,6 @@ import numpy as np
 from finemem_jax.memory import retrieval
 from finemem_jax.types import MemoryItem
 
-NUM_ITEMS = (10, 100, 3_000)
-REPEATS = 7
 STEPS = 10
 QUERIES_PER_STEP = 5
 K = 2
@@ -37,14 +32,19 @@ VOCABULARY = [f"word{i}" for i in range(20_000)]
 FREQUENCIES = list(itertools.accumulate(1 / (i + 1) for i in range(len(VOCABULARY))))
 
 
+Steps = list[tuple[list[MemoryItem], list[str]]]  # The items after each step, and the queries asked then.
+
+
 def text(rng: random.Random, num_words: int) -> str:
+    """Draws words."""
     return " ".join(rng.choices(VOCABULARY, cum_weights=FREQUENCIES, k=num_words))
 
 
-def walk(rng: random.Random, num_items: int) -> tuple[list[MemoryItem], list[tuple[list[MemoryItem], list[str]]]]:
-    """A memory, and the steps from there: the items after each, and the queries asked then."""
+def walk(rng: random.Random, num_items: int) -> tuple[list[MemoryItem], Steps]:
+    """Draws a memory, and the steps from there."""
     items = [MemoryItem(i, text(rng, ITEM_WORDS), 0) for i in range(num_items)]
-    start, steps = items, []
+    start = items
+    steps: Steps = []
     for step in range(STEPS):
         items = [*items, MemoryItem(num_items + step, text(rng, ITEM_WORDS), step)]
         rewritten = rng.randrange(len(items))
@@ -54,65 +54,84 @@ def walk(rng: random.Random, num_items: int) -> tuple[list[MemoryItem], list[tup
     return start, steps
 
 
-def follow(index, steps):
+def follow(index: retrieval.Index, steps: Steps) -> None:
+    """Has an index follow the memory, and answer the queries."""
     for items, queries in steps:
         index.update(items)
         for query in queries:
             index.retrieve(query, K)
 
 
-def rebuild(method, steps):
+def rebuild(method: str, steps: Steps) -> None:
+    """Builds an index at every step, and has it answer the queries."""
     for items, queries in steps:
         follow(retrieval.Index(method), [(items, queries)])
 
 
 @functools.cache
 def vector(one: str) -> np.ndarray:
+    """Makes up the vector of a text."""
     return np.random.default_rng(list(one.encode())).standard_normal(EMBED_DIM, np.float32)
 
 
-def embed(texts):
-    """Made-up vectors: what is timed is finding the nearest, not embedding, which any embedder does once a text."""
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """Makes up vectors: what is timed is finding the nearest, not embedding, which any embedder does once a text."""
     return np.stack([vector(one) for one in texts])
 
 
-def built(method, items):
+def built(method: str, items: list[MemoryItem]) -> retrieval.Index:
+    """Builds an index."""
     index = retrieval.Index(method, embed)
     index.update(items)
     return index
 
 
-def main() -> None:
-    common.peer("bm25s", "pip install bm25s")
+Walks = list[tuple[list[MemoryItem], Steps]]
+
+
+def updates(walks: Walks) -> list[dict[str, Any]]:
+    """Compares an index that follows the memory with one that is built at every step."""
+    rebuild("bm25s", walks[0][1][:1])  # What is done at a first call only is nobody's speed.
+    ratios: dict[str, list[float]] = {method: [] for method in ("lucene", "okapi", "bm25s")}
+    for start, steps in walks:
+        for method in ratios:
+            # A new one each time: an index that has seen the steps would have nothing left to do.
+            index = built("okapi" if method == "okapi" else "lucene", start)
+            own, peer = functools.partial(follow, index, steps), functools.partial(rebuild, method, steps)
+            ratios[method].append(common.ratio(own, peer))
+    what, size = f"update and {QUERIES_PER_STEP} queries", f"{len(walks[0][0])} items"
+    return [
+        common.claim(f"{what} vs rebuilding, lucene, {size}", ratios["lucene"], "x", target=1.0),
+        common.claim(f"{what} vs rebuilding, okapi, {size}", ratios["okapi"], "x", target=1.0),
+        common.claim(f"{what}, lucene, vs bm25s rebuilt, {size}", ratios["bm25s"], "x", target=1.0),
+    ]
+
+
+def single_queries(walks: Walks) -> list[dict[str, Any]]:
+    """Times a query, with each method."""
     claims = []
-    what = f"update and {QUERIES_PER_STEP} queries"
-    for num_items in NUM_ITEMS:
-        walks = [walk(random.Random(seed), num_items) for seed in range(REPEATS)]
-        rebuild("bm25s", walks[0][1][:1])  # What is done at a first call only is nobody's speed.
-        ratios = {method: [] for method in ("lucene", "okapi", "bm25s")}
-        for start, steps in walks:
-            for method in ratios:
-                # A new one each time: an index that has seen the steps would have nothing left to do.
-                index = built("okapi" if method == "okapi" else "lucene", start)
-                ratios[method].append(
-                    common.ratio(lambda i=index, s=steps: follow(i, s), lambda m=method, s=steps: rebuild(m, s))
-                )
-        claims += [
-            common.claim(f"{what} vs rebuilding, lucene, {num_items} items", ratios["lucene"], "x", 1.0),
-            common.claim(f"{what} vs rebuilding, okapi, {num_items} items", ratios["okapi"], "x", 1.0),
-            common.claim(f"{what}, lucene, vs bm25s rebuilt, {num_items} items", ratios["bm25s"], "x", 1.0),
-        ]
     for method in ("lucene", "okapi", "dense", "hybrid"):
         runs = []
         for start, steps in walks:
-            index = built(method, start)
-            queries = [query for _, asked in steps for query in asked]
+            index, queries = built(method, start), [query for _, asked in steps for query in asked]
             embed(queries)
-            runs.append(
-                1e3 * common.seconds(lambda i=index, q=queries: [i.retrieve(one, K) for one in q]) / len(queries)
-            )
-        claims.append(common.claim(f"a query, {method}, {num_items} items", runs, "ms", 5.0, lower_is_better=True))
-    common.report("retrieval", claims, ["bm25s"])
+            took = common.seconds(lambda i=index, q=queries: [i.retrieve(one, K) for one in q])
+            runs.append(1e3 * took / len(queries))
+        name = f"a query, {method}, {len(walks[0][0])} items"
+        claims.append(common.claim(name, runs, "ms", target=5.0, lower_is_better=True))
+    return claims
+
+
+def main() -> None:
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=7)
+    parser.add_argument("--items", default="10,100,3000", help="sizes of the memory; queries are timed in the last")
+    arguments = parser.parse_args()
+    common.peer("bm25s", "pip install bm25s")
+    sizes = map(int, arguments.items.split(","))
+    every = [[walk(random.Random(seed), size) for seed in range(arguments.repeats)] for size in sizes]
+    claims = [claim for walks in every for claim in updates(walks)]
+    common.report("retrieval", [*claims, *single_queries(every[-1])], ["bm25s"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A full rollout of SmolLM2-135M on synthetic streams: what is computed, how full slots are, what each part gains.
+"""Measures a full rollout of SmolLM2-135M: what is computed, how full slots are, what each part of the sampler gains.
 
     python benchmarks/rollout.py [--repeats=3] [--streams=4] [--chunks=6] [--slots=16]
 
@@ -13,16 +13,19 @@ at a time:
 Seeds are those of the repeat, so that both sides of a ratio do the same work, token by token.
 """
 
-import argparse
+from __future__ import annotations
+
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 from unittest import mock
 
 import _common as common
 
-from finemem_jax import build as assembly
+from experiments import smollm2_135m
+from finemem_jax import build, input_pipeline
 from finemem_jax import config as config_lib
 from finemem_jax.rl import rollout
 from finemem_jax.rl.method import rollout_options
@@ -32,28 +35,26 @@ from finemem_jax.sampling.engine import Engine
 from finemem_jax.sampling.prefix_cache import PrefixCache
 from finemem_jax.types import Request
 
-from experiments import smollm2_135m  # isort: skip
-from finemem_jax import input_pipeline
-
 PARTS = ("prefixes", "own pace", "early leave")
 
 
 class Setting:
-    """Manager, reader and streams of a size."""
+    """Rolls out streams of one size."""
 
     def __init__(self, streams: int, chunks: int, num_slots: int):
+        """Builds manager, reader and streams, and compiles."""
         settings = smollm2_135m.get_config()
         settings.rollout.streams_per_step, settings.rollout.group_size = streams, 8
         settings.data.num_train = 16 * streams
         settings.data.chunks_per_stream, settings.data.questions_per_chunk = chunks, 5
         settings.sampler.num_slots = settings.reader.num_slots = num_slots
         config = config_lib.parse(settings)
-        self.config, self.parts = config, assembly.build(config)
+        self.config, self.parts = config, build.build(config)
         self.source = input_pipeline.streams(config, "train", self.parts.environment)
-        assembly.warm_up(config, self.parts, lambda line: print(line, flush=True))
+        build.warm_up(config, self.parts, lambda line: print(line, flush=True))
 
-    def run(self, repeat: int, policy=None) -> dict[str, float]:
-        """One rollout; what it cost."""
+    def run(self, repeat: int, policy: rollout.Policy | None = None) -> dict[str, float]:
+        """Rolls out the streams of a repeat once; returns what it cost."""
         parts, count = self.parts, self.config.rollout.streams_per_step
         samplers = parts.manager, parts.answering.models.sampler()
         # Nothing is left of the last rollout; in training, the reader's part would be.
@@ -82,24 +83,24 @@ class Setting:
             "reader_seconds": reader.seconds,
         }
 
-    def in_step(self) -> workers.Batched:
-        """The manager as a function of many prompts: all are done before the next ones are asked for."""
+    def in_step(self) -> rollout.Policy:
+        """Wraps the manager as a function of many prompts: all are done before the next ones are asked for."""
         return workers.Batched(self.parts.manager.generate)
 
 
 class _Never(dict):
-    """Finds nothing."""
+    """A dict that finds nothing."""
 
-    def __contains__(self, _):
+    def __contains__(self, _: object) -> bool:
         return False
 
 
 @contextmanager
 def without_prefixes() -> Iterator[None]:
-    """No row is found to begin with anything, no two prompts are equal, and nothing stands in the shared prefix."""
+    """Makes samplers compute every prompt in full: no row begins with anything known, and prompts share nothing."""
     new_admission = slots._Shard.new_admission
 
-    def forgetful(shard):
+    def forgetful(shard: slots._Shard) -> None:
         new_admission(shard)
         shard._by_prompt = _Never()
 
@@ -113,13 +114,14 @@ def without_prefixes() -> Iterator[None]:
 
 @contextmanager
 def without_leaving(longest: int) -> Iterator[None]:
-    """A call to the device lasts until every slot is done."""
+    """Makes a call to the device last until every slot is done."""
     decode, init = Engine.decode, Engine._decode
 
-    def to_the_end(engine, prefix, cache, state, leave_at, allowed=None):
+    def to_the_end(engine: Engine, *arguments: Any, allowed: Any = None) -> Any:
+        prefix, cache, state, _ = arguments
         return decode(engine, prefix, cache, state, allowed=allowed)
 
-    def long(engine, *arguments, **rules):
+    def long(engine: Engine, *arguments: Any, **rules: Any) -> Any:
         settings = dataclasses.replace(engine._settings, steps_per_call=longest)
         with mock.patch.object(engine, "_settings", settings):
             return init(engine, *arguments, **rules)
@@ -128,16 +130,21 @@ def without_leaving(longest: int) -> Iterator[None]:
         yield
 
 
-def pairs(own_side: Setting, other_side: Setting, repeats: int, part: str) -> list[float]:
-    """How many times as long a token takes with a part switched off; the first pair is warm-up.
+def pairs(own_side: Setting, other_side: Setting, part: str, *, repeats: int) -> list[float]:
+    """Returns how many times as long a token takes with a part switched off; the first pair is warm-up.
 
     Args:
+        own_side: As it is.
         other_side: Has samplers of its own: without prefixes, caches must be longer, and stay so.
+        part: One of PARTS.
+        repeats: How many pairs are counted.
     """
     longest = other_side.config.rollout.max_new_tokens
-    switched_off = {"prefixes": without_prefixes, "early leave": lambda: without_leaving(longest)}.get(
-        part, nullcontext
-    )
+    switches: dict[str, Callable[[], Any]] = {
+        "prefixes": without_prefixes,
+        "early leave": lambda: without_leaving(longest),
+    }
+    switched_off = switches.get(part, nullcontext)
     ratios = []
     for repeat in range(repeats + 1):
         own = own_side.run(repeat)
@@ -150,9 +157,9 @@ def pairs(own_side: Setting, other_side: Setting, repeats: int, part: str) -> li
     return ratios[1:]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=3)
+def main() -> None:
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=3)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--slots", type=int, default=16)
@@ -168,21 +175,22 @@ def main():
         runs.append(setting.run(repeat))
         print(runs[-1], flush=True)
 
-    def of(name):
+    def of(name: str) -> list[float]:
         return [run[name] for run in runs]
 
     claims = [
-        common.claim("prompt tokens prefilled / all", of("prefilled"), "", 0.35, lower_is_better=True),
+        common.claim("prompt tokens prefilled / all", of("prefilled"), "", target=0.35, lower_is_better=True),
         common.claim("the same, manager", of("prefilled_manager"), ""),
         common.claim("the same, reader", of("prefilled_reader"), ""),
-        common.claim("slot occupancy", of("occupancy"), "", 0.85),
+        common.claim("slot occupancy", of("occupancy"), "", target=0.85),
         common.claim("slot occupancy, manager", of("occupancy_manager"), ""),
-        common.claim("host time / all", of("host"), "", 0.05, lower_is_better=True),
+        common.claim("host time / all", of("host"), "", target=0.05, lower_is_better=True),
         common.claim("new tokens a second, all included", [r["tokens"] / r["seconds"] for r in runs], "tokens/s"),
     ]
     own_side = Setting(arguments.streams, 2, arguments.slots) if wanted else setting
     for part in wanted:
-        ratios = pairs(own_side, Setting(arguments.streams, 2, arguments.slots), arguments.repeats, part)
+        other_side = Setting(arguments.streams, 2, arguments.slots)
+        ratios = pairs(own_side, other_side, part, repeats=arguments.repeats)
         claims.append(common.claim(f"time for a token without / with {part}", ratios, "x"))
     common.report("rollout", claims, ["flax"])
 

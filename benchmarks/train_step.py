@@ -1,4 +1,4 @@
-"""One optimizer update of SmolLM2-135M against transformers and PyTorch: time and memory.
+"""Compares one optimizer update of SmolLM2-135M with transformers and PyTorch: time and memory.
 
     python benchmarks/train_step.py [--repeats=5] [--rows=plain|shared|all]
 
@@ -8,15 +8,18 @@ Two cases, both float32, all parameters trained by AdamW:
     shared  2 groups of 8 rows: 230 tokens shared by a group, then 75 of a row's own, 50 of them trained on;
             PyTorch computes every row in full
 
-Both sides have the same random weights and tokens and maximise Σ A log π of trained tokens; their losses are compared
+Both sides have the same random weights and tokens and maximize Σ A log π of trained tokens; their losses are compared
 before anything is timed. PyTorch uses scaled-dot-product attention, and applies its output head to trained positions
 only. Each side is a process of its own, and they take turns; times are of the second update on, memory is the process's
 peak.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import sys
+from types import ModuleType
+from typing import Any
 
 import _common as common
 import jax
@@ -33,7 +36,7 @@ LEARNING_RATE = 1e-5
 
 
 def rows_of(case: str) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [groups, rows, tokens], and one advantage per row [groups, rows]."""
+    """Draws token ids [groups, rows, tokens], and one advantage per row [groups, rows]."""
     groups, rows, shared, own, _ = CASES[case]
     rng = np.random.default_rng(0)
     prefix = np.repeat(rng.integers(0, MODEL.vocab_size, (groups, 1, shared)), rows, axis=1)
@@ -44,7 +47,8 @@ def rows_of(case: str) -> tuple[np.ndarray, np.ndarray]:
 class Ours:
     """Our learner, as training calls it."""
 
-    def __init__(self, case: str, params):
+    def __init__(self, case: str, params: decoder.Params):
+        """Packs the rows, and computes their log-probabilities."""
         groups, rows, shared, own, trained = CASES[case]
         tokens, advantages = rows_of(case)
         number = groups * rows
@@ -71,6 +75,7 @@ class Ours:
         self.state = learner.init(jax.tree.map(jnp.copy, params), self.tx)
 
     def __call__(self) -> None:
+        """Makes one update."""
         self.state, _ = learner.update(self.options, self.tx, {}, self.state, [self.batch], 1.0)
         jax.block_until_ready(self.state.params)
 
@@ -78,10 +83,11 @@ class Ours:
 class Theirs:
     """transformers' Llama with the same weights, trained in plain PyTorch."""
 
-    def __init__(self, case: str, params):
-        common.peer("torch", "pip install torch transformers")
-        import torch
-        import transformers
+    def __init__(self, case: str, params: decoder.Params):
+        """Builds the model, and computes the log-probabilities of the rows."""
+        torch, transformers = (
+            common.peer(package, "pip install torch transformers") for package in ("torch", "transformers")
+        )
 
         *_, trained = CASES[case]
         tokens, advantages = rows_of(case)
@@ -104,13 +110,14 @@ class Theirs:
         with torch.no_grad():
             self.mean = float((self._log_probs() * self.advantages).mean())
 
-    def _log_probs(self):
+    def _log_probs(self) -> Any:
         torch = self.torch
         hidden = self.model(input_ids=self.tokens).last_hidden_state[:, -self.trained - 1 : -1]
         logits = hidden @ self.model.embed_tokens.weight.T
         return torch.log_softmax(logits, -1).gather(-1, self.tokens[:, -self.trained :, None])[..., 0]
 
     def __call__(self) -> None:
+        """Makes one update."""
         self.optimizer.zero_grad(set_to_none=True)
         log_probs = self._log_probs()
         ratio = (log_probs - log_probs.detach()).exp()
@@ -119,14 +126,15 @@ class Theirs:
         self.optimizer.step()
 
 
-def _as_hugging_face(torch, params):
+def _as_hugging_face(torch: ModuleType, params: decoder.Params) -> dict[str, Any]:
+    """Returns our weights under Hugging Face's names; its matrices are [out, in], ours [in, out]."""
     names = {
         "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj",
         "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm",
         "mlp_norm": "post_attention_layernorm",
     }  # fmt: skip
 
-    def tensor(x):
+    def tensor(x: jax.Array) -> Any:
         return torch.tensor(np.ascontiguousarray(np.asarray(x).T))
 
     found = {"embed_tokens.weight": tensor(params["embedding"].T), "norm.weight": tensor(params["final_norm"])}
@@ -137,7 +145,7 @@ def _as_hugging_face(torch, params):
 
 
 def work(side: str, case: str) -> None:
-    """What a worker does: one update for each line it reads."""
+    """Works as a worker: makes one update for each line it reads."""
     update = {"ours": Ours, "theirs": Theirs}[side](case, decoder.init(MODEL, 0))
     print(json.dumps({"mean": update.mean}), flush=True)
     for _ in sys.stdin:
@@ -145,9 +153,9 @@ def work(side: str, case: str) -> None:
         print(json.dumps({"seconds": seconds, "peak_gigabytes": common.peak_gigabytes()}), flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=5)
+def main() -> None:
+    """Measures, and prints the claims."""
+    parser = common.parser(__doc__, repeats=5)
     parser.add_argument("--rows", default="all", choices=["all", *CASES])
     parser.add_argument("--side", choices=["ours", "theirs"], help="be a worker (the benchmark starts its own)")
     arguments = parser.parse_args()
@@ -169,8 +177,8 @@ def main():
         ours.close()
         theirs.close()
         target = {"plain": 1.2, "shared": 3.0}[case]
-        claims.append(common.claim(f"update, {case} rows, vs transformers + PyTorch", ratios, "x", target))
-        claims.append(common.claim(f"peak memory of PyTorch / ours, {case} rows", memory, "x", 1.0))
+        claims.append(common.claim(f"update, {case} rows, vs transformers + PyTorch", ratios, "x", target=target))
+        claims.append(common.claim(f"peak memory of PyTorch / ours, {case} rows", memory, "x", target=1.0))
     common.report("train_step", claims, ["torch", "transformers", "flax", "optax"])
 
 

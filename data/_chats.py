@@ -25,7 +25,7 @@ _MARKS = str.maketrans("", "", "\u200e\u200f\u202a\u202c")  # of the writing dir
 
 
 class Turn(NamedTuple):
-    """What one of a chat said."""
+    """What one speaker of a chat said at a time."""
 
     date: str  # the day; "" if not known
     speaker: str  # "" for a notice
@@ -60,11 +60,11 @@ def conversation(record: _files.Record) -> tuple[str, list[Turn]] | None:
     day = _day(record)
     names = (record.fields.get(key) for key in ("title", "name", "id"))
     name = next((str(name) for name in names if isinstance(name, str | int) and str(name).strip()), "")
-    return _one_line(name), [said._replace(date=said.date or day) for said in turns if said.text]
+    return _text.one_line(name), [said._replace(date=said.date or day) for said in turns if said.text]
 
 
 def is_turn(record: _files.Record) -> bool:
-    """Whether a record is one turn of a chat: it says who speaks, and what, and has no field of a whole text."""
+    """Says whether a record is one turn of a chat: it says who speaks, and what, and has no field of a whole text."""
     speaks = any(isinstance(record.fields.get(key), str) for key in _TURN_SPEAKERS)
     keys = record.fields.keys()
     return speaks and bool(keys & _TURN_CONTENTS) and not keys & {"title", "questions"}
@@ -76,7 +76,7 @@ def turn(record: _files.Record) -> Turn:
         raise record.error("content", "a text")
     text = next(filter(None, (_joined(record, key) for key in _CONTENTS)), "")
     speaker = next((key for key in _SPEAKERS if record.fields.get(key) is not None), "role")
-    return Turn(_day(record), _one_line(record.text(speaker)) if text else "", text)
+    return Turn(_day(record), _text.one_line(record.text(speaker)) if text else "", text)
 
 
 def _joined(record: _files.Record, key: str) -> str:
@@ -96,13 +96,15 @@ def _shown_branch(record: _files.Record) -> list[Turn]:
     nodes = {key: mapping.record(key) for key in mapping.fields}
     parents = {key: node.text("parent") if node.fields.get("parent") else "" for key, node in nodes.items()}
 
-    def branch(key):
-        found = {}  # a dict keeps the order, and ends a loop
+    def branch(key: str) -> list[_files.Record]:
+        """Follows the parents of a node up to the root; returns them from there on."""
+        found: dict[str, _files.Record] = {}  # A dict keeps the order, and ends a loop.
         while key in nodes and key not in found:
             found[key] = nodes[key]
             key = parents[key]
         return list(found.values())[::-1]
 
+    # Where a reply was asked for again, or a question edited, the tree has branches; the export says which is shown.
     leaf = record.fields.get("current_node")
     if not isinstance(leaf, str) or leaf not in nodes:
         leaf = max(nodes.keys() - set(parents.values()), key=lambda key: (len(branch(key)), key), default="")
@@ -124,7 +126,7 @@ def _day(record: _files.Record) -> str:
     if isinstance(value, str):
         if not re.fullmatch(r"\d{9,}(\.\d+)?", value):
             iso = re.match(r"\d{4}-\d\d-\d\d(?=[T ]|$)", value.strip())
-            return iso[0] if iso else _one_line(value)
+            return iso[0] if iso else _text.one_line(value)
         value = float(value)
     if isinstance(value, int | float):
         try:  # seconds since 1970, or thousandths of them
@@ -146,27 +148,29 @@ def whatsapp(text: str) -> list[Turn] | None:
             turns.append((stamp["date"], speaker, [said]) if colon else (stamp["date"], "", [stamp["rest"]]))
         else:
             turns[-1][2].append(line)
-    found = [Turn(date, _one_line(speaker), "\n".join(said).strip()) for date, speaker, said in turns]
+    found = [Turn(date, _text.one_line(speaker), "\n".join(said).strip()) for date, speaker, said in turns]
     return [said for said in found if said.text] if any(said.speaker for said in found) else None
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def cut(turns: Iterable[tuple[str, str, str]], max_words: int, where: str) -> list[Line]:
+def cut(turns: Iterable[tuple[str, str, str]], max_words: int, where: str, *, reserved: int = 0) -> list[Line]:
     """Makes lines of turns (heading, speaker and text as they are to be shown), several of one too long for a chunk.
 
+    Args:
+        turns: They are numbered from 0.
+        max_words: Of a chunk.
+        where: They stand, for messages.
+        reserved: How many words of a chunk are wanted for something else.
+
     Raises:
-        ValueError: `max_words` leave no room for a word below a heading and after a speaker; with `where` they stand.
+        ValueError: `max_words` leave no room for a word below a heading and after a speaker.
     """
     lines = []
     for number, (heading, speaker, text) in enumerate(turns):
-        room = max_words - _text.num_words(heading) - _text.num_words(speaker)
+        room = max_words - reserved - _text.num_words(heading) - _text.num_words(speaker)
         if room < 1:
             raise ValueError(
                 f"data.chunk_words must be at least {max_words - room + 1} to hold {heading!r}, the speaker "
-                f"{speaker!r} and a word ({where}), got {max_words}; raise it."
+                f"{speaker!r} and a word of turn {number + 1} ({where}), got {max_words}; raise it."
             )
         spans = [(0, len(text))] if _text.num_words(text) <= room else _text.pieces(text, room)
         for start, end in spans:
@@ -192,7 +196,7 @@ def pack(lines: Iterable[Line], max_words: int) -> list[list[Line]]:
 
 
 def shown(chunk: Sequence[Line]) -> str:
-    """The text of a chunk: each line, and the heading before the first and wherever it changes."""
+    """Returns the text of a chunk: each line, and the heading before the first and wherever it changes."""
     before = ["", *(line.heading for line in chunk)]
     pairs = zip(chunk, before, strict=False)
     return "\n".join(

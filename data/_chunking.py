@@ -1,4 +1,4 @@
-"""Where a text is cut into chunks: after so many words, at sentence ends, or where it turns to something else.
+"""Cuts a text into chunks: after so many words, at sentence ends, or where it turns to something else.
 
     fixed      every chunk has `chunk_words` words, the last one fewer
     sentence   the longest chunks that end with a paragraph, line or sentence, and have at most `chunk_words` words
@@ -10,10 +10,10 @@ from a text that is still growing. A chunk ends at the unit (a sentence, a turn 
 
     depth(u) - ((load(u) - target) / target)²
 
-depth is TextTiling's (Hearst 1997): how far the similarity of the words before and after u lies below the peaks on both
-sides. load is what the chunk says up to u, in bytes after compression: what was said before, or is said twice, adds
-little. target is the load of `chunk_words` average words so far, more or less what earlier chunks were too short or
-too long by, so that a text is cut into as many chunks as in the other ways.
+depth is TextTiling's (Hearst 1997, https://aclanthology.org/J97-1003): how far the similarity of the words before and
+after u lies below the peaks on both sides. load is what the chunk says up to u, in bytes after compression: what was
+said before, or is said twice, adds little. target is the load of `chunk_words` average words so far, more or less what
+earlier chunks were too short or too long by, so that a text is cut into as many chunks as in the other ways.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def cut(text: str, chunk_words: int, chunking: str) -> list[tuple[int, int]]:
     # A unit must not fill most of a chunk, or there is nothing to choose.
     longest = chunk_words if chunking == "sentence" else max(1, round(_LONGEST_UNIT * chunk_words))
     units = sentences(text, longest)
-    groups = group([text[slice(*unit)] for unit in units], chunk_words, chunking, _paragraphs(text, units))
+    groups = group([text[a:b] for a, b in units], chunk_words, chunking, borders=_paragraphs(text, units))
     return [(units[first][0], units[last - 1][1]) for first, last in groups]
 
 
@@ -67,12 +67,14 @@ def _paragraphs(text: str, units: Sequence[tuple[int, int]]) -> set[int]:
 
 
 def group(
-    units: Sequence[str], chunk_words: int, chunking: str, borders: Collection[int] = ()
+    units: Sequence[str], chunk_words: int, chunking: str, *, borders: Collection[int] = ()
 ) -> list[tuple[int, int]]:
     """Groups consecutive units (sentences, turns), none of which is ever cut.
 
     Args:
         units: None longer than `chunk_words` words.
+        chunk_words: Of a group at most; if "adaptive", on average.
+        chunking: One of `CHUNKINGS`.
         borders: Units before which something new begins (a paragraph, a session). "sentence" prefers to cut there in
             the last quarter of a chunk, "adaptive" wherever it may cut.
 
@@ -82,65 +84,82 @@ def group(
     lengths = [_text.num_words(unit) for unit in units]
     borders = frozenset(borders)
     if chunking == "adaptive":
-        return _adaptive(units, lengths, chunk_words, borders)
+        return _Adaptive(units, lengths, chunk_words, borders=borders).groups()
     groups, first, used = [], 0, 0
     for i, length in enumerate(lengths):
         if used + length > chunk_words and i > first:
-            end = _last_border(lengths, first, i, borders, chunk_words) if chunking == "sentence" else i
+            end = i
+            if chunking == "sentence":
+                end = _last_border(lengths, range(first, i), borders=borders, most_left_over=chunk_words / 4)
             groups.append((first, end))
             first, used = end, sum(lengths[end:i])
         used += length
     return [*groups, (first, len(units))] if units else []
 
 
-def _last_border(lengths, first, end, borders, chunk_words):
-    """The last known border of a full chunk that leaves at most a quarter of it empty; or else its end."""
+def _last_border(lengths: Sequence[int], chunk: range, *, borders: Collection[int], most_left_over: float) -> int:
+    """Returns the last known border of a full chunk that leaves at most so many words of it empty; or else its end."""
     left_over = 0
-    for i in range(end, first, -1):
+    for i in range(chunk.stop, chunk.start, -1):
         if i in borders:
             return i
         left_over += lengths[i - 1]
-        if left_over > chunk_words / 4:
+        if left_over > most_left_over:
             break
-    return end
+    return chunk.stop
 
 
-def _adaptive(units, lengths, chunk_words, borders):
-    depths = _depths(units)
-    loads = _loads(units)
-    groups, first = [], 0
-    words_so_far = load_so_far = 0
-    while first < len(units):
-        count = len(groups)
-        # What the chunks so far were too short or too long by is made up for in the next one.
-        wanted = min(max((count + 1) * chunk_words - words_so_far, _SHORTEST * chunk_words), LONGEST * chunk_words)
-        ahead_words, ahead_load, end = 0, 0, first
-        while end < len(units) and (end == first or ahead_words + lengths[end] <= LONGEST * chunk_words):
-            ahead_words += lengths[end]
-            ahead_load += loads[end]
+class _Adaptive:
+    """Groups units where the text turns; the module's docstring has the rule."""
+
+    def __init__(self, units: Sequence[str], lengths: list[int], chunk_words: int, *, borders: Collection[int]):
+        """Rates every border between units: how much the text turns there, and how much each unit adds."""
+        self._lengths, self._chunk_words, self._borders = lengths, chunk_words, borders
+        self._depths, self._loads = _depths(units), _loads(units)
+
+    def groups(self) -> list[tuple[int, int]]:
+        """Returns the first unit of each group, and the one after its last."""
+        groups: list[tuple[int, int]] = []
+        first, words, load = 0, 0, 0  # What is cut so far.
+        shortest, longest = _SHORTEST * self._chunk_words, LONGEST * self._chunk_words
+        while first < len(self._lengths):
+            # What the chunks so far were too short or too long by is made up for in the next one.
+            wanted = min(max((len(groups) + 1) * self._chunk_words - words, shortest), longest)
+            end = self._reach(first, longest)
+            ahead_words, ahead_load = sum(self._lengths[first:end]), sum(self._loads[first:end])
+            if end == len(self._lengths) and ahead_words <= max(wanted, self._chunk_words):
+                return [*groups, (first, end)]
+            # Of an average word: over what was cut, and what is looked at now.
+            load_per_word = (load + ahead_load) / max(words + ahead_words, 1)
+            best = self._best_border(range(first, end), wanted, max(wanted * load_per_word, 1e-9))
+            words += sum(self._lengths[first:best])
+            load += sum(self._loads[first:best])
+            groups.append((first, best))
+            first = best
+        return groups
+
+    def _reach(self, first: int, longest: float) -> int:
+        """Returns the unit after the last one that a chunk may still hold; it holds at least one."""
+        words, end = self._lengths[first], first + 1
+        while end < len(self._lengths) and words + self._lengths[end] <= longest:
+            words += self._lengths[end]
             end += 1
-        if end == len(units) and ahead_words <= max(wanted, chunk_words):
-            groups.append((first, end))
-            break
-        # Of an average word: over what was cut, and what is looked at now.
-        per_word = (load_so_far + ahead_load) / max(words_so_far + ahead_words, 1)
-        target = max(wanted * per_word, 1e-9)
-        best, best_score, words, load = end, -math.inf, 0, 0
-        for i in range(first, end):
-            words += lengths[i]
-            load += loads[i]
-            border = i + 1
-            if words < _SHORTEST * wanted and border < end:
+        return end
+
+    def _best_border(self, units: range, wanted: float, target: float) -> int:
+        """Returns the border with the highest score: a turn of the text, not far from the target load."""
+        best, best_score, words, load = units.stop, -math.inf, 0, 0
+        for unit in units:
+            words += self._lengths[unit]
+            load += self._loads[unit]
+            border = unit + 1
+            if words < _SHORTEST * wanted and border < units.stop:
                 continue
-            depth = depths[border] if border < len(units) else 1.0
-            score = depth + _BORDER * (border in borders) - ((load - target) / target) ** 2
+            depth = self._depths[border] if border < len(self._lengths) else 1.0
+            score = depth + _BORDER * (border in self._borders) - ((load - target) / target) ** 2
             if score > best_score:
                 best, best_score = border, score
-        words_so_far += sum(lengths[first:best])
-        load_so_far += sum(loads[first:best])
-        groups.append((first, best))
-        first = best
-    return groups
+        return best
 
 
 def _depths(units: Sequence[str]) -> list[float]:
@@ -148,6 +167,7 @@ def _depths(units: Sequence[str]) -> list[float]:
     words = [re.findall(r"\w{4,}", unit.lower()) for unit in units]
     similarities = [1.0] + [_similarity(words, i) for i in range(1, len(units))]
     depths = [0.0] * len(units)
+    # From the valley at i up to the peak on each side; the deeper the valley, the more of a turn.
     for i in range(1, len(units)):
         left = right = similarities[i]
         j = i - 1
@@ -161,7 +181,7 @@ def _depths(units: Sequence[str]) -> list[float]:
 
 
 def _similarity(words: Sequence[Sequence[str]], border: int) -> float:
-    """Cosine of the word counts on both sides of a border."""
+    """Returns the cosine of the word counts on both sides of a border."""
     before, after = collections.Counter(), collections.Counter()
     i = border
     while i > 0 and before.total() < _WINDOW_WORDS:
@@ -182,6 +202,7 @@ def _loads(units: Sequence[str]) -> list[int]:
     overhead = len(packer.compress(b"") + packer.flush(zlib.Z_SYNC_FLUSH))
     loads = []
     for unit in units:
+        # A flush puts out all that came in so far, with some bytes of its own, which every unit would pay alike.
         size = len(packer.compress(unit.encode() + b"\n") + packer.flush(zlib.Z_SYNC_FLUSH))
         loads.append(max(size - min(overhead, 5), 1))
     return loads

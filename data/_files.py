@@ -1,6 +1,7 @@
 """Reads JSON records from the original files of a data set, and says where a broken one stands.
 
-Knows nothing of streams or questions, nor of any one format: a builder names the fields by which it knows its own.
+Knows nothing of streams or questions, nor of any one format: a builder names the fields that tell its format from
+others.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import codecs
 import contextlib
 import dataclasses
 import gzip
+import io
 import json
 import os
 import pathlib
 import re
 import zlib
-from collections.abc import Collection, Generator, Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 # A longer line is no record of text but a mistake (a whole data set on one line); parsing takes ten times its size.
@@ -106,12 +110,28 @@ def read(source_dir: str, layouts: Layouts, name: str) -> Iterator[Record]:
     """
     fields = "; or ".join(", ".join(layout) for layout in layouts)
     formats = f"files of {name} ({', '.join(SUFFIXES)}; records with the fields {fields})"
-    paths = find(source_dir, SUFFIXES, formats)
+    yield from read_each(source_dir, SUFFIXES, lambda path: records(path, layouts), formats=formats)
+
+
+def read_each(
+    source_dir: str, suffixes: Sequence[str], read_file: Callable[[pathlib.Path], Iterator[Item]], *, formats: str
+) -> Iterator[Item]:
+    """Yields what `read_file` finds in each file below a folder whose name ends in one of `suffixes`.
+
+    Args:
+        source_dir: `StreamSpec.source_dir`.
+        read_file: Yields the rows of one file, none if it is of another format.
+        formats: What is looked for, for messages.
+
+    Raises:
+        ValueError: there is no such folder, or no file of the format in it.
+    """
+    paths = find(source_dir, suffixes, formats)
     any_found = False
     for path in paths:
-        for record in records(path, layouts):
+        for item in read_file(path):
             any_found = True
-            yield record
+            yield item
     if not any_found:
         raise none_found(source_dir, formats, len(paths))
 
@@ -151,7 +171,8 @@ def find(source_dir: str, suffixes: Sequence[str], formats: str) -> list[pathlib
         raise ValueError(f"data.source_dir must exist and hold {formats}; {source_dir!r} does not exist. Correct it.")
     if not root.is_dir():
         raise ValueError(f"data.source_dir must be a folder, got the file {source_dir!r}. Name the folder it is in.")
-    found, seen = [], set()
+    found: list[pathlib.Path] = []
+    seen: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link back to a folder above
@@ -173,13 +194,13 @@ def none_found(source_dir: str, formats: str, num_files: int) -> ValueError:
     )
 
 
-def lines(path: pathlib.Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+def lines(path: pathlib.Path, encoding: str = "utf-8") -> Generator[tuple[int, str], None, None]:
     """Yields the number (from 1) and the text of each line that is not blank, without its end; unpacks .gz.
 
     Raises:
         ValueError: the file is damaged, or in another encoding; with file and line.
     """
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+    with open_binary(path) as stream:
         for line, offset, raw in raw_lines(stream, path):
             with located(path, line, offset):
                 text = raw.decode(encoding)
@@ -192,8 +213,7 @@ def values(path: pathlib.Path, keys: Collection[str] = ()) -> Generator[tuple[An
     Args:
         keys: A single record may have these; without any of them, an object with a list "data" is a list of records.
     """
-    is_gzip = path.name.lower().endswith(".gz")
-    with gzip.open(path) if is_gzip else path.open("rb") as stream:
+    with open_binary(path) as stream:
         lines = raw_lines(stream, path)
         is_first = True
         for line, offset, raw in lines:
@@ -204,7 +224,7 @@ def values(path: pathlib.Path, keys: Collection[str] = ()) -> Generator[tuple[An
                     # A document may run over many lines; in a file of lines the first one is simply broken.
                     if not is_first or path.name.lower().removesuffix(".gz").endswith(".jsonl"):
                         raise
-                    value = parse(_document(path, line, raw, lines))
+                    value = parse(_document(path, raw, first_line=line, rest=lines))
             is_first = False
             if isinstance(value, dict) and isinstance(value.get("data"), list) and not value.keys() & set(keys):
                 value = value["data"]
@@ -215,7 +235,12 @@ def values(path: pathlib.Path, keys: Collection[str] = ()) -> Generator[tuple[An
                 yield value, f"{path}:{line}"
 
 
-def raw_lines(stream: BinaryIO, path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
+def open_binary(path: pathlib.Path) -> io.BufferedIOBase:
+    """Opens a file for reading bytes; unpacks .gz."""
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def raw_lines(stream: io.BufferedIOBase, path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
     """Yields the number (from 1), the offset in bytes and the bytes of each line that is not blank."""
     line, offset = 0, 0
     while True:
@@ -224,6 +249,7 @@ def raw_lines(stream: BinaryIO, path: pathlib.Path) -> Iterator[tuple[int, int, 
             raw = stream.readline(MAX_LINE_BYTES + 1)
             size = len(raw)
             if size > MAX_LINE_BYTES:
+                # The rest of the line is read piece by piece and dropped: only its size goes into the message.
                 while not raw.endswith(b"\n") and (raw := stream.readline(MAX_LINE_BYTES)):
                     size += len(raw)
                 raise ValueError(_too_long(f"{path}:{line}", size))
@@ -235,6 +261,7 @@ def raw_lines(stream: BinaryIO, path: pathlib.Path) -> Iterator[tuple[int, int, 
             return
         start = offset
         offset += size
+        # Windows programs put a byte order mark before UTF-8; it is no part of the text.
         if line == 1 and raw.startswith(codecs.BOM_UTF8):
             raw = raw.removeprefix(codecs.BOM_UTF8)
             start += len(codecs.BOM_UTF8)
@@ -242,8 +269,8 @@ def raw_lines(stream: BinaryIO, path: pathlib.Path) -> Iterator[tuple[int, int, 
             yield line, start, raw
 
 
-def _document(path: pathlib.Path, first_line: int, first: bytes, rest: Iterator[tuple[int, int, bytes]]) -> bytes:
-    """Returns a file's first line and the rest in one; blank lines are kept, so that messages count lines right."""
+def _document(path: pathlib.Path, first: bytes, *, first_line: int, rest: Iterator[tuple[int, int, bytes]]) -> bytes:
+    """Joins a file's first line and the rest; blank lines are kept, so that messages count lines right."""
     parts, size, previous = [first], len(first), first_line
     for line, _, raw in rest:
         size += len(raw)
@@ -263,6 +290,7 @@ def _too_long(where: str, size: int) -> str:
 
 
 def parse(raw: bytes) -> Any:
+    """Parses UTF-8 JSON; raises what `located` turns into a message with file and line."""
     text = raw.decode("utf-8").rstrip()  # else the parser finds a torn line torn in the line after
     value = json.loads(text)
     # "\ud83d" without its second half parses, but no tokenizer or file takes it; that should not surface in training.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
+import itertools
 import math
 import pathlib
 import re
@@ -16,14 +18,23 @@ _READ_BYTES = 2**20
 _AHEAD = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """How to wait for a file to grow.
+
+    Attributes:
+        idle_seconds: How long to wait for more until the text is taken to be at its end; 0 = not at all.
+        poll_seconds: How often to look meanwhile.
+        sleep: Waits so many seconds.
+    """
+
+    idle_seconds: float = 0.0
+    poll_seconds: float = 1.0
+    sleep: Callable[[float], None] = time.sleep
+
+
 def follow(
-    path: pathlib.Path,
-    chunk_words: int,
-    chunking: str,
-    offset: int = 0,
-    idle_seconds: float = 0.0,
-    poll_seconds: float = 1.0,
-    sleep: Callable[[float], None] = time.sleep,
+    path: pathlib.Path, offset: int = 0, *, chunk_words: int, chunking: str, waiting: Waiting | None = None
 ) -> Iterator[tuple[str, int]]:
     """Yields the chunks of a growing UTF-8 file, each with the byte after it, from which another call goes on.
 
@@ -31,29 +42,34 @@ def follow(
     nothing has come for a while, the rest is cut as the end of the text. Memory does not grow with the file.
 
     Args:
+        path: The file.
         offset: Where to begin, in bytes; what came with the last chunk that was dealt with.
-        idle_seconds: How long to wait for more until the text is taken to be at its end; 0 = not at all.
-        poll_seconds: How often to look meanwhile.
-        sleep: Waits so many seconds.
+        chunk_words: As `_chunking.cut` takes it.
+        chunking: As `_chunking.cut` takes it.
+        waiting: How to wait for more; by default not at all.
 
     Raises:
         ValueError: there is no such file, it is not UTF-8 (with the byte), or it has become shorter than `offset`.
     """
     if not path.is_file():
         raise ValueError(f"follow.file={str(path)!r} is no file. Name the text file that is to be followed.")
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    pending, start, read, waited = "", offset, offset, 0.0
     ahead = math.ceil(_AHEAD * _chunking.LONGEST * chunk_words)
-    ended = False
-    while True:
-        while (first := _first_chunk(pending, chunk_words, chunking, ahead, ended)) is not None:
-            skipped, end = first
-            text = pending[skipped:end]
-            start += len(pending[:end].encode())
+    pending = ""
+    for text, ended in _growth(path, offset, waiting or Waiting()):
+        pending += text
+        while span := _certain_words(pending, ahead, ended):
+            start, end = _chunking.cut(pending[:span], chunk_words, chunking)[0]
+            offset += len(pending[:end].encode())
+            yield pending[start:end], offset
             pending = pending[end:]
-            yield text, start
-        if ended:
-            return
+
+
+def _growth(path: pathlib.Path, read: int, waiting: Waiting) -> Iterator[tuple[str, bool]]:
+    """Yields what stands in a file from byte `read` on, as it comes, and with the last piece ("") that it has ended."""
+    # What was read may end within a character; the decoder keeps those bytes until the others come.
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    waited = 0.0
+    while True:
         if path.stat().st_size < read:
             raise ValueError(
                 f"{path} has become shorter than the {read:,} bytes that were read of it. If it was begun anew, follow "
@@ -62,38 +78,33 @@ def follow(
         with path.open("rb") as file:
             file.seek(read)
             raw = file.read(_READ_BYTES)
-        if not raw:
-            if waited >= idle_seconds:
-                if decoder.getstate()[0]:
-                    raise ValueError(f"{path}, byte {read}: ends within a character. Convert the file to UTF-8.")
-                ended = True
-            else:
-                sleep(poll_seconds)
-                waited += poll_seconds
-            continue
-        waited = 0.0
-        try:
-            pending += decoder.decode(raw)
-        except UnicodeDecodeError as error:
-            at = read - len(decoder.getstate()[0]) + error.start
-            raise ValueError(f"{path}, byte {at}: not UTF-8. Convert the file to UTF-8.") from error
-        read += len(raw)
+        if raw:
+            try:
+                text = decoder.decode(raw)
+            except UnicodeDecodeError as error:
+                at = read - len(decoder.getstate()[0]) + error.start
+                raise ValueError(f"{path}, byte {at}: not UTF-8. Convert the file to UTF-8.") from error
+            read += len(raw)
+            waited = 0.0
+            yield text, False
+        elif waited < waiting.idle_seconds:
+            waiting.sleep(waiting.poll_seconds)
+            waited += waiting.poll_seconds
+        else:
+            if decoder.getstate()[0]:
+                raise ValueError(f"{path}, byte {read}: ends within a character. Convert the file to UTF-8.")
+            yield "", True
+            return
 
 
-def _first_chunk(text: str, chunk_words: int, chunking: str, ahead: int, ended: bool) -> tuple[int, int] | None:
-    """Returns start and end of the first chunk, None if it is not certain yet, or nothing is left."""
-    words = re.finditer(r"\S+", text)
-    last = 0
-    for count, word in enumerate(words, start=1):
+def _certain_words(text: str, ahead: int, ended: bool) -> int:
+    """Returns how much of a text (in characters) its first chunk is to be cut from; 0 if that is not certain yet.
+
+    That are its first `ahead` words, or all that are left if the text has ended.
+    """
+    count = end = 0
+    for word in itertools.islice(re.finditer(r"\S+", text), ahead):
         # The word at the end of the text may still be growing.
-        if word.end() == len(text) and not ended:
-            break
-        last = word.end()
-        if count == ahead:
-            break
-    else:
-        count = ahead if ended and last else 0
-    if not ended and (last == 0 or count < ahead):
-        return None
-    spans = _chunking.cut(text[:last], chunk_words, chunking)
-    return spans[0] if spans else None
+        if ended or word.end() < len(text):
+            count, end = count + 1, word.end()
+    return end if ended or count == ahead else 0

@@ -1,4 +1,4 @@
-"""Streams that teach a labelling by examples: sentences are shown with the numbers of their labels.
+"""Builds streams that teach a labeling by examples: sentences are shown with the numbers of their labels.
 
 What a number stands for is never said. Chunks are asked about sentences that they show, streams about others. Knows
 nothing of files.
@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 
 def source(
-    name: str, examples: Iterable[Example], spec: StreamSpec, nouns: Sequence[str] = _NOUNS, in_units: bool = False
+    name: str, examples: Iterable[Example], spec: StreamSpec, *, nouns: Sequence[str] = _NOUNS, in_units: bool = False
 ) -> StreamSource:
     """Returns streams of examples, each drawn from the whole split by a seed of its own.
 
@@ -64,7 +64,7 @@ def source(
 
     def make(stream: int) -> _windows.Text:
         rng = random.Random(f"{spec.seed}/{name}/{spec.split}/{stream}")
-        chunks = _gather(groups, spec, rng) if in_units else _spread(groups, pool, spec, rng)
+        chunks = _gather(groups, spec, rng) if in_units else _spread(groups, pool, spec=spec, rng=rng)
         shown = list(itertools.chain(*chunks))
         units, labels = {example.unit for example in shown}, {example.label for example in shown}
         others = (e for e in _in_random_order(pool, rng) if e.unit not in units and e.label in labels)
@@ -79,14 +79,14 @@ def source(
         )
 
     fill = math.ceil(sum(map(_num_words, pool)) / (spec.chunks_per_stream * spec.chunk_words))
-    return _windows.Made(name, spec.num_streams or fill, make, spec, "TTL", left_out)
+    return _windows.Made(spec.num_streams or fill, make, _windows.Origin(name, "TTL", spec), left_out=left_out)
 
 
 def _of_split(
     name: str, examples: Iterable[Example], spec: StreamSpec
 ) -> tuple[list[Example], dict[str, int], collections.Counter[str]]:
     """Returns the examples of the split, the numbers of all labels, and the counts of what is left out."""
-    examples = [e._replace(text=_one_line(e.text), label=_one_line(e.label)) for e in examples]
+    examples = [e._replace(text=_text.one_line(e.text), label=_text.one_line(e.label)) for e in examples]
     unique: dict[tuple[bytes, str], Example] = {}
     # In the order of hashes, for that of the files must not matter.
     for example in sorted(examples, key=lambda e: (_digest(e.unit), e.place, e.text)):
@@ -116,12 +116,9 @@ def _of_split(
     return pool, numbers, left_out
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(_one_line(text.casefold()).encode()).digest()
+    """Returns a hash that case and white space do not change."""
+    return hashlib.sha256(_text.one_line(text.casefold()).encode()).digest()
 
 
 def _num_words(example: Example) -> int:
@@ -129,7 +126,7 @@ def _num_words(example: Example) -> int:
 
 
 def _spread(
-    by_label: Sequence[Sequence[Example]], pool: Sequence[Example], spec: StreamSpec, rng: random.Random
+    by_label: Sequence[Sequence[Example]], pool: Sequence[Example], *, spec: StreamSpec, rng: random.Random
 ) -> list[list[Example]]:
     """Fills the chunks with an example of each label, then evenly with any.
 
@@ -172,6 +169,8 @@ def _gather(by_unit: Sequence[Sequence[Example]], spec: StreamSpec, rng: random.
 
 def _in_random_order(items: Sequence[Any], rng: random.Random) -> Iterator[Any]:
     """Yields each item once, and draws no more than is asked for: there may be millions."""
+    # Fisher and Yates's shuffle, whose swaps are kept in a dict, as most of the items are never reached.
+    # https://en.wikipedia.org/wiki/Fisher-Yates_shuffle
     moved: dict[int, int] = {}
     for i in range(len(items)):
         j = rng.randrange(i, len(items))

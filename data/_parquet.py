@@ -48,7 +48,7 @@ def read(path: pathlib.Path, names: Sequence[str]) -> Iterator[_files.Record]:
 
 
 def cell(record: _files.Record, name: str) -> Any:
-    """Returns what a cell holds as JSON.
+    """Parses the JSON that a cell holds.
 
     Raises:
         ValueError: it holds none.

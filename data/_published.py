@@ -1,17 +1,18 @@
-"""What a published data source is called, what it tests, and how its questions are to be answered, in our own words.
+"""Says of each published data source what it tests, and tells in our own words how its questions are to be answered.
 
 Knows nothing of files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Mapping
 
-from finemem_jax.reading import dataset_metrics as source_rules
-from finemem_jax.types import Question, StreamSpec
+from finemem_jax.reading import dataset_metrics
+from finemem_jax.types import Question
 
-# Patterns of a row's data source, as in `source_rules.SOURCES`.
+# Patterns of a row's data source, as in `dataset_metrics.SOURCES`.
 _COMPETENCIES: Mapping[str, str] = {
     "squad": "AR",
     "hotpotqa": "AR",
@@ -61,27 +62,32 @@ MEMORYAGENTBENCH: Mapping[str, str] = {
 
 def competency(source: str) -> str:
     """Returns the competency that a data source tests, "" for an unknown one."""
-    return next((tag for pattern, tag in _COMPETENCIES.items() if fnmatch.fnmatchcase(source, pattern)), "")
+    return _first_match(_COMPETENCIES, source)
 
 
-def question(
-    text: str,
-    answers: tuple[str, ...],
-    source: str,
-    spec: StreamSpec,
-    instructions: Mapping[str, str],
-    kind: str = "",
-) -> Question:
-    """Returns a question about a published data source, with its metric and instruction.
+def _first_match(values: Mapping[str, str], source: str) -> str:
+    """Returns the value under the first pattern that fits a data source, "" where none does."""
+    return next((value for pattern, value in values.items() if fnmatch.fnmatchcase(source, pattern)), "")
 
-    Raises:
-        ValueError: no rule is known for the source.
+
+@dataclasses.dataclass(frozen=True)
+class Asker:
+    """Makes questions about published data sources.
+
+    Attributes:
+        rules: `StreamSpec.rules`, by which they are scored.
+        instructions: `MEMALPHA` or `MEMORYAGENTBENCH`.
     """
-    told = (instruction for pattern, instruction in instructions.items() if fnmatch.fnmatchcase(source, pattern))
-    return Question(
-        text=text,
-        answers=answers,
-        metric=source_rules.metric_of(source, spec.rules),
-        kind=kind or source,
-        instruction=next(told, ""),
-    )
+
+    rules: str
+    instructions: Mapping[str, str]
+
+    def question(self, source: str, text: str, answers: tuple[str, ...], *, kind: str = "") -> Question:
+        """Returns a question with the metric and the instruction of its source.
+
+        Raises:
+            ValueError: no rule is known for the source.
+        """
+        metric = dataset_metrics.metric_of(source, self.rules)
+        told = _first_match(self.instructions, source)
+        return Question(text=text, answers=answers, metric=metric, kind=kind or source, instruction=told)

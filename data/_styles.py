@@ -1,4 +1,4 @@
-"""How the text of a chunk is presented: as it is, or in the way of Mem-alpha's streams, in words of our own.
+"""Frames the text of a chunk in the way of Mem-alpha's streams, in words of our own, or leaves it as it is.
 
 A stream of Mem-alpha is something that a user tells an assistant day by day: passages and examples in a dated dialogue,
 the parts of a book in a dated reading log. Knows nothing of files or questions.
@@ -52,21 +52,21 @@ _REPLIES = (
 
 
 def day(number: int) -> str:
-    """The date of a stream's chunk number `number` (from 0), e.g. "2024-01-01"."""
+    """Returns the date of a stream's chunk number `number` (from 0), e.g. "2024-01-01"."""
     return (_FIRST_DAY + datetime.timedelta(days=number)).isoformat()
 
 
 def passage(text: str, number: int, rng: random.Random) -> str:
     """Frames a text as a dialogue on day `number`: the user shows it, the assistant acknowledges."""
-    return _dialogue(text, number, rng.choice(_PASSAGE_OPENERS), rng.choice(_REPLIES))
+    return _dialogue(text, number, opener=rng.choice(_PASSAGE_OPENERS), reply=rng.choice(_REPLIES))
 
 
 def examples(text: str, number: int, rng: random.Random) -> str:
-    """Frames labelled examples likewise."""
-    return _dialogue(text, number, rng.choice(_EXAMPLE_OPENERS), rng.choice(_REPLIES))
+    """Frames labeled examples likewise."""
+    return _dialogue(text, number, opener=rng.choice(_EXAMPLE_OPENERS), reply=rng.choice(_REPLIES))
 
 
-def _dialogue(text, number, opener, reply):
+def _dialogue(text: str, number: int, *, opener: str, reply: str) -> str:
     return f"[Dialogue between User and Assistant on {day(number)} 00:00]\n<User> {opener}\n{text}\n<Assistant> {reply}"
 
 
@@ -79,7 +79,7 @@ def reading(text: str, date: datetime.date) -> str:
 
 
 def reading_dates(number: int, rng: random.Random) -> list[datetime.date]:
-    """The dates of the parts of a book: each one to three days after the last."""
+    """Draws the dates of the parts of a book: each one to three days after the last."""
     dates = [_FIRST_DAY]
     while len(dates) < number:
         dates.append(dates[-1] + datetime.timedelta(days=rng.randint(1, 3)))
@@ -87,7 +87,7 @@ def reading_dates(number: int, rng: random.Random) -> list[datetime.date]:
 
 
 def target(style: str, chunk_words: int, rng: random.Random) -> int:
-    """How many words a chunk of gathered texts shall have: the budget, or in Mem-alpha's style a draw below it."""
+    """Returns how many words a chunk of gathered texts shall have: all, or in Mem-alpha's style a draw up to that."""
     if style == "plain":
         return chunk_words
     return rng.randint(max(1, round(_SMALLEST_SHARE * chunk_words)), chunk_words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from finemem_jax.types import Question
 
@@ -23,33 +23,36 @@ _KINDS = {
 _YES_NO = ("yes", "no")
 
 
-def chunk_questions(rng: random.Random, split: str, story: Story, step: int, limit: int) -> tuple[Question, ...]:
-    """Returns questions that chunk `step` answers verbatim; none for small talk."""
-    questions = [_about(rng, split, story, event) for event in story.events[step]]
+def chunk_questions(rng: random.Random, story: Story, step: int, *, limit: int) -> tuple[Question, ...]:
+    """Draws questions that chunk `step` answers verbatim; none for small talk."""
+    questions = [_about(rng, story, event) for event in story.events[step]]
     return tuple(rng.sample(questions, min(limit, len(questions))))
 
 
-def _about(rng: random.Random, split: str, story: Story, event: Event) -> Question:
-    frames = FRAMES[split]
+def _about(rng: random.Random, story: Story, event: Event) -> Question:
+    """Asks what one event says."""
+    frames = FRAMES[story.split]
     if event.kind == "label":
         text = rng.choice(frames.label_ask).format(m=event.message)
         return Question(text, (event.value,), "number", (event.step,), "label", _numbers(story))
-    wording = WORDINGS[split][event.attribute]
+    wording = WORDINGS[story.split][event.attribute]
     text = _fill(story, rng.choice(wording.dropped if event.kind == "drop" else wording.ask), event, d=str(event.day))
     kind = {"state": "plain", "change": "latest_value", "drop": "withdrawn", "chain": "plain"}[event.kind]
     return Question(text, (event.value,), "substring", (event.step,), kind)
 
 
-def _fill(story: Story, template: str, event: Event, subject: str = "", **slots: str) -> str:
+def _fill(story: Story, template: str, event: Event, *, subject: str = "", **slots: str) -> str:
+    """Fills a question in with an event; `subject` stands for the event's subject."""
     slots = {"v": event.value, "species": story.species.get(event.subject, "pet"), **slots}
-    text = fill(template, subject or event.subject, story.people.get(event.subject, ""), **slots)
+    pronoun = story.people.get(event.subject, "")
+    text = fill(template, subject or event.subject, pronoun, first_person=False, **slots)
     return text[0].upper() + text[1:]
 
 
-def global_questions(rng: random.Random, split: str, story: Story, limit: int) -> tuple[Question, ...]:
-    """Returns up to `limit` different questions, of kinds that suit the stream's competency."""
+def global_questions(rng: random.Random, story: Story, limit: int) -> tuple[Question, ...]:
+    """Draws up to `limit` different questions, of kinds that suit the stream's competency."""
     by_kind: dict[str, list[Question]] = {}
-    for question in _candidates(rng, split, story):
+    for question in _candidates(rng, story):
         by_kind.setdefault(question.kind, []).append(question)
     for questions in by_kind.values():
         rng.shuffle(questions)
@@ -65,35 +68,39 @@ def global_questions(rng: random.Random, split: str, story: Story, limit: int) -
     return tuple(rng.sample(chosen, len(chosen)))
 
 
-def _candidates(rng: random.Random, split: str, story: Story) -> Iterable[Question]:
+def _candidates(rng: random.Random, story: Story) -> Iterator[Question]:
+    """Yields all questions that the whole story answers."""
     histories = story.histories()
-    for (subject, attribute), events in histories.items():
+    for (_, attribute), events in histories.items():
         if attribute == "label":
-            yield from _labels(rng, split, story, subject, events)
+            yield from _labels(rng, story, events)
         elif attribute in CHAINS:
-            yield from _chain(rng, split, story, events)
+            yield from _chain(rng, story, events)
         else:
-            yield from _fact(rng, split, story, events)
-            yield from _joins(rng, split, story, histories, subject, attribute)
-    yield from _head_counts(rng, split, story, histories)
+            yield from _fact(rng, story, events)
+            yield from _joins(rng, story, events)
+    yield from _head_counts(rng, story)
 
 
 def _numbers(story: Story) -> tuple[str, ...]:
-    """What labels there are."""
+    """Returns the labels that there are."""
     return tuple(sorted(story.labels.values(), key=int))
 
 
-def _labels(rng: random.Random, split: str, story: Story, category: str, events: list[Event]) -> Iterable[Question]:
+def _labels(rng: random.Random, story: Story, events: list[Event]) -> Iterator[Question]:
+    """Asks for the label of messages that were not shown, of the same category as those that were."""
+    category = events[0].subject
     shown = {event.message for event in events}
-    unseen = [m for m in (f"{category} {end}" for end in CATEGORIES[split][category]) if m not in shown]
+    unseen = [m for m in (f"{category} {end}" for end in CATEGORIES[story.split][category]) if m not in shown]
     for message in rng.sample(unseen, min(3, len(unseen))):
-        text = rng.choice(FRAMES[split].label_ask_new).format(m=message)
+        text = rng.choice(FRAMES[story.split].label_ask_new).format(m=message)
         yield Question(text, (events[0].value,), "number", _steps(events), "label", _numbers(story))
 
 
-def _chain(rng: random.Random, split: str, story: Story, events: list[Event]) -> Iterable[Question]:
-    wording = WORDINGS[split][events[0].attribute]
-    yield _about(rng, split, story, rng.choice(events))
+def _chain(rng: random.Random, story: Story, events: list[Event]) -> Iterator[Question]:
+    """Asks for all entries of a long story, for their number and their order."""
+    wording = WORDINGS[story.split][events[0].attribute]
+    yield _about(rng, story, rng.choice(events))
     if len(events) < 2:
         return
     keywords = ", ".join(event.value for event in events)
@@ -102,17 +109,20 @@ def _chain(rng: random.Random, split: str, story: Story, events: list[Event]) ->
     yield Question(
         _fill(story, rng.choice(wording.length), events[0]), (str(len(events)),), "number", _steps(events), "count"
     )
-    yield _order(rng, story, wording.first, *sorted(rng.sample(events, 2), key=lambda event: event.day))
+    yield _order(rng, story, events)
 
 
-def _order(rng: random.Random, story: Story, templates: tuple[str, ...], first: Event, second: Event) -> Question:
+def _order(rng: random.Random, story: Story, events: list[Event]) -> Question:
+    """Asks which of two events of one attribute came first."""
+    first, second = sorted(rng.sample(events, 2), key=lambda event: event.day)
     a, b = rng.sample((first.value, second.value), 2)
-    text = _fill(story, rng.choice(templates), first, a=a, b=b)
+    text = _fill(story, rng.choice(WORDINGS[story.split][first.attribute].first), first, a=a, b=b)
     return Question(text, (first.value,), "substring", _steps((first, second)), "order", (a, b))
 
 
-def _fact(rng: random.Random, split: str, story: Story, events: list[Event]) -> Iterable[Question]:
-    wording, last = WORDINGS[split][events[0].attribute], events[-1]
+def _fact(rng: random.Random, story: Story, events: list[Event]) -> Iterator[Question]:
+    """Asks what holds in the end, what no longer does, and how often it changed."""
+    wording, last = WORDINGS[story.split][events[0].attribute], events[-1]
     changes = [event for event in events if event.kind == "change"]
     if last.kind == "drop":
         steps = _steps((events[-2], last))
@@ -134,25 +144,17 @@ def _fact(rng: random.Random, split: str, story: Story, events: list[Event]) -> 
             yield Question(text, ("no",), "exact", (change.step,), "withdrawn", _YES_NO)
         text = _fill(story, rng.choice(wording.times), last)
         yield Question(text, (str(len(changes)),), "number", _steps(changes), "count")
-        first, second = sorted(rng.sample([events[0], *changes], 2), key=lambda event: event.step)
-        yield _order(rng, story, wording.first, first, second)
+        yield _order(rng, story, [events[0], *changes])
 
 
-def _joins(
-    rng: random.Random,
-    split: str,
-    story: Story,
-    histories: dict[tuple[str, str], list[Event]],
-    subject: str,
-    attribute: str,
-) -> Iterable[Question]:
-    """Questions that name the subject by a fact of one chunk and ask for a fact of another one."""
-    wording = WORDINGS[split]
-    bridge = histories[subject, attribute][0]
+def _joins(rng: random.Random, story: Story, history: list[Event]) -> Iterator[Question]:
+    """Names a subject by a fact of one chunk, and asks for a fact of another one."""
+    wording, histories, bridge = WORDINGS[story.split], story.histories(), history[0]
+    subject, attribute = bridge.subject, bridge.attribute
     # The describing fact never changed, and nobody else ever had its value: the description fits one person.
-    others = [e for (name, what), es in histories.items() if what == attribute and name != subject for e in es]
-    if not wording[attribute].who or len(histories[subject, attribute]) > 1:
+    if not wording[attribute].who or len(history) > 1:
         return
+    others = [e for (name, what), es in histories.items() if what == attribute and name != subject for e in es]
     if attribute != "lead" and bridge.value in {event.value for event in others}:
         return
     person = bridge.value if attribute == "lead" else subject
@@ -169,18 +171,16 @@ def _joins(
         yield Question(text, (last.value,), "substring", _steps((bridge, last)), "multi_chunk")
 
 
-def _head_counts(
-    rng: random.Random, split: str, story: Story, histories: dict[tuple[str, str], list[Event]]
-) -> Iterable[Question]:
-    """ "How many people live in Turin?", where at least two do."""
+def _head_counts(rng: random.Random, story: Story) -> Iterator[Question]:
+    """Asks how many people live in Turin, where at least two do."""
     for attribute, about in ATTRIBUTES.items():
         holders: dict[str, list[Event]] = {}
-        for (_, what), events in histories.items():
+        for (_, what), events in story.histories().items():
             if what == attribute and about.shared and events[-1].kind != "drop":
                 holders.setdefault(events[-1].value, []).append(events[-1])
         for events in holders.values():
             if len(events) > 1:
-                text = _fill(story, rng.choice(WORDINGS[split][attribute].many), events[0])
+                text = _fill(story, rng.choice(WORDINGS[story.split][attribute].many), events[0])
                 yield Question(text, (str(len(events)),), "number", _steps(events), "count")
 
 

@@ -1,4 +1,4 @@
-"""Small talk: sentences that no question asks about. One grammar per split; they share no sentence.
+"""Makes small talk: sentences that no question asks about. One grammar per split; they share no sentence.
 
 Slots never hold a value of the pools of `_synthetic_world`, so small talk cannot contradict a fact.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 
-from ._synthetic_wording import articles, sentence
+from ._synthetic_wording import articles, listed, sentence
 
 # Patterns that begin with "I" (or speak of "my") need a speaker; the others suit a report, too.
 _PERSONAL: dict[str, tuple[str, ...]] = {
@@ -70,129 +70,60 @@ _IMPERSONAL: dict[str, tuple[str, ...]] = {
 }
 _SLOTS: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
-        "time": (
-            "today",
-            "this evening",
-            "at noon",
-            "in the morning",
-            "after work",
-            "around lunch",
-            "in the afternoon",
-            "before dinner",
-            "after dark",
+        "time": listed(
+            "today, this evening, at noon, in the morning, after work, around lunch, in the afternoon, before dinner, "
+            "after dark"
         ),
-        "quality": ("well", "badly", "like a stone", "for nine hours", "too little", "on the sofa"),
-        "film": ("funny", "sad", "boring", "strange", "long", "romantic", "scary", "short", "clever old", "slow"),
-        "view": ("great", "awful", "too loud", "not bad", "a surprise", "hard to forget", "a bit odd", "quite good"),
-        "taste": ("great", "awful", "too salty", "not bad", "too cold", "fine", "a bit dry", "quite good"),
-        "thing": (
-            "umbrella",
-            "scarf",
-            "wallet",
-            "glove",
-            "notebook",
-            "pencil",
-            "backpack",
-            "jacket",
-            "hat",
-            "water bottle",
-            "lamp",
-        ),
-        "mood": ("tired", "cheerful", "sleepy", "nervous", "hungry", "in a good mood", "lazy", "full of energy"),
-        "transport": ("bus", "tram", "train", "metro", "night bus", "ferry", "airport bus"),
-        "wait": ("for ten minutes", "for half an hour", "in the rain", "with cold feet", "for ages", "without luck"),
-        "meal": (
-            "soup",
-            "toast",
-            "a sandwich",
-            "porridge",
-            "a salad",
-            "a fried egg",
-            "leftover rice",
-            "a bowl of cereal",
-        ),
-        "state": ("wet", "lost", "torn", "dusty", "at the office", "under the bed", "broken"),
-        "weather": ("sunny", "rainy", "windy", "foggy", "cloudy", "stormy", "warm", "chilly", "grey"),
-        "weather2": ("humid", "dark", "muddy", "slippery", "bright"),
-        "late": ("late", "early", "on time", "cancelled", "crowded", "slow", "very clean", "noisy"),
-        "result": ("in a draw", "one to nil", "two all", "after extra time", "without a goal", "in the rain"),
-        "played": ("won", "lost", "played well", "played badly", "scored twice", "had bad luck", "was unlucky"),
-        "shop": (
-            "bakery",
-            "post office",
-            "supermarket",
-            "bank",
-            "chemist's shop",
-            "bookshop",
-            "station",
-            "cinema",
-            "hairdresser",
+        "quality": listed("well, badly, like a stone, for nine hours, too little, on the sofa"),
+        "film": listed("funny, sad, boring, strange, long, romantic, scary, short, clever old, slow"),
+        "view": listed("great, awful, too loud, not bad, a surprise, hard to forget, a bit odd, quite good"),
+        "taste": listed("great, awful, too salty, not bad, too cold, fine, a bit dry, quite good"),
+        "thing": listed("umbrella, scarf, wallet, glove, notebook, pencil, backpack, jacket, hat, water bottle, lamp"),
+        "mood": listed("tired, cheerful, sleepy, nervous, hungry, in a good mood, lazy, full of energy"),
+        "transport": listed("bus, tram, train, metro, night bus, ferry, airport bus"),
+        "wait": listed("for ten minutes, for half an hour, in the rain, with cold feet, for ages, without luck"),
+        "meal": listed("soup, toast, a sandwich, porridge, a salad, a fried egg, leftover rice, a bowl of cereal"),
+        "state": listed("wet, lost, torn, dusty, at the office, under the bed, broken"),
+        "weather": listed("sunny, rainy, windy, foggy, cloudy, stormy, warm, chilly, grey"),
+        "weather2": listed("humid, dark, muddy, slippery, bright"),
+        "late": listed("late, early, on time, cancelled, crowded, slow, very clean, noisy"),
+        "result": listed("in a draw, one to nil, two all, after extra time, without a goal, in the rain"),
+        "played": listed("won, lost, played well, played badly, scored twice, had bad luck, was unlucky"),
+        "shop": listed(
+            "bakery, post office, supermarket, bank, chemist's shop, bookshop, station, cinema, hairdresser"
         ),
     },
     "test": {
-        "time": (
-            "earlier today",
-            "late at night",
-            "at sunrise",
-            "during the break",
-            "an hour ago",
-            "at dusk",
-            "on the way home",
-            "after school",
+        "time": listed(
+            "earlier today, late at night, at sunrise, during the break, an hour ago, at dusk, on the way home, after "
+            "school"
         ),
-        "film": ("clever", "gloomy", "silly", "mysterious", "touching", "dull", "bold"),
-        "opinion": ("lovely", "terrible", "confusing", "long", "plain", "pleasant", "disappointing"),
-        "taste": (
-            "lovely",
-            "terrible",
-            "better than expected",
-            "rather plain",
-            "pleasant",
-            "disappointing",
-            "far too sweet",
+        "film": listed("clever, gloomy, silly, mysterious, touching, dull, bold"),
+        "opinion": listed("lovely, terrible, confusing, long, plain, pleasant, disappointing"),
+        "taste": listed("lovely, terrible, better than expected, rather plain, pleasant, disappointing, far too sweet"),
+        "thing": listed("basket, candle, blanket, kite, ladder, cushion, suitcase, mirror, kettle, rope"),
+        "mood": listed("calm, excited, grumpy, relaxed, worried, playful, thirsty, bored"),
+        "transport": listed("shuttle, coach, express train, taxi, school bus, boat"),
+        "relative": listed("aunt, uncle, neighbour, cousin, grandmother, flatmate, hairdresser"),
+        "meal": listed(
+            "stew, a pasta bake, a bagel, muesli, a plate of beans, an avocado, a roast potato, a fruit plate"
         ),
-        "thing": ("basket", "candle", "blanket", "kite", "ladder", "cushion", "suitcase", "mirror", "kettle", "rope"),
-        "mood": ("calm", "excited", "grumpy", "relaxed", "worried", "playful", "thirsty", "bored"),
-        "transport": ("shuttle", "coach", "express train", "taxi", "school bus", "boat"),
-        "relative": ("aunt", "uncle", "neighbour", "cousin", "grandmother", "flatmate", "hairdresser"),
-        "meal": (
-            "stew",
-            "a pasta bake",
-            "a bagel",
-            "muesli",
-            "a plate of beans",
-            "an avocado",
-            "a roast potato",
-            "a fruit plate",
+        "weather": listed("freezing, mild, gusty, drizzly, dry, icy, snowy, damp"),
+        "late": listed("delayed, smooth, unusually quiet, worse than ever, quicker than before, hectic"),
+        "place": listed(
+            "near the park, by the river, at the market, on the square, behind the school, at the playground, in the "
+            "old street, outside the theatre, at the corner"
         ),
-        "weather": ("freezing", "mild", "gusty", "drizzly", "dry", "icy", "snowy", "damp"),
-        "late": ("delayed", "smooth", "unusually quiet", "worse than ever", "quicker than before", "hectic"),
-        "place": (
-            "near the park",
-            "by the river",
-            "at the market",
-            "on the square",
-            "behind the school",
-            "at the playground",
-            "in the old street",
-            "outside the theatre",
-            "at the corner",
-        ),
-        "played": (
-            "was beaten",
-            "came from behind",
-            "kept a clean sheet",
-            "missed a penalty",
-            "celebrated a win",
-            "trained in the mud",
+        "played": listed(
+            "was beaten, came from behind, kept a clean sheet, missed a penalty, celebrated a win, trained in the mud"
         ),
     },
 }
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
-def small_talk(rng: random.Random, split: str, personal: bool) -> str:
-    """Returns one sentence; with `personal`, it may be about the speaker."""
+def small_talk(rng: random.Random, split: str, *, personal: bool) -> str:
+    """Draws one sentence; with `personal`, it may be about the speaker."""
     patterns = _IMPERSONAL[split] + (_PERSONAL[split] if personal else ())
     slots = _SLOTS[split]
     text = _SLOT.sub(lambda match: rng.choice(slots[match[1]]), rng.choice(patterns))

@@ -32,36 +32,27 @@ class _Line:
 
 
 def stamp(day: int) -> str:
+    """Returns how a day is written, e.g. "Day 8, Monday"."""
     return f"Day {day}, {WEEKDAYS[(day - 1) % 7]}"
 
 
-def tell(rng: random.Random, split: str, story: Story, step: int, chunk_words: int, used: set[str]) -> str:
-    """Returns the text of chunk `step`, at most `chunk_words` words unless its facts alone need more.
+def tell(rng: random.Random, story: Story, step: int, *, chunk_words: int, used: set[str]) -> str:
+    """Writes the text of chunk `step`, at most `chunk_words` words unless its facts alone need more.
 
     Args:
         rng: Consumed.
-        split: Whose wordings are used.
         story: What happens.
         step: The chunk, 0-based.
         chunk_words: The budget, in whitespace-separated words.
         used: The small talk of earlier chunks, which is not repeated; gets this chunk's.
     """
-    events, days = story.events[step], story.days[step]
-    attempts = []
-    for attempt in range(_TRIES):
-        plain = attempt >= _TRIES // 2
-        page = _Page(rng, split, story, days, "dialogue" if plain else _genre(rng, chunk_words))
-        if not page.fits(events):
-            page = _Page(rng, split, story, days, "chat" if page.bystanders(events) else "report")
-        lines = [page.fact(event, plain) for event in events]
-        attempts.append((len(page.render(lines).split()), page, lines))
-        if attempts[-1][0] <= chunk_words * (0.95 if events else 1):
-            break
-    words, page, lines = min(attempts, key=lambda each: each[0]) if attempts[-1][0] > chunk_words else attempts[-1]
+    page, lines = _facts(rng, story, step, chunk_words=chunk_words)
+    words = len(page.render(lines).split())
+    # Small talk fills the chunk up. Sentences that were used, or begin as a recent one does, are drawn again.
     goal = chunk_words * rng.uniform(0.8, 1.0)
     failures, starts = 0, []
     while words < goal and failures < 20:
-        text = small_talk(rng, split, personal=page.genre != "report")
+        text = small_talk(rng, story.split, personal=page.genre != "report")
         longer = page.insert(lines, text)
         count = len(page.render(longer).split())
         start = text.split()[:2]
@@ -74,17 +65,37 @@ def tell(rng: random.Random, split: str, story: Story, step: int, chunk_words: i
     return page.render(lines)
 
 
+def _facts(rng: random.Random, story: Story, step: int, *, chunk_words: int) -> tuple[_Page, list[_Line]]:
+    """Draws a genre and words for the events of a chunk, again and again until they fit; or else the shortest."""
+    events = story.events[step]
+    attempts: list[tuple[int, _Page, list[_Line]]] = []
+    for attempt in range(_TRIES):
+        plain = attempt >= _TRIES // 2
+        page = _Page(rng, story, step, genre="dialogue" if plain else _genre(rng, chunk_words))
+        if not page.fits(events):
+            page = _Page(rng, story, step, genre="chat" if page.bystanders(events) else "report")
+        lines = [page.fact(event, plain=plain) for event in events]
+        attempts.append((len(page.render(lines).split()), page, lines))
+        if attempts[-1][0] <= chunk_words * (0.95 if events else 1):
+            break
+    fits = attempts[-1][0] <= chunk_words
+    _, page, lines = attempts[-1] if fits else min(attempts, key=lambda each: each[0])
+    return page, lines
+
+
 def _genre(rng: random.Random, chunk_words: int) -> str:
+    """Draws a genre that a chunk has room for."""
     weights = {name: w for name, w in _GENRES.items() if name != "email" or chunk_words >= _EMAIL_WORDS}
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 class _Page:
-    """One genre with its writer; turns events into lines and lines into text."""
+    """Turns events into lines and lines into text, in one genre and with one writer."""
 
-    def __init__(self, rng: random.Random, split: str, story: Story, days: tuple[int, ...], genre: str):
-        self.rng, self.split, self.story, self.days, self.genre = rng, split, story, days, genre
-        self.words, self.frames = WORDINGS[split], FRAMES[split]
+    def __init__(self, rng: random.Random, story: Story, step: int, *, genre: str):
+        """Draws writer, reader and what else all of the page shares."""
+        self.rng, self.story, self.days, self.genre = rng, story, story.days[step], genre
+        self.words, self.frames = WORDINGS[story.split], FRAMES[story.split]
         people = list(story.people)
         self.writer, self.reader = rng.sample(people, 2)
         self.heading = rng.choice(
@@ -93,8 +104,8 @@ class _Page:
         self.greeting, self.closing = rng.choice(self.frames.greetings), rng.choice(self.frames.closings)
         self.topic = rng.choice(self.frames.subjects)
 
-    def fact(self, event: Event, plain: bool) -> _Line:
-        """Returns the sentence for one event; `plain` leaves out what decorates it."""
+    def fact(self, event: Event, *, plain: bool) -> _Line:
+        """Writes the sentence for one event; `plain` leaves out what decorates it."""
         rng, frames = self.rng, self.frames
         if event.kind == "label":
             text = rng.choice(frames.label_state).format(m=event.message, v=event.value)
@@ -114,20 +125,23 @@ class _Page:
             species=self.story.species.get(event.subject, ""),
         )
         roll = rng.random()
+        return _Line(event.day, speaker, sentence(text if plain else self._decorated(event, text, own=own, roll=roll)))
+
+    def _decorated(self, event: Event, text: str, *, own: bool, roll: float) -> str:
+        """Puts an opener before a sentence, or hearsay, and something behind it; as `roll`, in [0, 1), decides."""
+        rng, frames = self.rng, self.frames
         spoken = self.genre in ("dialogue", "chat", "email")
-        if not plain and spoken and not own and roll < 0.2:
+        if spoken and not own and roll < 0.2:
             text = f"{rng.choice(frames.hearsay)} {text}"
-        elif not plain and roll < 0.55 and self.genre != "report":
-            openers = (
-                frames.change_openers if event.kind in ("change", "drop") and rng.random() < 0.7 else frames.openers
-            )
-            text = f"{rng.choice(openers)} {text}"
-        if not plain and spoken and rng.random() < 0.15:
+        elif roll < 0.55 and self.genre != "report":
+            changes = event.kind in ("change", "drop") and rng.random() < 0.7
+            text = f"{rng.choice(frames.change_openers if changes else frames.openers)} {text}"
+        if spoken and rng.random() < 0.15:
             text += rng.choice(frames.endings)
-        return _Line(event.day, speaker, sentence(text))
+        return text
 
     def _speaker(self, event: Event) -> str:
-        """A person speaks of himself as "I"; nobody is named by himself as the value of a fact ("Alma leads …")."""
+        """Draws who says it: often the subject, as "I"; never who is the value of the fact ("Alma leads …")."""
         if self.genre == "report":
             return ""
         if self.genre in ("diary", "email"):
@@ -141,7 +155,7 @@ class _Page:
         return set(self.story.people) - {event.value for event in events} - {event.old for event in events}
 
     def fits(self, events: tuple[Event, ...]) -> bool:
-        """Whether a diary or an e-mail need not name its writer, nor an e-mail tell its reader about the reader."""
+        """Says whether no writer need name himself, nor tell the reader of an e-mail about the reader."""
         bystanders = self.bystanders(events)
         if self.genre == "email" and (
             self.reader not in bystanders or self.reader in {event.subject for event in events}
@@ -150,7 +164,7 @@ class _Page:
         return self.writer in bystanders if self.genre in ("diary", "email") else bool(bystanders)
 
     def insert(self, lines: list[_Line], text: str) -> list[_Line]:
-        """Returns the lines with one sentence of small talk at a random place."""
+        """Puts one sentence of small talk at a random place between the lines."""
         place = self.rng.randint(0, len(lines))
         near = lines[max(place - 1, 0)] if lines else None
         # Quiet days get talk, too, so that each day of the chunk is likely to be seen.
@@ -163,10 +177,12 @@ class _Page:
         return sorted([*lines[:place], _Line(day, speaker, text), *lines[place:]], key=lambda line: line.day)
 
     def render(self, lines: list[_Line]) -> str:
+        """Writes the lines out, under a heading for each day."""
         days = sorted({line.day for line in lines}) or [self.days[0]]
         return "\n".join(self._block(day, [line for line in lines if line.day == day]) for day in days)
 
     def _block(self, day: int, lines: list[_Line]) -> str:
+        """Writes out one day in the form of the genre."""
         turns: list[tuple[str, list[str]]] = []
         for line in lines:
             if not turns or turns[-1][0] != line.speaker:

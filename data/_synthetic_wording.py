@@ -1,4 +1,4 @@
-"""The form of a wording table: what each split must say of each attribute, and how a template is filled in.
+"""Defines the form of a wording table, what each split must say of each attribute, and fills templates in.
 
 A template is lower-case text with these marks:
     {S} "I" or the name    {Ss} "my" or "Alma's"    {he} "I" or "she"    {my} "my" or "her"
@@ -12,10 +12,12 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from . import _text
+
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """Templates of one attribute; those after `ask` speak of people and projects by name only.
+    """Holds the templates of one attribute; those after `ask` speak of people and projects by name only.
 
     Attributes:
         state: Says that the subject has value {v}.
@@ -48,7 +50,7 @@ class Wording:
 
 @dataclasses.dataclass(frozen=True)
 class Frames:
-    """What stands around the facts: openers, endings, and the furniture of each genre.
+    """Holds what stands around the facts: openers, endings, headings and greetings of each genre.
 
     Attributes:
         when: Past times for {when}.
@@ -82,8 +84,13 @@ _ARTICLE = re.compile(r"\b([Aa]) (?=[aeioAEIO]|um|un(?!i))")
 _PRONOUNS = {"she": "her", "he": "his"}
 
 
-def fill(template: str, subject: str, pronoun: str = "", first_person: bool = False, **slots: str) -> str:
-    """Returns `template` with its marks replaced; the first letter is left as it is."""
+def listed(text: str) -> tuple[str, ...]:
+    """Returns the entries of a list that is written with commas between them."""
+    return tuple(_text.one_line(text).split(", "))
+
+
+def fill(template: str, subject: str, pronoun: str = "", *, first_person: bool = False, **slots: str) -> str:
+    """Replaces the marks of a template; the first letter is left as it is."""
     text = _VERB.sub(r"\1" if first_person else r"\2", template)
     if first_person:
         return articles(text.format(S="I", Ss="my", he="I", my="my", **slots))
@@ -91,11 +98,11 @@ def fill(template: str, subject: str, pronoun: str = "", first_person: bool = Fa
 
 
 def articles(text: str) -> str:
-    """Returns `text` with "a" made "an" before a vowel; "u" counts in "umbrella", not in "ukulele"."""
+    """Makes "a" an "an" before a vowel; "u" counts in "umbrella", not in "ukulele"."""
     return _ARTICLE.sub(r"\1n ", text)
 
 
 def sentence(text: str) -> str:
-    """Returns `text` with a capital first letter and a full stop at its end, unless it has an end mark."""
+    """Gives a text a capital first letter and a full stop at its end, unless it has an end mark."""
     text = text[0].upper() + text[1:]
     return text if text[-1] in ".!?" else text + "."

@@ -1,4 +1,4 @@
-"""The wordings of the test streams. `_synthetic_words_train` has none of them."""
+"""Lists the wordings of the test streams. `_synthetic_words_train` has none of them."""
 
 # One entry a line would make these tables hard to survey.
 # fmt: off
@@ -191,7 +191,7 @@ WORDINGS = {
         times=("How often has {S} made another travel plan?",),
         who=("the person who will fly to {v}",),
     ),
-    "colour": Wording(
+    "color": Wording(
         state=(
             "{Ss} raincoat is {v}", "{S} [wear|wears] a {v} raincoat", "the raincoat {S} [own|owns] is {v}",
             "{S} [have|has] a raincoat in {v}",

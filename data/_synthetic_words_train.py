@@ -1,4 +1,4 @@
-"""The wordings of the training streams. `_synthetic_words_test` has none of them."""
+"""Lists the wordings of the training streams. `_synthetic_words_test` has none of them."""
 
 # One entry a line would make these tables hard to survey.
 # fmt: off
@@ -210,7 +210,7 @@ WORDINGS = {
         times=("How many times did {S} change the travel plan?",),
         who=("the person who will travel to {v}",),
     ),
-    "colour": Wording(
+    "color": Wording(
         state=(
             "{Ss} bicycle is {v}", "{S} [ride|rides] a bicycle that is {v}", "{S} [have|has] a {v} bicycle",
             "the bicycle {S} [ride|rides] is {v}", "{S} painted {my} bicycle {v}",

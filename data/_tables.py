@@ -10,33 +10,11 @@ import csv
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from . import _files
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-ReadFile = Callable[[pathlib.Path], Iterator[Any]]
-
-
-def read(source_dir: str, suffixes: Sequence[str], read_file: ReadFile, formats: str) -> Iterator[Any]:
-    """Yields the rows of all files below a folder whose names end in one of `suffixes`.
-
-    Args:
-        read_file: Yields the rows of one file, none if it is of another format.
-        formats: What is looked for, for messages.
-
-    Raises:
-        ValueError: there is no such folder, or no file of the format in it.
-    """
-    paths = _files.find(source_dir, suffixes, formats)
-    any_found = False
-    for path in paths:
-        for row in read_file(path):
-            any_found = True
-            yield row
-    if not any_found:
-        raise _files.none_found(source_dir, formats, len(paths))
 
 
 def rows(path: pathlib.Path, layouts: _files.Layouts) -> Iterator[_files.Record]:
@@ -68,6 +46,7 @@ def marked_lines(path: pathlib.Path, first: re.Pattern[str], encoding: str) -> I
 
 
 def _fits(layouts: _files.Layouts, names: Iterable[str]) -> bool:
+    """Says whether a table with columns `names` has all those of a layout."""
     return any({*layout} <= {*names} for layout in layouts)
 
 

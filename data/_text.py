@@ -16,6 +16,11 @@ def num_words(text: str) -> int:
     return len(text.split())
 
 
+def one_line(text: str) -> str:
+    """Puts a text on one line: every run of white space becomes a single space."""
+    return " ".join(text.split())
+
+
 def pieces(text: str, max_words: int) -> list[tuple[int, int]]:
     """Cuts a text into the longest pieces that end with a sentence and have at most `max_words` words.
 
@@ -54,6 +59,7 @@ def sentences(text: str, max_words: int) -> list[tuple[int, int]]:
 
 
 def _ends_sentence(text: str, word: tuple[int, int], following: tuple[int, int]) -> bool:
+    """Says whether a sentence ends with `word`, judged by it and by the word after it (both as spans)."""
     this, after = text[slice(*word)], text[slice(*following)]
     if _NUMBER.fullmatch(this) and (word[0] == 0 or text[word[0] - 1] == "\n"):
         return False

@@ -1,4 +1,4 @@
-"""Published data sets as TFDS datasets: their parquet files become array_record files once, without TensorFlow.
+"""Builds TFDS datasets of published data: parquet files become array_record files once, without TensorFlow.
 
 The files come from a folder or from the Hugging Face Hub. What was made of them is kept in TFDS's own place (the
 environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets) under their checksum, so changed files are made anew.
@@ -27,7 +27,7 @@ from . import _files, _parquet
 
 @dataclasses.dataclass(kw_only=True)
 class Files(tfds.core.BuilderConfig):
-    """The parquet files that a dataset is made of, by split, and their checksums by name."""
+    """Lists the parquet files that a dataset is made of, by split, and their checksums by name."""
 
     files: Mapping[str, Sequence[pathlib.Path]] = dataclasses.field(default_factory=dict)
     sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -51,15 +51,21 @@ class FromParquet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def features(self) -> tfds.features.FeaturesDict:
-        """Of an example."""
+        """Returns the schema of an example."""
 
     @abc.abstractmethod
     def example(self, row: _files.Record) -> dict[str, Any]:
-        """From a row to an example; raises ValueError with the row."""
+        """Makes an example of a row; raises ValueError with the row."""
 
     @abc.abstractmethod
     def identity(self, example: Mapping[str, Any]) -> str:
-        """What tells an example from the others of its split."""
+        """Names an example within its split."""
+
+    @property
+    def parquet(self) -> Files:
+        """Returns the files that this dataset is made of."""
+        assert isinstance(self.builder_config, Files)
+        return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -68,14 +74,17 @@ class FromParquet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             homepage=_page(self.REPO),
             features=self.features(),
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(sha256=dict(self.builder_config.sha256)),  # pyright: ignore
+            metadata=tfds.core.MetadataDict(sha256=dict(self.parquet.sha256)),
         )
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[tfds.Split, Any]:
         del dl_manager  # Nothing is downloaded here.
-        return {name: self._generate_examples(paths) for name, paths in self.builder_config.files.items()}  # pyright: ignore
+        return {tfds.Split(name): self._generate_examples(paths=paths) for name, paths in self.parquet.files.items()}
 
-    def _generate_examples(self, paths: Sequence[pathlib.Path]) -> Iterator[tuple[int, dict[str, Any]]]:  # pyright: ignore
+    def _generate_examples(
+        self, *, paths: Sequence[pathlib.Path] = (), **_: Any
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the numbered examples of some files; equal rows count once."""
         known: dict[str, tuple[str, str]] = {}  # What was read under an identity, and where.
         for path in paths:
             for row in _parquet.read(path, self.COLUMNS):
@@ -87,7 +96,7 @@ class FromParquet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                         f"{row.where}: {self.identity(example)} stands in {where} as well, with another content. "
                         "Remove one of the two, or move the file out of data.source_dir."
                     )
-                if where == row.where:
+                if where == row.where:  # This row was the first with its identity.
                     yield len(known) - 1, example
 
 
@@ -109,6 +118,8 @@ def rows(builder: type[FromParquet], source_dir: str, splits: Sequence[str]) -> 
             f"{source_dir or builder.REPO!r} has no split {missing[0]!r} of {builder.REPO}, only "
             f"{', '.join(files)}. Put its files there ({missing[0]}*.parquet), or ask for a split that is there."
         )
+    # TFDS keeps what was made under the name of the config: here a checksum of all files, so that changed ones are
+    # made anew, and what was made of others stays.
     sha256 = {path.name: _parquet.checksum(path) for paths in files.values() for path in paths}
     digest = hashlib.sha256()
     for split, paths in files.items():
@@ -122,12 +133,13 @@ def rows(builder: type[FromParquet], source_dir: str, splits: Sequence[str]) -> 
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"{config.name}.lock"):  # Several processes may begin at the same time.
             made.download_and_prepare()
-        return [made.as_data_source(split) for split in splits]
+        sources: Any = made.as_data_source()  # By split.
+    return [sources[split] for split in splits]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to itself what TFDS says, which is not about our data."""
+    """Silences TFDS, whose messages are not about our data."""
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)
     tfds.disable_progress_bar()
@@ -155,6 +167,7 @@ def splits(builder: type[FromParquet], split: str) -> list[str]:
 
 
 def _by_split(builder: type[FromParquet], folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Finds the files of each split in a folder, or in the one within it that is called as on the Hub."""
     inner = folder / builder.REPO.partition("/")[2]
     formats = f"parquet files of {builder.REPO} (with the columns {', '.join(builder.COLUMNS)})"
     paths = _files.find(str(inner if inner.is_dir() else folder), _parquet.SUFFIXES, formats)
@@ -181,6 +194,7 @@ def _begins(path: pathlib.Path, start: str) -> bool:
 
 
 def _download(repo: str) -> str:
+    """Fetches a data set from the Hub, and returns the folder with it."""
     import huggingface_hub
 
     try:

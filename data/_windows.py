@@ -1,4 +1,4 @@
-"""From long texts cut into chunks to streams: the split, the windows, and the draw of the questions.
+"""Makes streams of long texts that are cut into chunks: the split, the windows, and the draw of the questions.
 
 A text is an article, a conversation, a book. Knows nothing of files.
 """
@@ -13,13 +13,30 @@ import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from finemem_jax.reading import dataset_metrics as source_rules
+from finemem_jax.reading import dataset_metrics
 from finemem_jax.types import Chunk, Question, Stream, StreamSpec
 
 from . import _chunking, _styles
 
 _TEST_FRACTION = 0.2
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What all streams of a builder have in common.
+
+    Attributes:
+        source: `Stream.source`, as a rule the builder's name.
+        competency: `Stream.competency`.
+        spec: How the builder was asked.
+    """
+
+    source: str
+    competency: str
+    spec: StreamSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +62,7 @@ def check(spec: StreamSpec) -> None:
     """Raises ValueError for a spec that no source could serve."""
     if spec.split not in ("train", "test", "all"):
         raise ValueError(f"split must be 'train', 'test' or 'all', got {spec.split!r}; use one of these.")
-    choices = {"style": _styles.STYLES, "chunking": _chunking.CHUNKINGS, "rules": source_rules.RULES}
+    choices = {"style": _styles.STYLES, "chunking": _chunking.CHUNKINGS, "rules": dataset_metrics.RULES}
     for field, known in choices.items():
         if getattr(spec, field) not in known:
             raise ValueError(f"data.{field} must be one of {', '.join(known)}, got {getattr(spec, field)!r}.")
@@ -85,8 +102,16 @@ def names_of_split(names: Collection[str], split: str, source: str) -> list[str]
     return sorted(chosen)
 
 
+def interleave(groups: Iterable[Iterable[Item]], rng: random.Random) -> list[Item]:
+    """Shuffles groups and their items, and takes one item of each group in turn: few items then cover many groups."""
+    turns = [list(group) for group in groups]
+    for items in (*turns, turns):
+        rng.shuffle(items)
+    return [item for turn in itertools.zip_longest(*turns) for item in turn if item is not None]
+
+
 class Windows:
-    """Streams as windows of consecutive chunks of one text; a `StreamSource`.
+    """Cuts texts into streams, windows of consecutive chunks; a `StreamSource`.
 
     Windows do not overlap; the last one of a text may be shorter. One without any question is skipped. The
     order is seeded and takes one window of each text in turn, so that few streams still cover many texts.
@@ -96,46 +121,32 @@ class Windows:
         left_out: How many questions of these texts can never be asked, by reason.
     """
 
-    def __init__(self, source: str, texts: Sequence[Text], spec: StreamSpec, competency: str):
-        self._source, self._spec, self._competency = source, spec, competency
-        self.left_out = collections.Counter()
-        rng = random.Random(f"{spec.seed}/order")
-        turns = []
+    def __init__(self, texts: Sequence[Text], origin: Origin):
+        """Cuts the texts; raises ValueError if no window of any has a question."""
+        self._origin, spec = origin, origin.spec
+        self.left_out: collections.Counter[str] = collections.Counter()
         for text in texts:
             self.left_out.update(text.left_out)
-            windows = self._windows_of(text)
-            rng.shuffle(windows)
-            turns.append(windows)
-        rng.shuffle(turns)
-        windows = [window for turn in itertools.zip_longest(*turns) for window in turn if window is not None]
+        windows = interleave(map(self._windows_of, texts), random.Random(f"{spec.seed}/order"))
         if not windows:
             raise ValueError(
-                f"Source {source!r}, split {spec.split!r}: no stream has a question. Add texts with answered questions "
-                "to data.source_dir, or raise data.chunk_words and data.chunks_per_stream."
+                f"Source {origin.source!r}, split {spec.split!r}: no stream has a question. Add texts with answered "
+                "questions to data.source_dir, or raise data.chunk_words and data.chunks_per_stream."
             )
         self._windows = windows[: spec.num_streams or None]
-        logging.getLogger(__name__).info(
-            "Source %s, split %s: %d texts, %d streams; questions left out: %s.",
-            source,
-            spec.split,
-            len(texts),
-            len(self._windows),
-            dict(self.left_out) or "none",
-        )
+        _log(origin, len(self._windows), self.left_out)
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def __getitem__(self, index: int) -> Stream:
         text, start, questions = self._windows[index]
-        chunks = text.chunks[start : start + self._spec.chunks_per_stream]
-        return draw_stream(
-            Text(f"{text.name}/{start:04d}", chunks, questions), self._source, self._spec, self._competency
-        )
+        chunks = text.chunks[start : start + self._origin.spec.chunks_per_stream]
+        return draw_stream(Text(f"{text.name}/{start:04d}", chunks, questions), self._origin)
 
     def _windows_of(self, text: Text) -> list[tuple[Text, int, tuple[Question, ...]]]:
         """Returns (text, first chunk, the questions that this window can answer) for each window with a question."""
-        length = self._spec.chunks_per_stream
+        length = self._origin.spec.chunks_per_stream
         questions_of = collections.defaultdict(list)
         for question in text.questions:
             start = question.gold_steps[0] // length * length
@@ -148,7 +159,7 @@ class Windows:
 
 
 class Made:
-    """Streams that a builder makes up one by one, each from a seed of its own; a `StreamSource`.
+    """Makes streams one by one when they are asked for, each from a seed of its own; a `StreamSource`.
 
     For sources that are no long texts but pools: of examples, of articles, of facts. A text here is one stream.
 
@@ -157,24 +168,20 @@ class Made:
     """
 
     def __init__(
-        self,
-        source: str,
-        count: int,
-        make: Callable[[int], Text],
-        spec: StreamSpec,
-        competency: str,
-        left_out: Mapping[str, int] | None = None,
+        self, count: int, make: Callable[[int], Text], origin: Origin, *, left_out: Mapping[str, int] | None = None
     ):
-        """Initializes.
+        """Makes nothing yet.
 
         Args:
-            count: How many streams can be made.
+            count: How many streams can be made; `StreamSpec.num_streams` may ask for fewer.
             make: Makes stream number n, the same one for the same n; its seed is the builder's business.
+            origin: What the streams have in common.
+            left_out: How many questions can never be asked, by reason.
         """
-        self._source, self._make, self._spec, self._competency = source, make, spec, competency
-        self._count = min(count, spec.num_streams) if spec.num_streams else count
-        self.left_out = collections.Counter(left_out or {})
-        logging.getLogger(__name__).info("Source %s, split %s: %d streams.", source, spec.split, self._count)
+        self._make, self._origin = make, origin
+        self._count = min(count, origin.spec.num_streams or count)
+        self.left_out: collections.Counter[str] = collections.Counter(left_out)
+        _log(origin, self._count, self.left_out)
 
     def __len__(self) -> int:
         return self._count
@@ -182,15 +189,22 @@ class Made:
     def __getitem__(self, index: int) -> Stream:
         if not 0 <= index < self._count:
             raise IndexError(f"stream {index} of {self._count}")
-        return draw_stream(self._make(index), self._source, self._spec, self._competency)
+        return draw_stream(self._make(index), self._origin)
 
 
-def draw_stream(text: Text, source: str, spec: StreamSpec, competency: str) -> Stream:
+def _log(origin: Origin, num_streams: int, left_out: Mapping[str, int]) -> None:
+    message = "Source %s, split %s: %d streams; questions left out: %s."
+    values = (origin.source, origin.spec.split, num_streams, dict(left_out) or "none")
+    logging.getLogger(__name__).info(message, *values)
+
+
+def draw_stream(text: Text, origin: Origin) -> Stream:
     """Makes a stream of a whole text, and draws its questions, from a seed that depends on its name alone.
 
     A chunk is asked the questions that it alone answers, and its own (`Text.chunk_questions`). Of the others, those
     over several chunks or of no certain one come first, then those that no chunk is asked.
     """
+    spec = origin.spec
     rng = random.Random(f"{spec.seed}/{text.name}")
     questions, numbers = text.questions, range(len(text.questions))
     of_chunk = [
@@ -208,16 +222,16 @@ def draw_stream(text: Text, source: str, spec: StreamSpec, competency: str) -> S
         chunks.append(Chunk(chunk, (*(questions[n] for n in drawn), *(own[n] for n in extra))))
     return Stream(
         stream_id=text.name,
-        source=source,
+        source=origin.source,
         chunks=tuple(chunks),
         questions=tuple(questions[n] for n in of_stream),
-        competency=competency,
+        competency=origin.competency,
     )
 
 
 def _draw(rng: random.Random, preferences: Sequence[Sequence[int]], limit: int) -> list[int]:
     """Draws at most `limit` numbers, from a later list only when the earlier ones are used up; returns them sorted."""
-    drawn = []
+    drawn: list[int] = []
     for numbers in preferences:
         drawn += rng.sample(numbers, min(len(numbers), limit - len(drawn)))
     return sorted(drawn)
@@ -225,6 +239,8 @@ def _draw(rng: random.Random, preferences: Sequence[Sequence[int]], limit: int) 
 
 def groups_of(keys_of: Mapping[str, Iterable[str]]) -> dict[str, str]:
     """Puts units that share a key, directly or through others, into one group; returns each unit's group."""
+    # The connected components of a graph in which two units that share a key are neighbors; a group is called by the
+    # first of its units.
     holders = collections.defaultdict(list)
     for unit, keys in keys_of.items():
         for key in keys:

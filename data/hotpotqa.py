@@ -1,4 +1,4 @@
-"""Streams from HotpotQA: the articles that questions need, and the questions, most of them over two articles.
+"""Builds streams from HotpotQA: the articles that questions need, and the questions, most of them over two articles.
 
 Reads the official list ({"_id", "supporting_facts": [[title, number], ...], "context": [[title, [sentences]], ...]}),
 one question a line with the articles joined ({"id", "gold_titles", "context": [{"title", "text"}, ...]}), and the
@@ -57,13 +57,18 @@ def load(spec: StreamSpec) -> StreamSource:
         else:
             usable.append(qas[name])
     pieces = {title: _cut(title, articles[title], spec.chunk_words) for qa in usable for title in qa.titles}
-    plans = _deal(usable, pieces, spec, left_out)
+    plans = _deal(usable, pieces, spec, left_out=left_out)
     if not plans:
         raise ValueError(
             f"Source {NAME!r}, split {spec.split!r}: no stream has a question, left out: {dict(left_out)}. Add "
             "questions with their articles to data.source_dir, or raise data.chunk_words and data.chunks_per_stream."
         )
-    return _windows.Made(NAME, len(plans), lambda n: _make(n, plans[n], pieces, spec), spec, "AR", left_out)
+
+    def make(number: int) -> _windows.Text:
+        rng = random.Random(f"{spec.seed}/{number}/frames")
+        return _make(f"{number:05d}", plans[number], pieces, rng=rng if spec.style == "memalpha" else None)
+
+    return _windows.Made(len(plans), make, _windows.Origin(NAME, "AR", spec), left_out=left_out)
 
 
 def _read(source_dir: str) -> tuple[dict[str, _Qa], dict[str, str]]:
@@ -94,7 +99,7 @@ def _read(source_dir: str) -> tuple[dict[str, _Qa], dict[str, str]]:
 
 
 def _rows(record: _files.Record, key: str, *columns: str) -> list[Any]:
-    """Returns the rows of a table: a list of rows, of objects or of single values, or an object of columns."""
+    """Returns the rows of a table, which may be a list of rows, of objects or of single values, or columns by name."""
     if isinstance(record.fields.get(key), dict):
         table = record.record(key)
         return list(itertools.zip_longest(*(table.items(column) for column in columns)))
@@ -106,18 +111,20 @@ def _title(record: _files.Record, key: str, row: Any) -> str:
     title = row[0] if row else None
     if not isinstance(title, str) or not title.strip():
         raise record.error(key, "a title that is not blank", title)
-    return " ".join(title.split())
+    return _text.one_line(title)
 
 
 def _cut(title: str, text: str, chunk_words: int) -> list[str]:
+    """Cuts an article, its title included, into pieces that fit a chunk."""
     whole = f"Title: {title}\n{text}"
     return [whole[slice(*span)] for span in _text.pieces(whole, chunk_words)]
 
 
 class _Plan:
-    """What a stream holds: chunks with a target length in words each, and the questions added so far."""
+    """Collects what a stream is to hold: chunks with a target length in words each, and questions."""
 
     def __init__(self, targets: list[int]):
+        """Begins with empty chunks of these target lengths."""
         self.targets = targets
         self.qas: list[_Qa] = []
         self.titles: list[str] = []
@@ -142,7 +149,7 @@ class _Plan:
 
 
 def _deal(
-    qas: list[_Qa], pieces: Mapping[str, list[str]], spec: StreamSpec, left_out: collections.Counter
+    qas: list[_Qa], pieces: Mapping[str, list[str]], spec: StreamSpec, *, left_out: collections.Counter[str]
 ) -> list[_Plan]:
     """Deals the questions to streams in a seeded order; one whose articles find no room begins the next stream."""
     rng = random.Random(f"{spec.seed}/order")
@@ -156,17 +163,17 @@ def _deal(
     return [plan for plan in plans if plan.qas]
 
 
-def _make(number: int, plan: _Plan, pieces: Mapping[str, list[str]], spec: StreamSpec) -> _windows.Text:
+def _make(name: str, plan: _Plan, pieces: Mapping[str, list[str]], *, rng: random.Random | None) -> _windows.Text:
+    """Writes out a planned stream; with `rng`, its chunks are framed in Mem-alpha's style."""
     owners, texts = zip(*((title, piece) for title in plan.titles for piece in pieces[title]), strict=True)
     chunks, steps_of = [], collections.defaultdict(list)
-    rng = random.Random(f"{spec.seed}/{number}/frames")
     for step, group in enumerate(_styles.gather(texts, iter(plan.targets).__next__)):
         chunk = "\n\n".join(texts[i] for i in group)
-        chunks.append(_styles.passage(chunk, step, rng) if spec.style == "memalpha" else chunk)
+        chunks.append(_styles.passage(chunk, step, rng) if rng else chunk)
         for i in group:
             steps_of[owners[i]].append(step)
     questions = []
     for qa in plan.qas:
         steps = sorted({step for title in qa.titles for step in steps_of[title]})
         questions.append(Question(qa.question, (qa.answer,), "substring", tuple(steps), kind=qa.type))
-    return _windows.Text(f"{number:05d}", tuple(chunks), tuple(questions))
+    return _windows.Text(name, tuple(chunks), tuple(questions))

@@ -1,4 +1,4 @@
-"""Streams from LoCoMo conversations: chunks of turns with their date, questions placed by their evidence turns.
+"""Builds streams from LoCoMo conversations: chunks of turns with their date, questions placed by their evidence turns.
 
 Reads the official locomo10.json (a list) and one conversation a line.
 """
@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from finemem_jax.types import Question, StreamSource, StreamSpec
 
-from . import _chunking, _files, _text, _windows
+from . import _chats, _chunking, _files, _text, _windows
 
 NAME = "locomo"
 _KEYS = ("conversation", "qa")
@@ -41,7 +41,7 @@ class _Session:
 @dataclasses.dataclass(frozen=True)
 class _Qa:
     question: str
-    answer: str | None
+    answer: str  # "" if there is none
     category: int
     evidence: tuple[TurnId, ...]
 
@@ -70,7 +70,7 @@ def load(spec: StreamSpec) -> StreamSource:
     conversations = _read(spec.source_dir)
     names = _windows.names_of_split(conversations, spec.split, NAME)
     texts = [_cut(name, conversations[name], spec) for name in names]
-    return _windows.Windows(NAME, texts, spec, competency="AR")
+    return _windows.Windows(texts, _windows.Origin(NAME, "AR", spec))
 
 
 def _read(source_dir: str) -> dict[str, _Conversation]:
@@ -100,7 +100,7 @@ def _read_sessions(conversation: _files.Record) -> tuple[_Session, ...]:
     for number in numbers:
         date = conversation.text(f"session_{number}_date_time")
         turns = tuple(_read_turn(turn) for turn in conversation.records(f"session_{number}"))
-        sessions.append(_Session(_one_line(date), turns))
+        sessions.append(_Session(_text.one_line(date), turns))
     return tuple(sessions)
 
 
@@ -111,11 +111,7 @@ def _read_turn(turn: _files.Record) -> _Turn:
     text = turn.text("text", may_be_empty=True)
     if turn.fields.get("blip_caption"):
         text += f" [shares a photo: {turn.text('blip_caption')}]"
-    return _Turn((int(match[1]), int(match[2])), _one_line(turn.text("speaker")), _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return _Turn((int(match[1]), int(match[2])), _text.one_line(turn.text("speaker")), _text.one_line(text))
 
 
 def _read_qa(qa: _files.Record) -> _Qa:
@@ -134,7 +130,7 @@ def _read_qa(qa: _files.Record) -> _Qa:
     turn_ids = (match.groups() for item in evidence for match in _TURN_ID.finditer(item))
     return _Qa(
         question=qa.text("question"),
-        answer=answer.strip() or None,
+        answer=answer.strip(),
         category=category,
         evidence=tuple(dict.fromkeys((int(session), int(turn)) for session, turn in turn_ids)),
     )
@@ -142,15 +138,11 @@ def _read_qa(qa: _files.Record) -> _Qa:
 
 def _cut(name: str, conversation: _Conversation, spec: StreamSpec) -> _windows.Text:
     """Packs the turns into chunks and places the questions."""
-    chunks, steps_of = [], collections.defaultdict(set)
-    for group in _groups(conversation, spec):
-        lines, date = [], ""
-        for turn in group:
-            # The date stands above the first turn of a chunk, and of a session within it.
-            lines += [turn.date] * (turn.date != date) + [turn.line]
-            date = turn.date
-            steps_of[turn.turn_id].add(len(chunks))
-        chunks.append("\n".join(lines))
+    chunks = _chunks(conversation, spec)
+    steps_of: dict[TurnId, set[int]] = collections.defaultdict(set)
+    for step, chunk in enumerate(chunks):
+        for turn_id, _ in chunk:
+            steps_of[turn_id].add(step)
 
     questions, left_out = [], collections.Counter()
     for qa in conversation.qas:
@@ -160,67 +152,48 @@ def _cut(name: str, conversation: _Conversation, spec: StreamSpec) -> _windows.T
             continue
         steps = sorted(set().union(*(steps_of[turn_id] for turn_id in qa.evidence)))
         questions.append(Question(qa.question, (qa.answer,), "token_f1", tuple(steps), _KINDS[qa.category]))
-    return _windows.Text(name, tuple(chunks), tuple(questions), left_out)
+    texts = tuple(_chats.shown([line for _, line in chunk]) for chunk in chunks)
+    return _windows.Text(name, texts, tuple(questions), left_out)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Line:
-    """A turn, or a part of a long one, as a chunk shows it."""
-
-    turn_id: TurnId
-    line: str
-    date: str
+_Lines = list[tuple[TurnId, _chats.Line]]
 
 
-def _groups(conversation: _Conversation, spec: StreamSpec) -> list[list[_Line]]:
+def _chunks(conversation: _Conversation, spec: StreamSpec) -> list[_Lines]:
     """Groups the turns into chunks, each of which leaves room for the date above its first turn.
 
     At sentence ends, a session starts a new chunk. Otherwise chunks may hold several, and the date of the next one
     counts as words of its first turn.
     """
     by_session = spec.chunking == "sentence"
-    sessions = []
+    sessions: list[tuple[int, _Lines]] = []  # With the words that a chunk has besides a session's date.
     for session in conversation.sessions:
         date = f"Date: {session.date}"
-        room = spec.chunk_words - _text.num_words(date)
-        room_for_turn = room if by_session else room - _text.num_words(date)
-        lines = [
-            _Line(turn.turn_id, line, date)
-            for turn in session.turns
-            for line in _turn_lines(turn, room_for_turn, spec.chunk_words, conversation.where)
-        ]
-        sessions.append((room, lines))
+        date_words = _text.num_words(date)
+        lines = _chats.cut(
+            ((date, f"{turn.speaker}:", turn.text) for turn in session.turns), spec.chunk_words, conversation.where,
+            reserved=0 if by_session else date_words,
+        )  # fmt: skip
+        sessions.append((spec.chunk_words - date_words, [(session.turns[line.turn].turn_id, line) for line in lines]))
     if by_session:
         return [
             lines[first:end]
             for room, lines in sessions
-            for first, end in _chunking.group([line.line for line in lines], room, spec.chunking)
+            for first, end in _chunking.group([line.text for _, line in lines], room, spec.chunking)
         ]
     starts = set(itertools.accumulate((len(lines) for _, lines in sessions), initial=0))
-    lines = [line for _, session in sessions for line in session]
-    units = [f"{line.date}\n{line.line}" if i in starts else line.line for i, line in enumerate(lines)]
-    groups = _chunking.group(units, min(room for room, _ in sessions), spec.chunking, starts - {0})
-    return [lines[first:end] for first, end in groups]
-
-
-def _turn_lines(turn: _Turn, room: int, chunk_words: int, where: str) -> list[str]:
-    """Returns 'Name: text', as several such lines if a chunk has no room for it as one."""
-    speaker = f"{turn.speaker}:"
-    room_for_text = room - _text.num_words(speaker)
-    if room_for_text < 1:
-        raise ValueError(
-            f"data.chunk_words must be at least {chunk_words - room_for_text + 1} to hold the date, the speaker "
-            f"{turn.speaker!r} and a word of turn D{turn.turn_id[0]}:{turn.turn_id[1]} ({where}), got {chunk_words}; "
-            "raise it."
-        )
-    spans = _text.pieces(turn.text, room_for_text) or [(0, 0)]
-    return [f"{speaker} {turn.text[slice(*span)]}".rstrip() for span in spans]
+    every = [pair for _, lines in sessions for pair in lines]
+    units = [f"{line.heading}\n{line.text}" if i in starts else line.text for i, (_, line) in enumerate(every)]
+    room = min(room for room, _ in sessions)
+    groups = _chunking.group(units, room, spec.chunking, borders=starts - {0})
+    return [every[first:end] for first, end in groups]
 
 
 def _reason_to_leave_out(qa: _Qa, known: Collection[TurnId]) -> str:
+    """Says why a question cannot be asked, "" if it can."""
     if _KINDS[qa.category] == "adversarial":
         return "adversarial"
-    if qa.answer is None:
+    if not qa.answer:
         return "no answer"
     if not qa.evidence:
         return "no evidence"

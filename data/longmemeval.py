@@ -1,4 +1,4 @@
-"""Streams from LongMemEval: a user's dated sessions with an assistant, and a question about what was said in them.
+"""Builds streams from LongMemEval: a user's dated sessions with an assistant, and questions about what was said.
 
 Reads the official files (a list of {"question_id", "question_type", "question", "answer", "question_date",
 "haystack_dates", "haystack_session_ids", "haystack_sessions": [[{"role", "content", "has_answer"}]],
@@ -11,10 +11,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-import logging
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from finemem_jax.types import Question, StreamSource, StreamSpec
 
@@ -68,17 +67,21 @@ def load(spec: StreamSpec) -> StreamSource:
             f"data.chunks_per_stream to {min(needs)} for the least, {max(needs)} for all; or raise data.chunk_words."
         )
     left_out = {"longer than data.chunks_per_stream": len(needs)} if needs else {}
-    logging.getLogger(__name__).info("Source %s, split %s: left out: %s.", NAME, spec.split, left_out or "none")
     random.Random(f"{spec.seed}/order").shuffle(texts)
-    return _windows.Made(NAME, len(texts), texts.__getitem__, spec, "AR", left_out)
+    return _windows.Made(len(texts), texts.__getitem__, _windows.Origin(NAME, "AR", spec), left_out=left_out)
 
 
 def _unit(name: str) -> str:
+    """Returns what a question is split by: the id of the one that it was made from."""
     return re.sub(r"(_abs)?(/\d+)?$", "", name)
 
 
 def _cut(name: str, haystack: _Haystack, spec: StreamSpec) -> tuple[_windows.Text, list[int]]:
-    """Returns the stream of a haystack, and how many chunks each of the questions needs that it cannot take."""
+    """Returns the stream of a haystack, and for each question that it cannot take, how many chunks that would need.
+
+    First the evidence: question by question, as long as the sessions with all evidence so far fit. Then as many of the
+    other sessions as fit, the nearest to evidence first.
+    """
     sessions = haystack.sessions
     places = [(s, t) for s, (_, turns) in enumerate(sessions) for t in range(len(turns))]
     heading = "[Dialogue at timestamp {}]".format
@@ -89,7 +92,9 @@ def _cut(name: str, haystack: _Haystack, spec: StreamSpec) -> tuple[_windows.Tex
         return _chats.pack((line for line in lines if places[line.turn][0] in kept), spec.chunk_words)
 
     every = frozenset(range(len(sessions)))
-    needed, taken, too_long = frozenset(), [], []
+    needed: frozenset[int] = frozenset()
+    taken: list[tuple[Question, frozenset[_Place]]] = []
+    too_long: list[int] = []
     for question, evidence in (haystack.asked[asked_id] for asked_id in sorted(haystack.asked)):
         wanted = needed | {session for session, _ in evidence} if evidence else every
         size = len(packed(wanted))
@@ -101,6 +106,7 @@ def _cut(name: str, haystack: _Haystack, spec: StreamSpec) -> tuple[_windows.Tex
     if not taken:
         return _windows.Text(name, (), ()), too_long
     others = sorted(every - needed, key=lambda s: (min(abs(s - n) for n in needed), s))
+    # How many of them fit is found by bisection, as packing all that many times would take long.
     nearest = [needed.union(others[:number]) for number in range(len(others) + 1)]
     most = bisect.bisect_right(nearest, spec.chunks_per_stream, key=lambda kept: len(packed(kept))) - 1
     chunks, questions = packed(nearest[most]), []
@@ -131,7 +137,8 @@ def _read(spec: StreamSpec) -> dict[str, _Haystack]:
 
 def _sessions(record: _files.Record, read: Iterator[_Read]) -> tuple[tuple[_Session, ...], frozenset[_Place]]:
     """Returns the sessions of a record that say anything, by date if all have one, and where its evidence is."""
-    found = []  # date, role and text of each turn, numbers of the turns that are evidence
+    # Of each session the date, the role and text of each turn, and the numbers of the turns that are evidence.
+    found: list[tuple[str, tuple[tuple[str, str], ...], Sequence[int]]] = []
     for date, turns, is_evidence in read:
         said = [turn for turn in turns if turn.text("content", may_be_empty=True)]
         flagged = [t for t, turn in enumerate(said) if turn.fields.get("has_answer") is True]
@@ -147,6 +154,7 @@ def _sessions(record: _files.Record, read: Iterator[_Read]) -> tuple[tuple[_Sess
 
 
 def _official(record: _files.Record) -> Iterator[_Read]:
+    """Yields the sessions of a record of the official files."""
     sessions = record.items("haystack_sessions")
     keys = ("haystack_dates", "haystack_session_ids", "answer_session_ids")
     dates, ids, answers = (record.items(key) if key in record.fields else [] for key in keys)
@@ -159,12 +167,14 @@ def _official(record: _files.Record) -> Iterator[_Read]:
 
 
 def _flat(record: _files.Record) -> Iterator[_Read]:
+    """Yields the sessions of a flat record: turns of one date that follow each other."""
     turns = record.records("conversation")
     for date, said in itertools.groupby(turns, lambda turn: turn.text("date") if turn.fields.get("date") else ""):
         yield date, list(said), False
 
 
 def _questions(record: _files.Record, id_key: str, spec: StreamSpec) -> Iterator[tuple[str, Question]]:
+    """Yields the questions of a record, each with its id."""
     metric = "judge_longmemeval" if spec.style == "memalpha" else "token_f1"
     asked = record.records("questions") if "questions" in record.fields else [record]
     for number, item in enumerate(asked):

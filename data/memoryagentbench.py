@@ -1,4 +1,4 @@
-"""MemoryAgentBench as its authors published it: long contexts, each with all its questions.
+"""Reads MemoryAgentBench as its authors published it: long contexts, each with all its questions.
 
 Contexts are cut here, into chunks of `chunk_words` words; the authors take 4,096 tokens.
 """
@@ -38,6 +38,7 @@ class MemoryAgentBench(_tfds.FromParquet, skip_registration=True):
     COLUMNS = ("context", "questions", "answers", "metadata")
 
     def features(self) -> tfds.features.FeaturesDict:
+        """Returns the schema of an example."""
         text = tfds.features.Text()
         return tfds.features.FeaturesDict(
             {
@@ -50,6 +51,7 @@ class MemoryAgentBench(_tfds.FromParquet, skip_registration=True):
         )
 
     def example(self, row: _files.Record) -> dict[str, Any]:
+        """Checks a row, and turns lists and metadata into JSON."""
         metadata = row.record("metadata")
         questions, answers = row.items("questions"), row.items("answers")
         if len(questions) != len(answers):
@@ -71,6 +73,7 @@ class MemoryAgentBench(_tfds.FromParquet, skip_registration=True):
         }
 
     def identity(self, example: Mapping[str, Any]) -> str:
+        """Names a row by its source and a hash of its context and questions."""
         # Rows have no names of their own, and those of a source may share a context.
         asked = json.dumps([example["context"], example["questions"]]).encode()
         return f"the row of {example['source']} with these questions ({hashlib.sha256(asked).hexdigest()[:12]})"
@@ -90,16 +93,20 @@ def load(spec: StreamSpec) -> StreamSource:
             "MemoryAgentBench has no training streams. Train on another data.name and evaluate on this one "
             "(data.test_name, evaluate.sources)."
         )
-    splits = MemoryAgentBench.SPLITS
-    return _Streams(_tfds.rows(MemoryAgentBench, spec.source_dir, splits), splits, spec)
+    rows = _tfds.rows(MemoryAgentBench, spec.source_dir, MemoryAgentBench.SPLITS)
+    return _Streams(dict(zip(MemoryAgentBench.SPLITS, rows, strict=True)), spec)
 
 
 class _Streams:
-    def __init__(self, rows: Sequence[Sequence[Mapping[str, Any]]], splits: Sequence[str], spec: StreamSpec):
+    """Random access to the rows of all splits, as streams, but for those without a metric."""
+
+    def __init__(self, rows: Mapping[str, Sequence[Mapping[str, Any]]], spec: StreamSpec):
+        """Puts the rows of the splits one after the other."""
         self._spec = spec
+        self._asker = _published.Asker(spec.rules, _published.MEMORYAGENTBENCH)
         self.left_out: collections.Counter[str] = collections.Counter()
-        self._places = []
-        for split, examples in zip(splits, rows, strict=True):
+        self._places: list[tuple[str, int, Sequence[Mapping[str, Any]]]] = []
+        for split, examples in rows.items():
             for number, example in enumerate(examples):
                 if example["source"].decode().startswith(_WITHOUT_METRIC):
                     self.left_out["recall of recommended films is not computed"] += len(example["questions"])
@@ -112,14 +119,12 @@ class _Streams:
 
     def __getitem__(self, index: int) -> Stream:
         split, number, examples = self._places[index]
-        row = examples[number]
+        row = examples[number]  # TFDS gives texts as bytes.
         source, context = row["source"].decode(), row["context"].decode()
         metadata = json.loads(row["metadata"])
         types = metadata.get("question_types") or [""] * len(row["questions"])
         questions = [
-            _published.question(
-                text.decode(), tuple(json.loads(golds)), source, self._spec, _published.MEMORYAGENTBENCH, kind or ""
-            )
+            self._asker.question(source, text.decode(), tuple(json.loads(golds)), kind=kind or "")
             for text, golds, kind in zip(row["questions"], row["answers"], types, strict=True)
         ]
         text = _conversations(context) if source.startswith("longmemeval") else context

@@ -1,4 +1,4 @@
-"""Streams from MQuAKE-CF: numbered facts, of which a later one overrides an earlier one (fact consolidation).
+"""Builds streams from MQuAKE-CF: numbered facts, of which a later one overrides an earlier one (fact consolidation).
 
 Reads the official list and one case a line. A cloze ("The capital of X is") stands for subject and relation.
 Knows nothing of the real world: what a case calls true is what is said first.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import random
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from finemem_jax.reading import scoring
@@ -18,7 +19,7 @@ from . import _files, _styles, _text, _windows
 NAME = "mquake"
 _KEYS = ("case_id", "requested_rewrite", "questions", "single_hops", "new_single_hops", "new_answer")
 _RULE = "Go by the numbered facts alone; where two contradict each other, the one with the larger number holds."
-_SHORTEST_ALIAS = 3  # "IT" (Italy) and "de" (German) stand in many a wrong answer
+_SHORTEST_ALIAS = 3  # In letters: not "IT" (Italy) or "de" (German).
 _MOST_MISSES = 10  # so many cases find no room before a stream counts as full
 
 
@@ -29,6 +30,7 @@ class _Fact(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Writes the fact as a sentence."""
         return f"{self.cloze} {self.answers[0]}".removesuffix(".") + "."
 
 
@@ -41,15 +43,18 @@ class _Case(NamedTuple):
     old_answer: str
 
     def says(self) -> list[tuple[tuple[str, bool], str]]:
-        """What it says of a cloze at first (False) and, where a question needs it, in the end (True)."""
+        """Returns what it says of a cloze at first (False) and, where a question needs it, in the end (True)."""
         first, last = zip(*self.edits, strict=True)
         facts = [(False, fact) for fact in first + self.others] + [(True, fact) for fact in last + self.chain]
         return [((fact.cloze, is_last), fact.text) for is_last, fact in facts]
 
     def is_clear(self) -> bool:
-        """Whether no overridden answer counts as right ("American English", where it is "English" now)."""
+        """Says whether no overridden answer counts as right ("American English", where it is "English" now)."""
         changes = ((old.answers[0], new.answers) for old, new in self.edits)
         return not any(scoring.substring(old, new) for old, new in (*changes, (self.old_answer, self.answers)))
+
+
+_Plan = tuple[list[_Case], dict[str, float]]  # The cases of a stream, and where their facts stand.
 
 
 def load(spec: StreamSpec) -> StreamSource:
@@ -65,13 +70,14 @@ def load(spec: StreamSpec) -> StreamSource:
     cases = _read(spec.source_dir)
     group_of = _windows.groups_of({name: [old.cloze for old, _ in case.edits] for name, case in cases.items()})
     chosen = set(_windows.names_of_split(set(group_of.values()), spec.split, NAME))
-    left_out = collections.Counter()
-    plans = _deal([cases[name] for name in sorted(cases) if group_of[name] in chosen], spec, left_out)
+    left_out: collections.Counter[str] = collections.Counter()
+    plans = _deal([cases[name] for name in sorted(cases) if group_of[name] in chosen], spec, left_out=left_out)
     if not plans:
         raise ValueError(
             f"Source {NAME!r}, split {spec.split!r}: no case fits a stream ({dict(+left_out)}); raise data.chunk_words."
         )
-    return _windows.Made(NAME, len(plans), lambda n: _make(n, *plans[n], spec), spec, "CR", +left_out)
+    origin = _windows.Origin(NAME, "CR", spec)
+    return _windows.Made(len(plans), lambda n: _make(n, *plans[n], spec=spec), origin, left_out=+left_out)
 
 
 def _read(source_dir: str) -> dict[str, _Case]:
@@ -95,16 +101,21 @@ def _read(source_dir: str) -> dict[str, _Case]:
     return cases
 
 
-def _read_edit(edit: _files.Record, known: dict[str, _Fact]) -> tuple[_Fact, ...]:
+def _read_edit(edit: _files.Record, known: dict[str, _Fact]) -> tuple[_Fact, _Fact]:
+    """Returns the overridden fact and the new one; as in `known`, where they have more answers, if they are there."""
     if "{}" not in edit.text("prompt"):
         raise edit.error("prompt", "a text with '{}' for the subject")
     cloze, question = _line(edit, "prompt").replace("{}", _line(edit, "subject")), _line(edit, "question")
-    targets = (_line(edit.record(key), "str") for key in ("target_true", "target_new"))
-    return tuple(known.get(fact.text, fact) for fact in (_Fact(cloze, (target,), question) for target in targets))
+
+    def read(target: str) -> _Fact:
+        fact = _Fact(cloze, (_line(edit.record(target), "str"),), question)
+        return known.get(fact.text, fact)
+
+    return read("target_true"), read("target_new")
 
 
 def _line(record: _files.Record, key: str) -> str:
-    return " ".join(record.text(key).split())
+    return _text.one_line(record.text(key))
 
 
 def _texts(record: _files.Record, key: str) -> tuple[str, ...]:
@@ -114,22 +125,28 @@ def _texts(record: _files.Record, key: str) -> tuple[str, ...]:
 
 
 def _answers(record: _files.Record, key: str) -> tuple[str, ...]:
+    """Returns an answer and its aliases, but for those so short that they stand in many a wrong answer."""
     aliases = (alias for alias in _texts(record, f"{key}_alias") if len(alias) >= _SHORTEST_ALIAS)
     return tuple(dict.fromkeys((_line(record, key), *aliases)))
 
 
-def _deal(cases: list[_Case], spec: StreamSpec, left_out: collections.Counter) -> list[tuple[list[_Case], dict]]:
+def _deal(cases: list[_Case], spec: StreamSpec, *, left_out: collections.Counter[str]) -> list[_Plan]:
     """Deals the cases to streams in a seeded order; one that finds no room or is contradicted waits for the next."""
     rng = random.Random(f"{spec.seed}/order")
-    plans, waiting = [], [case for case in rng.sample(cases, len(cases)) if case.is_clear()]
+    plans: list[_Plan] = []
+    waiting = [case for case in rng.sample(cases, len(cases)) if case.is_clear()]
     left_out["an overridden answer counts"] += len(cases) - len(waiting)
     while waiting:
         room = [_styles.target(spec.style, spec.chunk_words, rng) for _ in range(spec.chunks_per_stream)]
-        members, positions, said, misses, still_waiting = [], {}, {}, 0, []
+        members: list[_Case] = []
+        still_waiting: list[_Case] = []
+        positions: dict[str, float] = {}
+        said: dict[tuple[str, bool], str] = {}  # What the stream says of each cloze, at first and in the end.
+        misses = 0
         for case in waiting:
             joined = dict(said)
             agrees = all(joined.setdefault(key, text) == text for key, text in case.says())
-            placed = _place(case, room, positions, rng) if agrees and misses < _MOST_MISSES else None
+            placed = _place(case, room, positions, rng=rng) if agrees and misses < _MOST_MISSES else None
             if placed:
                 (room, positions), said = placed, joined
                 members.append(case)
@@ -143,8 +160,11 @@ def _deal(cases: list[_Case], spec: StreamSpec, left_out: collections.Counter) -
     return plans
 
 
-def _place(case: _Case, room: list[int], positions: dict[str, float], rng: random.Random) -> tuple[list, dict] | None:
+def _place(
+    case: _Case, room: list[int], positions: dict[str, float], *, rng: random.Random
+) -> tuple[list[int], dict[str, float]] | None:
     """Adds the positions (chunk + place in it) of a case's facts; returns the room left and all positions, or None."""
+    # An edited fact needs a later chunk for the new one, unless the stream has but one chunk.
     room, positions, gap = list(room), dict(positions), min(1, len(room) - 1)
 
     def put(fact: _Fact, least: float = 0, spare: int = 0) -> bool:
@@ -163,28 +183,34 @@ def _place(case: _Case, room: list[int], positions: dict[str, float], rng: rando
     return (room, positions) if all(put(fact) for fact in case.others) else None
 
 
-def _make(number: int, cases: list[_Case], positions: dict[str, float], spec: StreamSpec) -> _windows.Text:
+def _make(number: int, cases: list[_Case], positions: dict[str, float], *, spec: StreamSpec) -> _windows.Text:
+    """Writes out a stream: its facts numbered in the order of their positions, and the questions about them."""
     rng = random.Random(f"{spec.seed}/{number}/questions")
     used = sorted({int(position) for position in positions.values()})
     step_of = {text: used.index(int(position)) for text, position in positions.items()}
     facts = {fact.text: fact for case in cases for fact in (*sum(case.edits, ()), *case.others)}
     new_of = {old.text: new.text for case in cases for old, new in case.edits}
 
-    def ask(kind, question, answers, texts):
+    def ask(question: str, answers: tuple[str, ...], texts: Iterable[str], *, kind: str) -> Question:
         steps = tuple(sorted({step_of[text] for text in texts}))
         return Question(question, answers, "substring", steps, kind, instruction=_RULE)
 
-    lines, own, singles, chains = [[] for _ in used], [[] for _ in used], [], []
-    for n, text in enumerate(sorted(positions, key=positions.get), start=1):
+    lines: list[list[str]] = [[] for _ in used]
+    own: list[list[Question]] = [[] for _ in used]  # Of each chunk: what it states, unless it overrides that itself.
+    singles: list[Question] = []
+    for n, text in enumerate(sorted(positions, key=positions.__getitem__), start=1):
         step, fact = step_of[text], facts[text]
         lines[step].append(f"{n}. {text}")
         if text in new_of.values():
-            singles.append(ask("single_hop", fact.question, fact.answers, [text]))
+            singles.append(ask(fact.question, fact.answers, [text], kind="single_hop"))
         elif text not in new_of or step_of[new_of[text]] > step:
-            own[step].append(ask("original", fact.question, fact.answers, [text]))
+            own[step].append(ask(fact.question, fact.answers, [text], kind="original"))
     most = max((spec.questions_per_stream + 1) // 2, spec.questions_per_stream - len(singles))
-    for case in rng.sample(cases, min(most, len(cases))):
-        chains.append(ask("multi_hop", rng.choice(case.questions), case.answers, [fact.text for fact in case.chain]))
-    frame = _styles.passage if spec.style == "memalpha" else lambda text, *_: text
-    chunks = [frame("\n".join(texts), step, rng) for step, texts in enumerate(lines)]
+    chains = [
+        ask(rng.choice(case.questions), case.answers, [fact.text for fact in case.chain], kind="multi_hop")
+        for case in rng.sample(cases, min(most, len(cases)))
+    ]
+    chunks = ["\n".join(texts) for texts in lines]
+    if spec.style == "memalpha":
+        chunks = [_styles.passage(chunk, step, rng) for step, chunk in enumerate(chunks)]
     return _windows.Text(f"{number:05d}", tuple(chunks), (*singles, *chains), {}, tuple(map(tuple, own)))

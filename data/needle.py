@@ -1,4 +1,4 @@
-"""Streams of speeches with needles: sentences of our own that state invented facts, which are then asked for.
+"""Builds streams of speeches with needles: sentences of our own that state invented facts, which are then asked for.
 
 Reads speeches (plain text in UTF-8 or cp1252) from .txt files, also from those inside .zip archives, such as NLTK's
 state_union.zip. Knows nothing of what the speeches say.
@@ -24,7 +24,7 @@ from . import _files, _styles, _text, _windows
 NAME = "needle"
 _SUFFIXES = (".txt", ".zip")
 _FORMATS = "speeches (plain text in .txt files, or in those inside .zip)"
-# So begin labelled sentences, which also come as .txt: TREC ("DESC:manner How ...") and PubMed-RCT ("###24293578").
+# So begin labeled sentences, which also come as .txt: TREC ("DESC:manner How ...") and PubMed-RCT ("###24293578").
 _LABELLED = re.compile(rb"\s*(?:[A-Z]+:\w+ \S|###\d)")
 _NEEDLES_PER_CHUNK = (0, 1, 1, 2)  # drawn from; a chunk without any has nothing to remember
 # What the answer is, the needle, the question.
@@ -39,13 +39,13 @@ _TEMPLATES = (
     ("town", "The {name} bell was cast in the town of {value}.", "In which town was the {name} bell cast?"),
     ("date", "The {name} charter was signed on {value}.", "On what date was the {name} charter signed?"),
     ("date", "The {name} observatory was opened on {value}.", "On what date was the {name} observatory opened?"),
-    ("colour", "The doors of the {name} library are painted {value}.", "What colour are the {name} library's doors?"),
-    ("colour", "The flag of the {name} regatta is {value}.", "What colour is the flag of the {name} regatta?"),
+    ("color", "The doors of the {name} library are painted {value}.", "What colour are the {name} library's doors?"),
+    ("color", "The flag of the {name} regatta is {value}.", "What colour is the flag of the {name} regatta?"),
 )
 _LONGEST_NEEDLE = max(len(needle.split()) for _, needle, _ in _TEMPLATES) + 2  # a date has three words
 _MONTHS = ("January", "February", "April", "June", "July", "August", "October", "December")
-# Stems and endings make the names of things and towns, shades and colours make colours.
-_WORDS = {
+# Stems and endings make the names of things and towns, shades and colors make colors.
+_WORDS: dict[str, tuple[str, ...]] = {
     "train": (
         "Varn Quell Dorm Hask Brin Tolv Marr Osk Fenn Grath Lusk Pell Sarn Wend Yarr Corv Ebb Nolt",
         "holt mere wick stead grove dale fold minster lund croft haven tarn",
@@ -66,7 +66,7 @@ def load(spec: StreamSpec) -> StreamSource:
     """Returns streams of the speeches of a split, one after the other, with a needle in a chunk on average.
 
     A needle stands before, between or after the sentences of its chunk. No name and no value occurs twice in a stream,
-    or in its speeches. The needles of train and test share no name, town or colour.
+    or in its speeches. The needles of train and test share no name, town or color.
 
     Raises:
         ValueError: the spec cannot be served, or a file is missing or broken.
@@ -85,7 +85,7 @@ def load(spec: StreamSpec) -> StreamSource:
         number, span = parts[stream]
         return _make(f"{number:05d}", filler[slice(*span)], spec)
 
-    return _windows.Made(NAME, len(parts), make, spec, "AR")
+    return _windows.Made(len(parts), make, _windows.Origin(NAME, "AR", spec))
 
 
 def _read(source_dir: str) -> dict[str, str]:
@@ -96,7 +96,7 @@ def _read(source_dir: str) -> dict[str, str]:
         for where, content in _contents(path):
             if content.strip() and not _LABELLED.match(content):
                 text = _decode(content, where)
-                speeches.setdefault(" ".join(text.split()), text.strip())
+                speeches.setdefault(_text.one_line(text), text.strip())
     if not speeches:
         raise _files.none_found(source_dir, _FORMATS, len(paths))
     return speeches
@@ -121,6 +121,7 @@ def _contents(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _decode(content: bytes, where: str) -> str:
+    """Decodes a text that may be in UTF-8 or in cp1252; nearly all bytes are some text in the latter."""
     for encoding in ("utf-8-sig", "cp1252"):
         try:
             text = content.decode(encoding)
@@ -134,6 +135,7 @@ def _decode(content: bytes, where: str) -> str:
 
 
 def _make(name: str, filler: str, spec: StreamSpec) -> _windows.Text:
+    """Fills the chunks of a stream with sentences of `filler`, and puts needles between them."""
     rng = random.Random(f"{spec.seed}/{name}/needles")
     filler += " "  # A needle may follow.
     # Every chunk has room for a sentence and a needle; a longer sentence is cut.
@@ -173,14 +175,14 @@ def _needles(filler: str, words: Sequence[str], rng: random.Random) -> Iterator[
         ]
         return rng.sample(values, len(values))
 
-    stems, endings, shades, colours = (part.split() for part in words)
+    stems, endings, shades, colors = (part.split() for part in words)
     names = fresh((stem + ending,) for stem in stems for ending in endings)
     dates = [(rng.randint(1, 28), rng.choice(_MONTHS), rng.randint(1850, 1999)) for _ in names]
     values_of = {
         "code": fresh((str(code),) for code in rng.sample(range(10_000, 100_000), 2 * len(names))),
         "town": names,
         "date": fresh((f"{day} {month} {year}", f"{month} {day}, {year}") for day, month, year in dates),
-        "colour": fresh((f"{shade} {colour}",) for shade in shades for colour in colours),
+        "color": fresh((f"{shade} {color}",) for shade in shades for color in colors),
     }
     while len(names) > 1:
         kind, needle, question = rng.choice([template for template in _TEMPLATES if values_of[template[0]]])

@@ -1,4 +1,4 @@
-"""Streams from the NLU evaluation data (Liu et al.): utterances to a home assistant, labelled by intent.
+"""Builds streams from the NLU evaluation data (Liu et al.): utterances to a home assistant, labeled by intent.
 
 Reads tables with the columns text and intent, and the published corpus, in which a scenario belongs to the intent.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from finemem_jax.types import StreamSource, StreamSpec
 
-from . import _labels, _tables, _windows
+from . import _files, _labels, _tables, _windows
 
 NAME = "nlu"
 _TEXTS = ("text", "answer", "answer_from_anno")  # of plain tables, the whole corpus, its files for cross-validation
@@ -24,7 +24,8 @@ def load(spec: StreamSpec) -> StreamSource:
         ValueError: the spec cannot be served, or a file is missing or broken (with file, line and field).
     """
     _windows.check(spec)
-    return _labels.source(NAME, _tables.read(spec.source_dir, _tables.SUFFIXES, _read, _FORMATS), spec)
+    examples = _files.read_each(spec.source_dir, _tables.SUFFIXES, _read, formats=_FORMATS)
+    return _labels.source(NAME, examples, spec)
 
 
 def _read(path: pathlib.Path) -> Iterator[_labels.Example]:

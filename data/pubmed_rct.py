@@ -1,4 +1,4 @@
-"""Streams from abstracts whose sentences are labelled by their rhetorical role: PubMed RCT, CSAbstruct.
+"""Builds streams from abstracts whose sentences are labeled by their rhetorical role: PubMed RCT, CSAbstruct.
 
 Reads PubMed RCT's text files ("###id", then "LABEL<tab>sentence" a line), JSON records of an abstract
 ({"sentences", "labels"}), and JSON records of a sentence ({"abstract_id", "text", "label"}, or "labels").
@@ -31,8 +31,8 @@ def load(spec: StreamSpec) -> StreamSource:
         ValueError: the spec cannot be served, or a file is missing or broken (with file, line and field).
     """
     _windows.check(spec)
-    examples = _tables.read(spec.source_dir, _SUFFIXES, _read, _FORMATS)
-    return _labels.source(NAME, examples, spec, ("Sample", "Labels"), in_units=True)
+    examples = _files.read_each(spec.source_dir, _SUFFIXES, _read, formats=_FORMATS)
+    return _labels.source(NAME, examples, spec, nouns=("Sample", "Labels"), in_units=True)
 
 
 def _read(path: pathlib.Path) -> Iterator[_labels.Example]:
@@ -63,7 +63,7 @@ def _read_records(path: pathlib.Path) -> Iterator[tuple[str, str, str]]:
             for i, (sentence, label) in enumerate(zip(sentences, labels, strict=True)):
                 fields = {f"sentences[{i}]": sentence, f"labels[{i}]": label}
                 pair = _files.Record(fields, record.where, record.path)
-                yield *map(pair.text, fields), unit
+                yield pair.text(f"sentences[{i}]"), pair.text(f"labels[{i}]"), unit
         else:
             label = record.text("label" if "label" in record.fields else "labels")
             yield record.text("text"), label, record.text("abstract_id")

@@ -1,4 +1,4 @@
-"""Streams from SQuAD articles: a chunk is a paragraph, its questions are those that people asked about it.
+"""Builds streams from SQuAD articles: a chunk is a paragraph, its questions are those that people asked about it.
 
 Reads the official file ({"version", "data": [article, ...]}) and one article a line, in which answers may be plain
 texts: {"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}.
@@ -51,7 +51,7 @@ def load(spec: StreamSpec) -> StreamSource:
     texts = [_cut(name, articles[name], spec.chunk_words) for name in names]
     if spec.style == "memalpha":
         texts = [_as_memalpha(text, spec) for text in texts]
-    return _windows.Windows(NAME, texts, spec, competency="AR")
+    return _windows.Windows(texts, _windows.Origin(NAME, "AR", spec))
 
 
 def _read(source_dir: str) -> dict[str, list[_Paragraph]]:
@@ -60,7 +60,7 @@ def _read(source_dir: str) -> dict[str, list[_Paragraph]]:
     A paragraph that comes twice is kept once, where it stood first, with the questions of both. That holds across
     articles too: otherwise one text could get into both splits.
     """
-    articles = collections.defaultdict(list)
+    articles: dict[str, list[_Paragraph]] = collections.defaultdict(list)
     paragraphs: dict[str, _Paragraph] = {}
     for record in _files.read(source_dir, [_KEYS], "SQuAD"):
         title = record.text("title")
@@ -77,6 +77,7 @@ def _read(source_dir: str) -> dict[str, list[_Paragraph]]:
 
 
 def _read_qa(qa: _files.Record, question: str, context: str) -> _Qa:
+    """Reads the answers to a question, and where the first stands in the (unstripped) context."""
     answers, start = [], None
     for i, answer in enumerate(qa.items("answers")):
         if isinstance(answer, dict):
@@ -152,4 +153,5 @@ def _locate(qa: _Qa, context: str, spans: list[tuple[int, int]]) -> int | None:
 
 
 def _content_words(text: str) -> set[str]:
+    """Returns the words of at least four letters: shorter ones seldom say what a text is about."""
     return set(re.findall(r"\w{4,}", text))

@@ -1,4 +1,4 @@
-"""Streams from long stories and their summaries: a stream is a whole story, and all its questions need all of it.
+"""Builds streams from long stories and their summaries: a stream is a whole story, which all its questions need.
 
 Reads SQuALITY, one story a line ({"metadata": {"passage_id"}, "document", "questions": [{"question_text",
 "question_number", "responses": [{"response_text"}]}]}), and BookSum as its copies on the Hub have it, as JSON lines:
@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import itertools
-import logging
 import random
 import re
 
@@ -20,7 +19,7 @@ from finemem_jax.types import Question, StreamSource, StreamSpec
 from . import _chunking, _files, _styles, _windows
 
 NAME = "squality"
-_SUMMARISE = "What happens in this text? Give a summary."
+_SUMMARIZE = "What happens in this text? Give a summary."
 _TEXTS, _SUMMARIES = ("chapter", "text"), ("summary_text", "summary")
 _LAYOUTS = [("document", "questions"), *itertools.product(_TEXTS, _SUMMARIES)]
 _TOO_LONG = "longer than data.chunks_per_stream"
@@ -46,7 +45,7 @@ def load(spec: StreamSpec) -> StreamSource:
     texts, sizes, left_out = [], [], collections.Counter()
     for name in _windows.names_of_split(books, spec.split, NAME):
         for document, answers_to in books[name].items():
-            text = _cut(f"{name}/{_digest(document)}", document, answers_to, spec)
+            text = _cut(f"{name}/{_digest(document)}", document, answers_to, spec=spec)
             left_out.update(text.left_out)
             sizes.append(len(text.chunks))
             if len(text.chunks) > spec.chunks_per_stream:
@@ -55,15 +54,12 @@ def load(spec: StreamSpec) -> StreamSource:
                 texts.append(text)
     if not texts:
         raise _none_fits(spec, sizes)
-    logging.getLogger(__name__).info(
-        "Source %s, split %s: %d of %d texts have at most %d chunks and a question; questions left out: %s.",
-        *(NAME, spec.split, len(texts), len(sizes), spec.chunks_per_stream, dict(left_out) or "none"),
-    )
     random.Random(f"{spec.seed}/order").shuffle(texts)
-    return _windows.Made(NAME, len(texts), texts.__getitem__, spec, "LRU", left_out)
+    return _windows.Made(len(texts), texts.__getitem__, _windows.Origin(NAME, "LRU", spec), left_out=left_out)
 
 
 def _none_fits(spec: StreamSpec, sizes: list[int]) -> ValueError:
+    """Returns the error to raise where no text can be a stream; `sizes` are those of all texts, in chunks."""
     short = min(sizes) <= spec.chunks_per_stream
     return ValueError(
         f"Source {NAME!r}, split {spec.split!r}: none of the {len(sizes)} texts in data.source_dir has a question with "
@@ -75,7 +71,8 @@ def _none_fits(spec: StreamSpec, sizes: list[int]) -> ValueError:
     )
 
 
-def _cut(name: str, document: str, answers_to: dict[str, list[str]], spec: StreamSpec) -> _windows.Text:
+def _cut(name: str, document: str, answers_to: dict[str, list[str]], *, spec: StreamSpec) -> _windows.Text:
+    """Cuts a story into chunks, and makes its questions; the first one asks for the plot."""
     chunks = [document[slice(*span)] for span in _chunking.cut(document, spec.chunk_words, spec.chunking)]
     plot = next(iter(answers_to), "")
     about_plot = plot
@@ -108,7 +105,7 @@ def _read(source_dir: str) -> dict[str, _Book]:
         own_name = _passage(record) if is_story else _book(record)
         name = name_of.setdefault(document, own_name or _digest(document))
         answers_to = books[name].setdefault(document, {})
-        for question, answers in _responses(record) if is_story else [(_SUMMARISE, _summaries(record))]:
+        for question, answers in _responses(record) if is_story else [(_SUMMARIZE, _summaries(record))]:
             known = answers_to.setdefault(question, [])
             known += [answer for answer in dict.fromkeys(answers) if answer not in known]
     return books
@@ -120,11 +117,13 @@ def _of(record: _files.Record, keys: tuple[str, ...]) -> str:
 
 
 def _passage(record: _files.Record) -> str:
+    """Returns the name of a story of SQuALITY, "" if it has none."""
     metadata = record.record("metadata") if "metadata" in record.fields else record
     return _name(metadata, "passage_id")
 
 
 def _book(record: _files.Record) -> str:
+    """Returns the name of the book that a chapter of BookSum is of, "" if it has none."""
     # On the Hub, "bid" is the number of the book, and "book_id" names the chapter too.
     return _name(record, _of(record, ("bid", "book_id", "book_title", "title")))
 
@@ -137,6 +136,7 @@ def _name(record: _files.Record, key: str) -> str:
 
 
 def _responses(record: _files.Record) -> list[tuple[str, list[str]]]:
+    """Reads SQuALITY's questions in the order of their numbers, each with its answers."""
     questions = record.records("questions")
     for i, question in enumerate(questions):
         if not isinstance(question.fields.get("question_number", i), int):
@@ -151,6 +151,7 @@ def _responses(record: _files.Record) -> list[tuple[str, list[str]]]:
 
 
 def _summaries(record: _files.Record) -> list[str]:
+    """Reads BookSum's summaries of a chapter: one text, or a list of texts or objects."""
     key = _of(record, _SUMMARIES)
     value = record.fields[key]
     items = value if isinstance(value, list) else [] if value is None else [value]

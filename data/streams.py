@@ -1,15 +1,15 @@
-"""Streams that have been written out: {split}.jsonl or {split}.jsonl.gz, as --mode=questions makes them.
+"""Reads streams that have been written out: {split}.jsonl or {split}.jsonl.gz, as --mode=questions makes them.
 
-A line is an `episode.Stream` as JSON. The fields of the dataclasses are its keys; those with defaults may be left out.
+A line is a `types.Stream` as JSON. The fields of the dataclasses are its keys; those with defaults may be left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import operator
 import pathlib
-from typing import Any, BinaryIO, cast
+from collections.abc import Sequence
+from typing import Any
 
 from finemem_jax.reading import scoring
 from finemem_jax.types import Chunk, Question, Stream, StreamSource, StreamSpec
@@ -32,6 +32,7 @@ def load(spec: StreamSpec) -> StreamSource:
 
 
 def _path(spec: StreamSpec) -> pathlib.Path:
+    """Finds the file of a split."""
     files = f"{spec.split}.jsonl or {spec.split}.jsonl.gz"
     if not spec.source_dir:
         raise ValueError(f"data.source_dir must be the folder that holds {files}, got ''. Set data.source_dir.")
@@ -56,12 +57,14 @@ def _path(spec: StreamSpec) -> pathlib.Path:
 
 
 class WrittenStreams:
-    """Random access to the lines of one file.
+    """Gives random access to the lines of one file.
 
-    All that are wanted are checked when it is opened. Of a .jsonl, none is kept in memory.
+    All that are wanted are checked when it is opened. Of a .jsonl only the places of its lines are kept in memory, of a
+    .jsonl.gz, in which one cannot jump to a place, the lines.
     """
 
     def __init__(self, path: pathlib.Path, spec: StreamSpec):
+        """Reads the file once; raises ValueError with file, line and field if it is broken."""
         self._path, self._spec = path, spec
         self._state = _state(path)
         self._is_packed = path.name.endswith(".gz")
@@ -70,10 +73,11 @@ class WrittenStreams:
         self._lines: list[bytes] = []
         self._index()
 
-    def _index(self):
+    def _index(self) -> None:
+        """Checks the lines, and notes where they stand."""
         lines_of: dict[str, int] = {}
-        with gzip.open(self._path) if self._is_packed else self._path.open("rb") as file:
-            for line, offset, raw in _files.raw_lines(cast(BinaryIO, file), self._path):
+        with _files.open_binary(self._path) as file:
+            for line, offset, raw in _files.raw_lines(file, self._path):
                 stream = self._read(line, offset, raw)
                 first = lines_of.setdefault(stream.stream_id, line)
                 if first != line:
@@ -114,7 +118,8 @@ class WrittenStreams:
         return _cut(_stream(_files.Record(value, where)), self._spec)
 
 
-def _state(path):
+def _state(path: pathlib.Path) -> tuple[int, int, int]:
+    """Returns what changes when a file is written again: size, time and inode."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
@@ -176,7 +181,7 @@ def _texts(record: _files.Record, name: str) -> tuple[str, ...]:
 
 
 def _fields(record: _files.Record, kind: type) -> dict[str, Any]:
-    """The record's fields, once it has been found to have those of a dataclass and no others."""
+    """Returns a record's fields, once it has been found to have those of a dataclass and no others."""
     known = {field.name: field for field in dataclasses.fields(kind)}
     for name, field in known.items():
         if field.default is dataclasses.MISSING and name not in record.fields:
@@ -201,9 +206,10 @@ def _text(record: _files.Record, name: str) -> str:
 
 
 def _cut(stream: Stream, spec: StreamSpec) -> Stream:
+    """Keeps the first chunks, and of the questions that these can answer the first ones."""
     length = spec.chunks_per_stream
 
-    def first(questions, limit):
+    def first(questions: Sequence[Question], limit: int) -> tuple[Question, ...]:
         return tuple(q for q in questions if all(step < length for step in q.gold_steps))[:limit]
 
     chunks = tuple(

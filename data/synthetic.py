@@ -1,6 +1,6 @@
-"""Seeded synthetic streams: people, places and projects over many days, made up as they are asked for.
+"""Makes up seeded synthetic streams as they are asked for: people, places and projects over many days.
 
-Facts are stated, changed, withdrawn and drowned in small talk; labelled examples follow a hidden rule; events
+Facts are stated, changed, withdrawn and drowned in small talk; labeled examples follow a hidden rule; events
 add up to a story. Stream i depends on (seed, split, i) only. The test split has names, values and wordings of
 its own. How it is made: `_synthetic_story` decides what happens, `_synthetic_text` tells it in the words of
 `_synthetic_words_*` and `_synthetic_talk`, `_synthetic_questions` asks.
@@ -52,7 +52,7 @@ def load(spec: StreamSpec) -> StreamSource:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticStreams:
-    """Random access to the streams of one spec."""
+    """Gives random access to the streams of one spec."""
 
     spec: StreamSpec
 
@@ -65,18 +65,19 @@ class SyntheticStreams:
         said: set[str] = set()
         chunks = []
         for step in range(spec.chunks_per_stream):
-            told = text.tell(self._rng(index, f"text {step}"), spec.split, story, step, spec.chunk_words, said)
+            rng = self._rng(index, f"text {step}")
+            told = text.tell(rng, story, step, chunk_words=spec.chunk_words, used=said)
             rng = self._rng(index, f"chunk questions {step}")
-            asked = questions.chunk_questions(rng, spec.split, story, step, spec.questions_per_chunk)
+            asked = questions.chunk_questions(rng, story, step, limit=spec.questions_per_chunk)
             chunks.append(Chunk(told, asked))
         rng = self._rng(index, "global questions")
-        asked = questions.global_questions(rng, spec.split, story, spec.questions_per_stream)
+        asked = questions.global_questions(rng, story, spec.questions_per_stream)
         return Stream(f"{spec.split}-{index:06d}", "synthetic", tuple(chunks), asked, story.competency)
 
     def story(self, index: int) -> story_.Story:
         """Returns what happens in stream `index`: the ground truth behind its text and questions."""
-        rng = self._rng(self._checked(index), "story")
-        return story_.write(rng, self.spec.split, self.spec.chunks_per_stream, self.spec.chunk_words)
+        rng, spec = self._rng(self._checked(index), "story"), self.spec
+        return story_.write(rng, spec.split, num_chunks=spec.chunks_per_stream, chunk_words=spec.chunk_words)
 
     def _checked(self, index: int) -> int:
         index = operator.index(index)
@@ -85,5 +86,6 @@ class SyntheticStreams:
         return index
 
     def _rng(self, index: int, purpose: str) -> random.Random:
+        """Returns a generator for one purpose of one stream, which another one's draws do not change."""
         # A string seeds by its bytes; hash() would differ between processes.
         return random.Random(f"synthetic/{self.spec.seed}/{self.spec.split}/{index}/{purpose}")

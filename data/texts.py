@@ -1,4 +1,4 @@
-"""Streams from a folder of your own: texts (.txt, .md, .jsonl, .json) and exported chats, with or without questions.
+"""Builds streams from a folder of your own: texts (.txt, .md, .jsonl, .json) and chats, with or without questions.
 
 A .txt or .md is one text. In .json and .jsonl, each record with a "text" is one, and each conversation (`_chats` says
 in which forms); lines that are single turns are one conversation. A text's questions stand in its record's "questions",
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import pathlib
 import random
@@ -20,7 +19,7 @@ import re
 from finemem_jax.reading import scoring
 from finemem_jax.types import Question, StreamSource, StreamSpec
 
-from . import _chats, _chunking, _files, _growing, _windows
+from . import _chats, _chunking, _files, _growing, _text, _windows
 
 NAME = "texts"
 _SUFFIXES = (".txt", ".md", ".jsonl", ".json")
@@ -32,7 +31,7 @@ _BLOCK = 1_000_000  # characters; cutting takes about thirty times a block's siz
 
 @dataclasses.dataclass
 class _Own:
-    """A text of the user's: plain, or the turns of a chat."""
+    """A text of the user's, plain or the turns of a chat, with its questions."""
 
     name: str
     where: str
@@ -40,7 +39,7 @@ class _Own:
     questions: list[Question]
 
 
-follow = _growing.follow  # What --mode=follow reads with.
+follow, Waiting = _growing.follow, _growing.Waiting  # What --mode=follow reads with.
 
 
 def load(spec: StreamSpec) -> StreamSource:
@@ -56,18 +55,14 @@ def load(spec: StreamSpec) -> StreamSource:
     """
     _windows.check(spec)
     texts = _read(spec.source_dir)
-    rng = random.Random(f"{spec.seed}/order")
-    turns = []
-    for digest in _windows.names_of_split(texts, spec.split, NAME):
-        turns.append(_windows_of(texts[digest], spec))
-        rng.shuffle(turns[-1])
-    rng.shuffle(turns)
-    # One of each text in turn: few streams cover many texts.
-    windows = [window for turn in itertools.zip_longest(*turns) for window in turn if window is not None]
-    return _windows.Made(NAME, len(windows), windows.__getitem__, spec, "")
+    names = _windows.names_of_split(texts, spec.split, NAME)
+    by_text = [_windows_of(texts[name], spec) for name in names]
+    windows = _windows.interleave(by_text, random.Random(f"{spec.seed}/order"))
+    return _windows.Made(len(windows), windows.__getitem__, _windows.Origin(NAME, "", spec))
 
 
 def _windows_of(own: _Own, spec: StreamSpec) -> list[_windows.Text]:
+    """Cuts a text into streams, and asks each question of the stream, and of the chunk, that holds its answer."""
     chunks = _chunks(own, spec)
     length = spec.chunks_per_stream
     starts = range(0, len(chunks), length)
@@ -84,10 +79,11 @@ def _windows_of(own: _Own, spec: StreamSpec) -> list[_windows.Text]:
 
 
 def _comparable(text: str) -> str:
-    return " ".join(text.lower().split())
+    return _text.one_line(text.lower())
 
 
 def _chunks(own: _Own, spec: StreamSpec) -> list[str]:
+    """Cuts a text as `spec.chunking` says, a chat between its turns."""
     if isinstance(own.content, str):
         # Blocks end between words, of which none is long.
         blocks = re.findall(rf"(?s)\S.{{0,{_BLOCK}}}(?!\S)", own.content)
@@ -131,6 +127,7 @@ def _read(source_dir: str) -> dict[str, _Own]:
 
 
 def _plain(path: pathlib.Path) -> list[_Own]:
+    """Reads a .txt or .md: a text, or a chat that WhatsApp exported."""
     size, most = path.stat().st_size, _files.MAX_LINE_BYTES
     if size > most:
         raise _refusal(f"{path}: {size:,} bytes, more than the {most:,} that are read. Cut it into several files")
@@ -150,6 +147,7 @@ def _refusal(problem: str) -> ValueError:
 
 
 def _json(path: pathlib.Path) -> list[_Own]:
+    """Reads a .json or .jsonl: a text or a chat a record, or turns of one chat; nothing if it is of another format."""
     texts, turns = [], []
     with contextlib.closing(_files.values(path, ("text",))) as values:
         for number, (value, where) in enumerate(values):
@@ -172,7 +170,8 @@ def _json(path: pathlib.Path) -> list[_Own]:
     return [*texts, _Own("", str(path), [turn for turn in turns if turn.text], [])]
 
 
-def _check_words(own: _Own):
+def _check_words(own: _Own) -> None:
+    """Raises ValueError for a text in which so much stands without a space that it is no text."""
     for text in [own.content] if isinstance(own.content, str) else [turn.text for turn in own.content]:
         if len(text) > _LONGEST_WORD and (word := re.search(rf"(?<!\S)\S{{{_LONGEST_WORD + 1}}}", text)):
             shown = f"{own.where}: {word[0][:20]!r}… has no space for more than {_LONGEST_WORD:,} characters"
@@ -185,6 +184,7 @@ def _questions_file(path: pathlib.Path) -> list[Question]:
 
 
 def _question(record: _files.Record) -> Question:
+    """Reads a question of the user's, and checks that it has an answer and a known metric."""
     key = "answers" if "answers" in record.fields else "answer"
     answers = record.fields.get(key)
     answers = answers if isinstance(answers, list) else [answers]

@@ -1,6 +1,7 @@
-"""Streams from the TREC questions (Li & Roth): what kind of thing a question asks for, in six coarse classes.
+"""Builds streams from the TREC questions (Li & Roth): what kind of thing a question asks for.
 
-Reads the published files, "COARSE:fine question" a line in Latin-1. `trec_fine` has the fine classes.
+Reads the published files, "COARSE:fine question" a line in Latin-1. `trec` teaches the six coarse classes, `trec_fine`
+the fine ones.
 """
 
 from __future__ import annotations
@@ -11,21 +12,31 @@ from collections.abc import Iterator
 
 from finemem_jax.types import StreamSource, StreamSpec
 
-from . import _labels, _tables, _windows
+from . import _files, _labels, _tables, _windows
 
 NAME = "trec"
 _SUFFIXES = (".label", ".txt", ".label.gz", ".txt.gz")
 # By name, since many a text begins with a word and a colon.
 _LINE = re.compile(r"\s*(ABBR|DESC|ENTY|HUM|LOC|NUM):(\w+)\s+(\S.*)")
 _FORM = "COARSE:fine question (COARSE: ABBR, DESC, ENTY, HUM, LOC or NUM)"
+_FORMATS = f"files of TREC questions ({', '.join(_SUFFIXES)}; lines {_FORM})"
 
 
-def load(spec: StreamSpec, name: str = NAME, fine: bool = False) -> StreamSource:
-    """Returns streams that teach the coarse classes, or the `fine` ones, see `_labels.source`.
+def load(spec: StreamSpec) -> StreamSource:
+    """Returns streams that teach the coarse classes, see `_labels.source`.
 
     Raises:
         ValueError: the spec cannot be served, or a file is missing or broken (with file and line).
     """
+    return _load(NAME, spec, fine=False)
+
+
+def load_fine(spec: StreamSpec) -> StreamSource:
+    """Returns streams that teach the fine classes ("COARSE:fine"); raises as `load` does."""
+    return _load(f"{NAME}_fine", spec, fine=True)
+
+
+def _load(name: str, spec: StreamSpec, *, fine: bool) -> StreamSource:
     _windows.check(spec)
 
     def read(path: pathlib.Path) -> Iterator[_labels.Example]:
@@ -35,5 +46,5 @@ def load(spec: StreamSpec, name: str = NAME, fine: bool = False) -> StreamSource
             coarse, kind, text = match.groups()
             yield _labels.Example(text, f"{coarse}:{kind}" if fine else coarse, unit=text)
 
-    formats = f"files of TREC questions ({', '.join(_SUFFIXES)}; lines {_FORM})"
-    return _labels.source(name, _tables.read(spec.source_dir, _SUFFIXES, read, formats), spec)
+    examples = _files.read_each(spec.source_dir, _SUFFIXES, read, formats=_FORMATS)
+    return _labels.source(name, examples, spec)

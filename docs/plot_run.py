@@ -19,6 +19,7 @@ PANELS = {
 
 
 def main(workdir: pathlib.Path, out: pathlib.Path) -> None:
+    """Draws a panel for each curve: a point a step, and the moving average."""
     lines = files.read_metrics(workdir)
     figure = matplotlib.figure.Figure(figsize=(10, 5.5), layout="constrained")
     for axes, (title, name) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):

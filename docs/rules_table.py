@@ -8,6 +8,8 @@ import gzip
 import json
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,35 +17,38 @@ REFERENCE = "credit=full"
 
 
 def rollouts(member: pathlib.Path, step: int) -> list[dict]:
-    """Every rollout of one training step, counted from 1."""
+    """Reads every rollout of one training step, counted from 1."""
     with gzip.open(member / "trajectories" / f"step_{step:06d}.jsonl.gz", "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def row(member: pathlib.Path, reference: pathlib.Path) -> list[str]:
-    """One line of the table."""
+    """Makes one line of the table.
+
+    Rules are compared with the reference at the first step alone: there all still sampled the same responses.
+    """
     metrics = [json.loads(line) for line in (member / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    # The largest difference over all rollouts between the credit given to the steps and the global score.
     largest = 0.0
     for step in range(1, len(metrics) + 1):
         for one in rollouts(member, step):
             total = sum(s["rewards"]["credit"] for s in one["steps"])
             largest = max(largest, abs(total - one["outcome"]))
 
-    def change(name):
+    def change(name: str) -> str:
+        """Means of the first and the last third of a run."""
         values = [line[name] for line in metrics]
         third = max(len(values) // 3, 1)
         return f"{np.mean(values[:third]):.3f} → {np.mean(values[-third:]):.3f}"
 
-    def first_step(folder, read):
+    def first_step(folder: pathlib.Path, read: Callable[[dict[str, Any]], Any]) -> list[Any]:
         return [read(s) for one in rollouts(folder, 1) for s in one["steps"]]
 
-    def same(read):
-        return first_step(member, read) == first_step(reference, read)
-
     agreement = "–"
-    if same(lambda s: s["completion_ids"]):
-        advantages = [first_step(folder, lambda s: s["advantage"]) for folder in (member, reference)]
-        agreement = f"{np.corrcoef(*advantages)[0, 1]:.3f}"
+    sampled, theirs = (first_step(folder, lambda s: s["completion_ids"]) for folder in (member, reference))
+    if sampled == theirs:
+        own, other = (first_step(folder, lambda s: s["advantage"]) for folder in (member, reference))
+        agreement = f"{np.corrcoef(own, other)[0, 1]:.3f}"
     return [
         f"`{member.name.removeprefix('credit=')}`",
         agreement,

@@ -1,7 +1,7 @@
 """Loads streams from builders, and yields training batches in an endless, deterministic, resumable order.
 
-A builder is a module in the folder `data/` that defines `load(spec: StreamSpec) -> StreamSource`. Adding a
-data source is adding a file there.
+A builder is a function `load(spec: StreamSpec) -> StreamSource` in a file of the folder `data/`, and is called as its
+file; `load_full` in `memalpha.py` is the builder `memalpha_full`. Adding a data source is adding a file there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import itertools
 import math
 import operator
 import pathlib
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,17 +44,34 @@ def load(name: str, spec: StreamSpec, data_dir: pathlib.Path = DATA_DIR) -> Stre
         ValueError: no such builder; the message lists those there are. Builders raise ValueError for a
             missing folder and for a broken line, naming file and line.
     """
-    return builder(name, data_dir).load(spec)
+    module, function = _find(name, data_dir)
+    return getattr(_import(module, data_dir), function)(spec)
 
 
 def builder(name: str, data_dir: pathlib.Path = DATA_DIR) -> types.ModuleType:
-    """Imports `data/<name>.py` (modules there may import each other as `from . import other`)."""
-    known = sorted(path.stem for path in data_dir.glob("*.py") if not path.stem.startswith("_"))
+    """Imports the module of a builder; raises ValueError as `load` does."""
+    module, _ = _find(name, data_dir)
+    return _import(module, data_dir)
+
+
+def _find(name: str, data_dir: pathlib.Path) -> tuple[str, str]:
+    """Finds a builder: its module and its function there, `load` or `load_SUFFIX`."""
+    known: dict[str, tuple[str, str]] = {}
+    for path in sorted(data_dir.glob("[!_]*.py")):
+        known[path.stem] = path.stem, "load"
+        # Found in the text, not by importing all modules: some take seconds.
+        for suffix in re.findall(r"^def load_(\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            known[f"{path.stem}_{suffix}"] = path.stem, f"load_{suffix}"
     if name not in known:
         raise ValueError(
             f"data.name must be a builder in {data_dir}: {', '.join(known) or '(the folder has none)'}; got {name!r}. "
             "To add a source, write a module there with `load(spec) -> StreamSource`."
         )
+    return known[name]
+
+
+def _import(name: str, data_dir: pathlib.Path) -> types.ModuleType:
+    """Imports a module of the folder, as of a package: modules there may import each other as `from . import other`."""
     package = sys.modules.get(_PACKAGE)
     if package is None or package.__path__ != [str(data_dir)]:
         for module in [m for m in sys.modules if m == _PACKAGE or m.startswith(_PACKAGE + ".")]:

@@ -39,6 +39,15 @@ def test_load_asks_the_builder(data_dir):
     assert [stream.stream_id for stream in streams] == ["train-0", "train-1"]
 
 
+def test_a_module_may_hold_several_builders(data_dir):
+    folder = data_dir()
+    (folder / "own.py").write_text(f"{BUILDER}\n\ndef load_twice(spec):\n    return load(spec) * 2\n")
+    assert len(input_pipeline.load("own_twice", SPEC, folder)) == 2 * len(input_pipeline.load("own", SPEC, folder))
+    assert input_pipeline.builder("own_twice", folder) is input_pipeline.builder("own", folder)
+    with pytest.raises(ValueError, match=r"builder in .*: other, own, own_twice; got 'own_once'"):
+        input_pipeline.load("own_once", SPEC, folder)
+
+
 @pytest.mark.parametrize("name", ["owm", "", "_words", "../own", "own.py", "os"])
 def test_an_unknown_builder_is_refused_with_what_there_is(data_dir, name):
     with pytest.raises(ValueError, match=r"data\.name must be a builder in .*: other, own; got .*load\(spec\)"):
@@ -57,7 +66,7 @@ def test_two_folders_do_not_mix(data_dir):
 
 
 def test_the_projects_builders_are_there():
-    for name in ("synthetic", "squad", "locomo"):
+    for name in ("synthetic", "squad", "memalpha_full", "memalpha_mab", "trec_fine"):
         assert callable(input_pipeline.builder(name).load)
 
 

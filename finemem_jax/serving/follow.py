@@ -47,7 +47,7 @@ def run(config: Config, workdir: pathlib.Path, parts: Components, step: int) -> 
     """
     path = pathlib.Path(config.follow.file).expanduser()
     name = str(path.resolve())
-    growing = input_pipeline.builder("texts")
+    texts = input_pipeline.builder("texts")
     options = rollout_options(config, evaluation=True, constraint=parts.constraint)
     with Store(workdir / FILE) as store, Display(0) as display:
         memory, state = store.load(name)
@@ -57,9 +57,10 @@ def run(config: Config, workdir: pathlib.Path, parts: Components, step: int) -> 
         build.warm_up(config, parts, display.phase)
         display.phase(f"waiting for {path}")
         reader = _Reader(config, parts, options)
-        for text, end in growing.follow(
-            path, config.data.chunk_words, config.data.chunking, offset, config.follow.idle_seconds, _POLL_SECONDS,
-        ):  # fmt: skip
+        waiting = texts.Waiting(config.follow.idle_seconds, _POLL_SECONDS)
+        for text, end in texts.follow(
+            path, offset, chunk_words=config.data.chunk_words, chunking=config.data.chunking, waiting=waiting
+        ):
             # One that is too long for a prompt becomes several steps, saved as one: they share a place in the file.
             for chunk in parts.environment.fit(Stream(name, "follow", (Chunk(text),))).chunks:
                 memory, valid, written = reader.read(chunk, memory, t)

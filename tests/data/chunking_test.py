@@ -88,7 +88,7 @@ def test_what_was_cut_does_not_depend_on_what_comes_much_later():
 
 def test_known_borders_attract():
     units = [f"word{i} " * 5 for i in range(20)]
-    assert chunking.group(units, 50, "sentence", {9}) == [(0, 9), (9, 19), (19, 20)]
-    assert chunking.group(units, 50, "sentence", {3}) == [(0, 10), (10, 20)]
-    assert (0, 8) in chunking.group(units, 50, "adaptive", {8})
+    assert chunking.group(units, 50, "sentence", borders={9}) == [(0, 9), (9, 19), (19, 20)]
+    assert chunking.group(units, 50, "sentence", borders={3}) == [(0, 10), (10, 20)]
+    assert (0, 8) in chunking.group(units, 50, "adaptive", borders={8})
     assert chunking.group([], 50, "adaptive") == chunking.group([], 50, "sentence") == []

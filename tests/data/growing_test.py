@@ -6,7 +6,7 @@ import pytest
 
 from finemem_jax import input_pipeline
 
-follow = input_pipeline.builder("texts").follow
+texts = input_pipeline.builder("texts")
 CHUNKINGS = ("fixed", "sentence", "adaptive")
 
 
@@ -19,8 +19,9 @@ def text(words=900):
     return " ".join(found) + "."
 
 
-def chunks(path, chunking, **changes):
-    return list(follow(path, 30, chunking, **changes))
+def chunks(path, chunking, offset=0, **waiting):
+    waiting = texts.Waiting(**waiting)
+    return list(texts.follow(path, offset, chunk_words=30, chunking=chunking, waiting=waiting))
 
 
 @pytest.mark.parametrize("chunking", CHUNKINGS)
@@ -51,7 +52,7 @@ def test_chunks_do_not_depend_on_when_the_text_came(tmp_path, chunking):
             file.write(raw[:size])
         raw = raw[size:]
 
-    assert list(follow(path, 30, chunking, idle_seconds=3, poll_seconds=1, sleep=grow)) == whole
+    assert chunks(path, chunking, idle_seconds=3, poll_seconds=1, sleep=grow) == whole
     assert not raw
 
 
@@ -64,7 +65,8 @@ def test_nothing_is_cut_before_it_is_certain(tmp_path):
         seen.append(len(found))
 
     found = []
-    for chunk in follow(path, 30, "sentence", idle_seconds=2, poll_seconds=1, sleep=wait):
+    waiting = texts.Waiting(idle_seconds=2, poll_seconds=1, sleep=wait)
+    for chunk in texts.follow(path, chunk_words=30, chunking="sentence", waiting=waiting):
         found.append(chunk)
     assert seen == [0, 0] and found == [("One two three. Four", 19)]
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import gzip
 import itertools
 import math
@@ -16,7 +17,8 @@ from finemem_jax import input_pipeline
 from finemem_jax.reading import scoring
 from finemem_jax.types import StreamSpec
 
-nlu, trec, trec_fine, pubmed_rct = map(input_pipeline.builder, ("nlu", "trec", "trec_fine", "pubmed_rct"))
+nlu, trec, pubmed_rct = map(input_pipeline.builder, ("nlu", "trec", "pubmed_rct"))
+trec_fine = types.SimpleNamespace(NAME="trec_fine", load=functools.partial(input_pipeline.load, "trec_fine"))
 _labels = nlu._labels
 
 SPEC = StreamSpec("train", 3, 6, chunks_per_stream=3, chunk_words=60, questions_per_chunk=2, questions_per_stream=5)

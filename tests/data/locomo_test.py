@@ -164,7 +164,7 @@ def test_no_word_is_lost(folder):
 
 
 def test_chunk_words_too_small_names_the_least(folder):
-    with pytest.raises(ValueError, match=r"data.chunk_words must be at least 8 .*'Ilse'.* turn D1:1 .*got 5; raise it"):
+    with pytest.raises(ValueError, match=r"data.chunk_words must be at least 8 .*'Ilse:'.* turn 1 .*got 5; raise it"):
         _load(folder, chunk_words=5)
     assert _load(folder, chunk_words=8)
 
