@@ -2,13 +2,13 @@
 
 import dataclasses
 
-import hf_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import smoke_run
 
+import hf_folders
+import smoke_run
 from finemem_jax import build, input_pipeline
 from finemem_jax.config.sections import Config
 from finemem_jax.memory.operations import Dialect, parse

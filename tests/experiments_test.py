@@ -4,8 +4,8 @@ import pathlib
 import runpy
 
 import pytest
-import smoke_run
 
+import smoke_run
 from finemem_jax import build
 from finemem_jax import config as config_lib
 from finemem_jax.rl.method import Method

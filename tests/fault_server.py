@@ -12,6 +12,8 @@ import random
 import threading
 import time
 
+from finemem_jax.types import Chat, Message
+
 # What can go wrong, each as likely as the others.
 FAULTS = ("timeout", "reset", "429", "500", "502", "half", "html", "json", "shape", "twice")
 
@@ -19,6 +21,22 @@ FAULTS = ("timeout", "reset", "429", "500", "502", "half", "html", "json", "shap
 def reply_to(question: str) -> str:
     """What the server answers: something that belongs to this question alone."""
     return f"answer to {question}"
+
+
+def chat(text, **more):
+    """Returns a chat whose question is `text`."""
+    return Chat((Message("system", ("Be brief.",)), Message("user", ("", text))), 5, **more)
+
+
+def ask_all(worker, count):
+    """Asks questions 0 … count - 1; returns the replies, of which each must come once."""
+    request_ids = {worker.submit(chat(f"question {i}")): i for i in range(count)}
+    replies = {}
+    while len(replies) < count:
+        for request_id, reply in worker.collect():
+            assert request_ids[request_id] not in replies
+            replies[request_ids[request_id]] = reply
+    return [replies[i] for i in range(count)]
 
 
 class FaultServer:

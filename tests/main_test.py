@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+
 import smoke_run
 from programs import main as command
 

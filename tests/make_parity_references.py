@@ -9,6 +9,7 @@ Needs PyTorch, which finemem_jax itself does not. Run it again when parity_cases
 import pathlib
 
 import numpy as np
+
 import parity_cases
 
 FOLDER = pathlib.Path(__file__).parent / "parity"

@@ -4,11 +4,13 @@
 """
 
 import dataclasses
+import json
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from finemem_jax.models.presets import DecoderConfig, RopeScaling
 
@@ -102,6 +104,22 @@ def checkpoint(config):
             for letter, size in zip("qkv", (queries, keys, keys), strict=True):
                 shapes[f"model.layers.{i}.self_attn.{letter}_proj.bias"] = (size,)
     return {name: draw(name, *shape) for name, shape in shapes.items()}
+
+
+def publish(folder, config, num_shards=1, **changes):
+    """Writes a checkpoint as published models have it, with the library's own writer."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_json(config)))
+    tensors = checkpoint(config) | changes
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if num_shards == 1:
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+        return folder
+    weight_map = {name: f"part-{i % num_shards}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        safetensors.numpy.save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
 
 
 def token_rows(config):

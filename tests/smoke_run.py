@@ -3,13 +3,11 @@
 import contextlib
 import pathlib
 
-from finemem_jax import build
+from experiments import smoke
+from finemem_jax import build, input_pipeline
 from finemem_jax import config as config_lib
 from finemem_jax.runtime import checkpoint
 from finemem_jax.training import train
-
-from experiments import smoke  # isort: skip
-from finemem_jax import input_pipeline
 
 
 def config(**changes):

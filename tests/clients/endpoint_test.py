@@ -11,32 +11,16 @@ import time
 
 import pytest
 
+from fault_server import FAULTS, FaultServer, ask_all, chat, reply_to
 from finemem_jax.clients import endpoint, reply_cache
 from finemem_jax.clients.endpoint import Endpoint, EndpointError, EndpointOptions
 from finemem_jax.runtime import workers
-from finemem_jax.types import Chat, Message
-from tests.fault_server import FAULTS, FaultServer, reply_to
 
 KEY = "sk-9f3e-very-secret/4477"
 
 
-def chat(text, **more):
-    return Chat((Message("system", ("Be brief.",)), Message("user", ("", text))), 5, **more)
-
-
 def options(*servers, **more):
     return EndpointOptions(tuple(server.url for server in servers), "a-model", **{"call_seconds": 0.5} | more)
-
-
-def ask_all(worker, count):
-    """Asks questions 0 … count - 1; returns the replies, of which each must come once."""
-    request_ids = {worker.submit(chat(f"question {i}")): i for i in range(count)}
-    replies = {}
-    while len(replies) < count:
-        for request_id, reply in worker.collect():
-            assert request_ids[request_id] not in replies
-            replies[request_ids[request_id]] = reply
-    return [replies[i] for i in range(count)]
 
 
 # --------------------------------------------------------------------------------------
@@ -314,15 +298,15 @@ def test_keys_that_cannot_be(monkeypatch):
 
 KILLED = """
 import pathlib, sys
-sys.path[:0] = ["tests", "tests/clients"]
+sys.path[:0] = ["tests"]
 from finemem_jax.clients import endpoint, reply_cache as answers
-import endpoint_test
+import fault_server
 url, path, count = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
 file = answers.Answers(path, 10**9)
 keep = lambda chat, reply: answers.keep(file, "m", chat, reply)
 with endpoint.Endpoint(endpoint.EndpointOptions((url,), "m", concurrency=8), keep) as client:
     worker = answers.Cached(client, file, "m", stores=False)
-    print(*endpoint_test.ask_all(worker, count), sep="\\n")
+    print(*fault_server.ask_all(worker, count), sep="\\n")
 print("misses", worker.misses)
 """
 

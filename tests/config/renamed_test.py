@@ -4,8 +4,8 @@ import json
 import pathlib
 
 import pytest
-import smoke_run
 
+import smoke_run
 from finemem_jax import config as config_lib
 from finemem_jax.config import renamed
 from finemem_jax.config.sections import Config

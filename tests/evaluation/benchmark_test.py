@@ -4,10 +4,10 @@ import contextlib
 import json
 import pathlib
 
-import programs
 import pytest
-import smoke_run
 
+import programs
+import smoke_run
 from finemem_jax.evaluation import benchmark
 from finemem_jax.runtime import checkpoint
 

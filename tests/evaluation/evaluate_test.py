@@ -3,12 +3,12 @@
 import math
 
 import pytest
-from small_trajectories import ENVIRONMENT, MALFORMED, TOKENS, answers, inserted, item, step, trajectory
 
 from finemem_jax.evaluation import evaluate
 from finemem_jax.memory import operations
 from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.types import Action, Chunk, Completion, Operation, Question, Stream
+from small_trajectories import ENVIRONMENT, MALFORMED, TOKENS, answers, inserted, item, step, trajectory
 
 ONE = trajectory(
     [

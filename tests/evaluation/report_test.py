@@ -8,7 +8,6 @@ import math
 import re
 
 import pytest
-from small_trajectories import ENVIRONMENT, TOKENS, answer, answers, deleted, inserted, item, step, trajectory, updated
 
 from finemem_jax.evaluation import report, report_plots, report_rollouts
 from finemem_jax.memory import operations
@@ -30,6 +29,7 @@ from finemem_jax.types import (
     Stream,
     Trajectory,
 )
+from small_trajectories import ENVIRONMENT, TOKENS, answer, answers, deleted, inserted, item, step, trajectory, updated
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&\"'"
 CONFIG = {"experiment": "a run", "manager.num_examples": 2, "train.num_steps": 5, "credit.rule": "full", "seed": 0}

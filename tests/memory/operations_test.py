@@ -2,11 +2,11 @@
 
 import json
 
-import fuzz_operations
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+import fuzz_operations
 from finemem_jax.memory import operations
 from finemem_jax.memory.operations import LAYOUTS, TOOL_CALL_FORMATS, Dialect
 from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Malformed, Operation

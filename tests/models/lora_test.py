@@ -4,11 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import learner_test
 import numpy as np
 import optax
 import pytest
 
+import random_batches
 from finemem_jax.models import decoder, lora, presets
 from finemem_jax.rl import learner
 from finemem_jax.rl.grpo import ObjectiveOptions
@@ -73,7 +73,7 @@ def test_without_adapters_everything_is_trained(base):
 def test_an_update_changes_the_adapters_alone(trained):
     frozen, adapters = lora.split(jax.tree.map(jnp.copy, trained))
     before = jax.tree.map(np.asarray, frozen)
-    batch = learner_test.make_batch(lora.merge(ADAPTED, trained))
+    batch = random_batches.make_batch(lora.merge(ADAPTED, trained))
     tx = optax.adam(1e-2)
     state, metrics = learner.update(OPTIONS, tx, frozen, learner.init(adapters, tx), [batch], 1.0)
     assert jax.tree.structure(state.params) == jax.tree.structure(lora.split(trained)[1])
@@ -85,8 +85,8 @@ def test_the_gradient_is_that_of_the_merged_matrices(trained):
     """By the chain rule: dA = s dW Bᵀ and dB = s Aᵀ dW, where W is the matrix with its adapter merged in."""
     frozen, adapters = lora.split(trained)
     merged = lora.merge(ADAPTED, trained)
-    batch = learner_test.make_batch(merged)
-    whole = learner_test.accumulated(merged, [batch]).gradients["layers"]
+    batch = random_batches.make_batch(merged)
+    whole = random_batches.accumulated(merged, [batch]).gradients["layers"]
     sums = learner.zero_sums(adapters, options=OPTIONS)
     got = learner.accumulate(frozen, adapters, sums, batch, jnp.float32(1), options=OPTIONS).gradients["layers"]
     scale = ADAPTED.lora.alpha / ADAPTED.lora.rank

@@ -8,11 +8,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import make_parity_references
 import numpy as np
-import parity_cases
 import pytest
 
+import make_parity_references
+import parity_cases
 from finemem_jax.config import sections
 from finemem_jax.models import decoder, kv_cache
 from finemem_jax.models.kv_cache import Context, NewTokens

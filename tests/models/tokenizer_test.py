@@ -6,7 +6,6 @@ import json
 import random
 
 import gguf
-import hf_folders
 import hypothesis
 import jinja2
 import pytest
@@ -15,6 +14,7 @@ import tokenizers
 import transformers
 from hypothesis import strategies as st
 
+import hf_folders
 from finemem_jax.models import tokenizer
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.types import Message

@@ -6,10 +6,10 @@ import json
 import re
 
 import jax
-import programs
 import pytest
-import smoke_run
 
+import programs
+import smoke_run
 from finemem_jax.models import decoder, lora, presets, sharding
 from finemem_jax.planning import hardware, plan
 from finemem_jax.planning import topology as topology_lib

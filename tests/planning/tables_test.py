@@ -5,8 +5,8 @@ import json
 
 import jax
 import pytest
-import smoke_run
 
+import smoke_run
 from finemem_jax.models import sharding
 from finemem_jax.planning import hardware, plan, tables
 from finemem_jax.planning.hardware import GIB

@@ -3,14 +3,14 @@
 import json
 import re
 
-import programs
 import pytest
-import smoke_run
 
+import programs
+import smoke_run
+from fault_server import FaultServer
 from finemem_jax.evaluation import held_out
 from finemem_jax.questions import run
 from finemem_jax.questions.costs import BudgetError
-from tests.fault_server import FaultServer
 
 
 def replied(question):

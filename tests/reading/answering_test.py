@@ -7,10 +7,11 @@ import threading
 import time
 
 import jax
-import programs
 import pytest
-import smoke_run
 
+import programs
+import smoke_run
+from fault_server import FaultServer, reply_to
 from finemem_jax import build
 from finemem_jax.clients import language_models
 from finemem_jax.reading import answering

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from finemem_jax import build
+from experiments import smollm2_135m
+from finemem_jax import build, input_pipeline
 from finemem_jax import config as config_lib
+from finemem_jax.clients import chat
 from finemem_jax.config import sections
 from finemem_jax.models import decoder, presets
 from finemem_jax.models.tokenizer import ByteTokenizer, EncodedChat
@@ -19,10 +21,6 @@ from finemem_jax.reading.reader import LikelihoodQuery, Query, ReaderOptions
 from finemem_jax.runtime import compilation, workers
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Likelihood, Request
-
-from experiments import smollm2_135m  # isort: skip
-from finemem_jax import input_pipeline
-from finemem_jax.clients import chat
 
 TINY = presets.preset("tiny")
 TOKENS = ByteTokenizer()

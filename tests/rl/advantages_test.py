@@ -6,12 +6,12 @@ import math
 import jax
 import numpy as np
 import pytest
-import ragged
-from ragged import Asked, Evidence, Rollout
 
+import ragged
 from finemem_jax.rl import advantages, credit_rules
 from finemem_jax.rl.credit_rules import CreditConfig
 from finemem_jax.rl.grpo import Normalizer
+from ragged import Asked, Evidence, Rollout
 
 GROUP = 3
 PAPER, PLAIN = CreditConfig(), Normalizer()

@@ -5,12 +5,12 @@ import functools
 
 import numpy as np
 import pytest
-import ragged
-from ragged import Asked, Evidence, Rollout
 
+import ragged
 from finemem_jax.config.rules import RULE_NAMES
 from finemem_jax.rl import credit_rules
 from finemem_jax.rl.credit_rules import CreditConfig
+from ragged import Asked, Evidence, Rollout
 
 GROUP = 3
 PAPER = CreditConfig()

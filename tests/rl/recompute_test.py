@@ -6,6 +6,7 @@ import math
 import pathlib
 
 import pytest
+
 import smoke_run
 
 BETA, CHUNK_WEIGHT, COMPRESSION_WEIGHT, EPSILON = 0.5, 0.5, 0.05, 1e-6

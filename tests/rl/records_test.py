@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from small_trajectories import TOKENS, deleted, inserted, item, trajectory, updated
 
 from finemem_jax.rl import records, rewards
 from finemem_jax.rl.credit_rules import CreditConfig
@@ -26,6 +25,7 @@ from finemem_jax.types import (
     Stream,
     Trajectory,
 )
+from small_trajectories import TOKENS, deleted, inserted, item, trajectory, updated
 
 OSLO = item(text="Ana lives in Oslo.")
 AS_JSON = {"item_id": 1, "text": "Ana lives in Oslo.", "source_step": 0, "source_operation": 0, "memory_type": ""}

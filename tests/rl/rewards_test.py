@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-import small_trajectories as small
-from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
+import small_trajectories as small
 from finemem_jax.rl import credit_rules, rewards
 from finemem_jax.rl.credit_rules import CreditConfig
 from finemem_jax.rl.grpo import Normalizer
 from finemem_jax.rl.rewards import Sizes
 from finemem_jax.types import Game, Likelihood, Probes
+from small_trajectories import MALFORMED, SKIP, answer, answers, deleted, inserted, item, items, step, trajectory
 
 PAPER = CreditConfig(beta=0.5, global_weight=1.0, chunk_weight=0.5, compression_weight=0.05, format_weight=1.0)
 STANDARD = Normalizer()

@@ -9,10 +9,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import learner_test
 import numpy as np
 import optax
 
+import random_batches
 from finemem_jax.models import decoder, lora, presets, sharding
 from finemem_jax.rl import batching, learner
 from finemem_jax.rl.grpo import ObjectiveOptions
@@ -24,7 +24,7 @@ MESHES = ((2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 4, 2)) if "--all" in sys.argv els
 def step(config, params, mesh, attention="xla"):
     """One update by SGD, so that the change of the parameters is the gradient. Returns the new parameters."""
     shares = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    groups = learner_test.random_rows(1, groups=8)
+    groups = random_batches.random_rows(1, groups=8)
     params = jax.tree.map(jnp.copy, params)
     if mesh is not None:
         params = sharding.place(config, params, mesh)

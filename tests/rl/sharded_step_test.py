@@ -1,7 +1,8 @@
 """A training step on eight devices is the step of one: data, fsdp and tensor parallel, all and adapters alone."""
 
-import eight_devices
 import pytest
+
+import eight_devices
 
 
 @pytest.mark.parametrize("arguments", [[], pytest.param(["--all"], marks=pytest.mark.slow)], ids=["2x2x2", "more"])

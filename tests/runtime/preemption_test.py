@@ -4,9 +4,9 @@ import os
 import signal
 import threading
 
-import distributed_test
 import pytest
 
+import thread_processes
 from finemem_jax.runtime.distributed import AskedByPeer, StoppedByPeer
 from finemem_jax.runtime.preemption import Interrupt, Terminated
 
@@ -51,7 +51,7 @@ def test_others_may_ask_as_well():
                 one.stop("with the other")
                 return str(error)
 
-    results, _ = distributed_test.together(act)
+    results, _ = thread_processes.together(act)
     assert results[2] is None and {"SIGTERM"} <= set(results[:2]) <= {"SIGTERM", "with the other"}
 
 
@@ -67,7 +67,7 @@ def test_all_stop_at_the_same_point_of_common_work():
                     return point, str(error)
         return None
 
-    results, _ = distributed_test.together(act)
+    results, _ = thread_processes.together(act)
     assert results == [(3, "process 1 stops: Terminated")] * 3
 
 

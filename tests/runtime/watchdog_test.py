@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
+import smoke_run
 from finemem_jax import config as config_lib
 from finemem_jax.config.sections import Config
 from finemem_jax.runtime import watchdog
 from finemem_jax.runtime.distributed import Processes
 from finemem_jax.runtime.watchdog import StopError, Watchdog
-from tests import smoke_run
 
 
 def guard(tmp_path, **changes):

@@ -8,8 +8,8 @@ import random
 import sys
 
 import numpy as np
-import sampler_test
 
+import random_requests
 from finemem_jax.models import sharding
 from finemem_jax.runtime import compilation
 
@@ -23,8 +23,8 @@ if "--all" in sys.argv:
 
 def serve(params, requests, num_slots, **how):
     """All completions, collected while requests come; the sampler's counts; how many programs that compiled."""
-    sampler = sampler_test.make_sampler(params, num_slots, steps_per_call=4, **how)
-    sampler.warm_up(len(sampler_test.SHARED_PREFIX), 2 * sampler_test.MULTIPLE)
+    sampler = random_requests.make_sampler(params, num_slots, steps_per_call=4, **how)
+    sampler.warm_up(len(random_requests.SHARED_PREFIX), 2 * random_requests.MULTIPLE)
     compiled = compilation.counts().programs
     rng, results, request_ids = random.Random(1), {}, []
     for request in requests:
@@ -37,14 +37,14 @@ def serve(params, requests, num_slots, **how):
 
 
 def main():
-    params, requests = sampler_test.random_params(0), sampler_test.random_requests(60)
+    params, requests = random_requests.random_params(0), random_requests.random_requests(60)
     expected, alone, _ = serve(params, requests, 16)
     found = {}
     for sizes, how in MESHES:
         mesh = sharding.make_mesh(*sizes)
         # 16 slots are shared out over data and fsdp; 3 cannot be.
         for num_slots in (16, 3) if (sizes, how) == MESHES[0] else (16,):
-            got, stats, compiled = serve(sharding.place(sampler_test.TINY, params, mesh), requests, num_slots, **how)
+            got, stats, compiled = serve(sharding.place(random_requests.TINY, params, mesh), requests, num_slots, **how)
             found[f"{sizes} {how} slots={num_slots}"] = {
                 "same_ids": [c.ids for c in got] == [c.ids for c in expected],
                 "log_probs": max(

@@ -1,7 +1,8 @@
 """Requests served by eight devices get what one would give them: data, fsdp and tensor parallel."""
 
-import eight_devices
 import pytest
+
+import eight_devices
 
 
 @pytest.mark.parametrize("arguments", [[], pytest.param(["--all"], marks=pytest.mark.slow)], ids=["2x2x2", "more"])

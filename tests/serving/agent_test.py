@@ -12,12 +12,12 @@ import textwrap
 import threading
 import time
 
-import hf_folders
 import pytest
-import scripted_agent
-import smoke_run
 
 import finemem_jax
+import hf_folders
+import scripted_agent
+import smoke_run
 from finemem_jax import build
 from finemem_jax import config as config_lib
 from finemem_jax.evaluation import evaluate

@@ -1,7 +1,6 @@
 """Tests of --mode=export: what the folder holds, that its prompts are training's, and that others compute the same."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import json
@@ -9,35 +8,25 @@ import re
 import shutil
 import warnings
 
-import hf_folders
 import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-import smoke_run
 import transformers
 
+import hf_folders
 from finemem_jax import build as build_lib
 from finemem_jax import config as config_lib
 from finemem_jax import input_pipeline
 from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
-from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
-from finemem_jax.rl import learner
-from finemem_jax.runtime import checkpoint
+from finemem_jax.models import decoder, lora, sharding, tokenizer
 from finemem_jax.serving import export, model_card, parity
 from finemem_jax.types import Chunk, Memory, Message
 from finemem_jax.weights import hf_weights, peft, pretrained, tokenizer_files
+from small_exports import END, SMALL, STEP, exported, settings, trained
 
-# A small Qwen3, with rows beyond its tokenizer's vocabulary as published models have.
-SMALL = dataclasses.replace(
-    presets.preset("tiny"), name="small", vocab_size=272, family="qwen3", qk_norm=True, max_length=4096
-)
-STEP = 3
-# As transformers takes it.
-END = {"eos_token": "<|im_end|>"}
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="compares with transformers' models, which need PyTorch"
 )
@@ -49,33 +38,6 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "small"
     tokens = tokenizer_files.from_folder(hf_folders.write_tokenizer(folder.parent, **END))
     hf_weights.save(folder, SMALL, decoder.init(SMALL, 0), tokenizer=tokens)
-    return folder
-
-
-def settings(published, **changes):
-    weights = {"model.weights": str(published), "model.name": "auto", "model.tokenizer": "weights"}
-    return smoke_run.config(**weights | {"manager.num_examples": 1} | changes)
-
-
-def trained(workdir, config, model=SMALL):
-    """Makes a workdir as training leaves it; returns what was trained."""
-    model = pretrained.adapted(config, model)
-    params = lora.split(decoder.init(model, 7))[1]
-    rng = np.random.default_rng(0)
-    # Adapters begin with products of 0, which would show nothing.
-    params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(x.dtype), params)
-    params = jax.tree.map(lambda x: x.astype(config.model.param_dtype), params)
-    checkpoint.claim(workdir, config)
-    with checkpoint.Checkpoints(workdir, checkpoint.Retention(1)) as checkpoints:
-        checkpoints.save(STEP, learner.init(params, optax.sgd(1.0)), {})
-    return params
-
-
-def exported(workdir, config):
-    export.check(config, workdir)
-    (line,) = export.run(config, workdir)
-    folder = export.folder_of(config, workdir)
-    assert str(folder) in line and f"after {STEP} training steps" in line
     return folder
 
 

@@ -2,9 +2,9 @@
 
 import pathlib
 
-import programs
 import pytest
 
+import programs
 from finemem_jax.memory.store import Store
 from finemem_jax.serving import follow
 

@@ -8,8 +8,8 @@ FINEMEM_SERVER=http://localhost:8123/v1 FINEMEM_SERVER_MODEL=smollm2 python -m p
 import os
 
 import pytest
-import smoke_run
 
+import smoke_run
 from finemem_jax.clients import language_models
 from finemem_jax.clients.endpoint import Endpoint, EndpointError
 from finemem_jax.evaluation import held_out

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import ragged
 import small_trajectories as small
-from small_trajectories import answer, answers, trajectory
-
 from finemem_jax.rl import rewards
 from finemem_jax.rl.advantages import Normalizer
 from finemem_jax.rl.batching import Group
@@ -31,6 +30,7 @@ from finemem_jax.types import (
     Stream,
     Trajectory,
 )
+from small_trajectories import answer, answers, trajectory
 
 
 def of_rewards(inputs):

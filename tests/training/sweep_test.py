@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 
-import programs
 import pytest
 
+import programs
 from finemem_jax import config as config_lib
 from finemem_jax.evaluation import evaluate
 from finemem_jax.rl import credit_rules

@@ -11,8 +11,8 @@ import time
 import jax
 import numpy as np
 import pytest
-import smoke_run
 
+import smoke_run
 from finemem_jax.evaluation import held_out
 from finemem_jax.rl import learner
 from finemem_jax.runtime import checkpoint, files

@@ -2,10 +2,9 @@
 
 import huggingface_hub
 import huggingface_hub.errors
-import parity_cases
 import pytest
-from hf_weights_test import publish
 
+import parity_cases
 from finemem_jax.weights import files
 from finemem_jax.weights.gguf_weights import GgufFile
 from finemem_jax.weights.hf_weights import HfFolder
@@ -31,7 +30,7 @@ def test_paths_are_taken_as_they_are(tmp_path):
 
 
 def test_a_folder_is_opened(tmp_path):
-    found = files.open_checkpoint(str(publish(tmp_path / "a_model", QWEN3)))
+    found = files.open_checkpoint(str(parity_cases.publish(tmp_path / "a_model", QWEN3)))
     assert isinstance(found, HfFolder)
     assert found.config.name == "a_model" and found.config.qk_norm
 

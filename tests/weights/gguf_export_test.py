@@ -7,17 +7,17 @@ import io
 import json
 import re
 
-import export_test
 import gguf
-import hf_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_cases
 import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
+import hf_folders
+import parity_cases
+import small_exports
 from finemem_jax import MemoryAgent, build
 from finemem_jax import config as config_lib
 from finemem_jax.models import decoder, lora, presets, sharding, tokenizer
@@ -277,12 +277,12 @@ def test_other_tokenizers(tmp_path, change, message):
 def run(tmp_path_factory):
     """A workdir, its config, what it has trained, and its export."""
     base = tmp_path_factory.mktemp("base") / "small"
-    tokens = words(base.parent / "words", "smollm", **export_test.END)
-    hf_weights.save(base, export_test.SMALL, decoder.init(export_test.SMALL, 0), tokenizer=tokens)
+    tokens = words(base.parent / "words", "smollm", **small_exports.END)
+    hf_weights.save(base, small_exports.SMALL, decoder.init(small_exports.SMALL, 0), tokenizer=tokens)
     workdir = tmp_path_factory.mktemp("run")
-    config = export_test.settings(base, **{"export.form": "gguf"})
-    params = export_test.trained(workdir, config)
-    return workdir, config, params, export_test.exported(workdir, config)
+    config = small_exports.settings(base, **{"export.form": "gguf"})
+    params = small_exports.trained(workdir, config)
+    return workdir, config, params, small_exports.exported(workdir, config)
 
 
 def test_an_export_holds_what_was_trained(run):
@@ -303,11 +303,11 @@ def test_a_run_that_began_with_an_export(run, tmp_path):
     """There the tokenizer knows where text and memory meet, which a GGUF file cannot say."""
     workdir, config, _, folder = run
     whole = config_lib.changed(config, {"export.form": "merged", "export.folder": str(tmp_path / "whole")})
-    again = export_test.settings(export_test.exported(workdir, whole), **{"export.form": "gguf"})
+    again = small_exports.settings(small_exports.exported(workdir, whole), **{"export.form": "gguf"})
     assert "Memory" in (tmp_path / "whole" / "tokenizer.json").read_text()
-    export_test.trained(tmp_path, again)
+    small_exports.trained(tmp_path, again)
     names = ("tokenizer.ggml.pre", "tokenizer.chat_template", "tokenizer.ggml.merges")
-    exports = [path / "model.gguf" for path in (folder, export_test.exported(tmp_path, again))]
+    exports = [path / "model.gguf" for path in (folder, small_exports.exported(tmp_path, again))]
     assert len({str([field(path, name) for name in names]) for path in exports}) == 1
 
 
@@ -385,5 +385,5 @@ def test_verify(run, tmp_path):
 def test_verify_of_rounded_weights(run, tmp_path):
     workdir, config, _, _ = run
     rounded = config_lib.changed(config, {"export.dtype": "bfloat16", "export.folder": str(tmp_path / "half")})
-    (line,) = parity.verify(export_test.exported(workdir, rounded), rounded, workdir)
+    (line,) = parity.verify(small_exports.exported(workdir, rounded), rounded, workdir)
     assert "on average; llama.cpp computes with rounded numbers, too) between llama.cpp and our reading" in line

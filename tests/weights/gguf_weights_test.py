@@ -6,9 +6,9 @@ import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_cases
 import pytest
 
+import parity_cases
 from finemem_jax.models import decoder, logical_axes, presets, sharding
 from finemem_jax.weights import gguf_weights
 

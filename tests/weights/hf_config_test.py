@@ -3,9 +3,9 @@
 import dataclasses
 import json
 
-import parity_cases
 import pytest
 
+import parity_cases
 from finemem_jax.models import presets
 from finemem_jax.weights import hf_config
 

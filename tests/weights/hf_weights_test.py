@@ -9,11 +9,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_cases
 import pytest
 import safetensors
 import safetensors.numpy
 
+import parity_cases
 from finemem_jax.models import decoder, logical_axes, lora, presets, sharding
 from finemem_jax.weights import hf_config, hf_weights
 from finemem_jax.weights.hf_weights import HfFolder
@@ -35,22 +35,6 @@ def mesh_of(sizes):
 def load(folder, dtype="float32", sizes=(1, 1, 1)):
     found = HfFolder(folder, hf_config.read(folder))
     return found.load(found.config, sharding.param_shardings(found.config, mesh_of(sizes)), dtype)
-
-
-def publish(folder, config, num_shards=1, **changes):
-    """Writes a checkpoint as published models have it, with the library's own writer."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(parity_cases.config_json(config)))
-    tensors = parity_cases.checkpoint(config) | changes
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    if num_shards == 1:
-        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-        return folder
-    weight_map = {name: f"part-{i % num_shards}.safetensors" for i, name in enumerate(tensors)}
-    for file in set(weight_map.values()):
-        safetensors.numpy.save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
 
 
 def assert_same(got, expected):
@@ -75,14 +59,14 @@ class Words:
 @each_case
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_loads_published_folders(tmp_path, config, num_shards):
-    got = load(publish(tmp_path, config, num_shards))
+    got = load(parity_cases.publish(tmp_path, config, num_shards))
     assert_same(got, parity_cases.as_params(config, parity_cases.checkpoint(config)))
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=list(MESHES))
 def test_parameters_lie_where_they_shall(tmp_path, sizes):
-    got = load(publish(tmp_path, LLAMA, 2), sizes=sizes)
+    got = load(parity_cases.publish(tmp_path, LLAMA, 2), sizes=sizes)
     assert_same(got, parity_cases.as_params(LLAMA, parity_cases.checkpoint(LLAMA)))
     expected = sharding.param_shardings(LLAMA, mesh_of(sizes))
     assert jax.tree.map(lambda leaf: leaf.sharding, got) == expected
@@ -108,7 +92,7 @@ def test_each_slice_is_read_once(tmp_path, monkeypatch, sizes):
             yield {name: Counting(tensor) for name, tensor in tensors.items()}
 
     monkeypatch.setattr(hf_weights, "_open", counting)
-    params = load(publish(tmp_path, LLAMA), sizes=sizes)
+    params = load(parity_cases.publish(tmp_path, LLAMA), sizes=sizes)
     # Norms and the like are whole on every device, and read once for all.
     assert sum(read) == 4 * LLAMA.num_parameters == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     # The queries' kernel is the largest; no device reads more of it than its half.
@@ -120,7 +104,7 @@ def test_each_slice_is_read_once(tmp_path, monkeypatch, sizes):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dtypes(tmp_path, stored, dtype):
     tensors = {name: t.astype(jnp.dtype(stored)) for name, t in parity_cases.checkpoint(QWEN3).items()}
-    got = load(publish(tmp_path, QWEN3, **tensors), dtype)
+    got = load(parity_cases.publish(tmp_path, QWEN3, **tensors), dtype)
     expected = parity_cases.as_params(QWEN3, {n: t.astype(jnp.dtype(dtype)) for n, t in tensors.items()})
     assert_same(got, expected)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
@@ -130,7 +114,7 @@ def test_what_follows_from_the_rest_is_passed_over(tmp_path):
     tensors = parity_cases.checkpoint(TIED)
     extra = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
     extra["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
-    assert_same(load(publish(tmp_path, TIED, **extra)), parity_cases.as_params(TIED, tensors))
+    assert_same(load(parity_cases.publish(tmp_path, TIED, **extra)), parity_cases.as_params(TIED, tensors))
 
 
 def test_the_host_never_holds_the_model_twice(tmp_path):
@@ -182,7 +166,7 @@ print((peak[0] - before) / (4 * found.config.num_parameters))
 
 
 def test_missing_shard(tmp_path):
-    publish(tmp_path, QWEN3, 3)
+    parity_cases.publish(tmp_path, QWEN3, 3)
     (tmp_path / "part-1.safetensors").unlink()
     with pytest.raises(
         ValueError, match=r"lacks part-1\.safetensors, which model\.safetensors\.index\.json names; fetch"
@@ -192,7 +176,7 @@ def test_missing_shard(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', "{}"])
 def test_broken_index(tmp_path, text):
-    publish(tmp_path, QWEN3, 2)
+    parity_cases.publish(tmp_path, QWEN3, 2)
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index\.json is no index of shards.*fetch it again"):
         load(tmp_path)
@@ -200,7 +184,7 @@ def test_broken_index(tmp_path, text):
 
 @pytest.mark.parametrize("share", [0.0, 0.00005, 0.01, 0.5, 0.999])
 def test_truncated_file(tmp_path, share):
-    path = publish(tmp_path, QWEN3) / "model.safetensors"
+    path = parity_cases.publish(tmp_path, QWEN3) / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read as safetensors .*fetch it again"):
@@ -208,7 +192,7 @@ def test_truncated_file(tmp_path, share):
 
 
 def test_other_formats(tmp_path):
-    (publish(tmp_path, QWEN3) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    (parity_cases.publish(tmp_path, QWEN3) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"neither model\.safetensors nor .*convert them with"):
         load(tmp_path)
 
@@ -239,7 +223,7 @@ def test_other_formats(tmp_path):
 )
 def test_wrong_tensors(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        load(publish(tmp_path, QWEN3, **changes))
+        load(parity_cases.publish(tmp_path, QWEN3, **changes))
     assert str(tmp_path) in str(caught.value)
 
 
@@ -260,7 +244,7 @@ def test_export_then_import_is_exact(tmp_path, config, shard_bytes, monkeypatch)
 
 def test_export_of_sharded_parameters_is_the_same(tmp_path):
     config, tensors = QWEN3, parity_cases.checkpoint(QWEN3)
-    publish(tmp_path / "in", config)
+    parity_cases.publish(tmp_path / "in", config)
     hf_weights.save(tmp_path / "out", config, load(tmp_path / "in", sizes=(1, 2, 1)))
     got = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert got.keys() == tensors.keys()

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import smoke_run
 
+import smoke_run
 from finemem_jax.models import lora, sharding
 from finemem_jax.weights import pretrained
 
