@@ -147,7 +147,7 @@ def _cut(name: str, conversation: _Conversation, spec: StreamSpec) -> _windows.T
     questions, left_out = [], collections.Counter()
     for qa in conversation.qas:
         reason = _reason_to_leave_out(qa, steps_of.keys())
-        if reason:
+        if reason or qa.answer is None:
             left_out[reason] += 1
             continue
         steps = sorted(set().union(*(steps_of[turn_id] for turn_id in qa.evidence)))

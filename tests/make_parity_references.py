@@ -17,7 +17,7 @@ FOLDER = pathlib.Path(__file__).parent / "parity"
 
 def build(config):
     """The case as a transformers model in float32."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers
 
     fields = parity_cases.config_json(config)
@@ -41,7 +41,7 @@ def compute(config):
     Returns:
         The log-probabilities, and {Hugging Face's name: gradient}.
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     model = build(config)
     rows = [torch.tensor(row) for row in parity_cases.token_rows(config)]
@@ -54,7 +54,7 @@ def compute(config):
 
 def generate(config):
     """What transformers' greedy `generate` adds to each prompt, one array a prompt."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     model = build(config)
     options = {"do_sample": False, "max_new_tokens": parity_cases.NEW_TOKENS, "pad_token_id": 0}

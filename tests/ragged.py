@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import random
+from typing import Any
 
 import jax
 import numpy as np
@@ -280,7 +281,7 @@ def _worths(rule, one, steps, conserves):
 def slow_parts(rule, rollout, config, transform="prob", conserves=False, chunk=True, content=False):
     """r_t of every step, and the same as if the step were like each of its operations: lists, and lists of lists."""
     compression = 1 - rollout.memory_tokens / rollout.stream_tokens
-    credited = slow_credit(rule, rollout, config, transform, conserves)
+    credited: Any = slow_credit(rule, rollout, config, transform, conserves)
     totals, per_operation = [], []
     for t, valid in enumerate(rollout.operations):
         n = len(valid)

@@ -49,7 +49,9 @@ def in_place(params: Params) -> Weights:
     return {name: leaf for name, leaf in params.items() if name != "layers"}, params["layers"]
 
 
-def layout(config: DecoderConfig, params: Params, dtype: str | jnp.dtype, *, int8: bool = False) -> Weights:
+def layout(
+    config: DecoderConfig, params: Params, dtype: str | jnp.dtype, *, int8: bool = False
+) -> tuple[Params, list[Params]]:
     """Copies all parameters into the layout that decoding reads.
 
     A tree per layer, since slicing the stacked layers inside a decoding step would copy the whole model at every call.

@@ -151,7 +151,7 @@ def test_uses_are_noted_in_the_end(tmp_path, monkeypatch):
         with sqlite3.connect(tmp_path / "a.sqlite") as other:
             return [key for (key,) in other.execute("SELECT key FROM replies ORDER BY used, key")]
 
-    file.get(b"0"), file.get(b"1")
+    assert file.get(b"0") and file.get(b"1")
     assert order()[0] == b"0"
     file.get(b"2")
     assert order()[:2] == [b"3", b"4"]

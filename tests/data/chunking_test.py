@@ -7,7 +7,7 @@ import pytest
 from finemem_jax import input_pipeline
 
 input_pipeline.builder("squad")
-from finemem_data import _chunking as chunking  # noqa: E402
+from finemem_data import _chunking as chunking  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 TOPICS = {
     "sea": ["ship", "captain", "harbour", "storm", "sailor", "anchor", "island", "wave"],
@@ -75,7 +75,7 @@ def test_adaptive_chunks_are_as_many_and_shorter_where_more_is_said():
         for a, b in spans:
             inside = {"dense": text[a:b].count("owes"), "thin": text[a:b].count("walked")}
             if min(inside.values()) == 0:
-                lengths[max(inside, key=inside.get)].append(len(text[a:b].split()))
+                lengths[max(inside, key=lambda name: inside[name])].append(len(text[a:b].split()))
         assert sum(lengths["dense"]) / len(lengths["dense"]) < 0.9 * sum(lengths["thin"]) / len(lengths["thin"])
 
 

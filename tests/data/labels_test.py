@@ -72,7 +72,9 @@ class Case(NamedTuple):
 
     def pairs(self, text):
         form = re.compile(rf"{self.noun}: (.+)\n{self.label}: (\d+)")
-        return [form.fullmatch(block).groups() for block in text.split("\n\n")]
+        found = [form.fullmatch(block) for block in text.split("\n\n")]
+        assert all(found), text
+        return [(one[1], one[2]) for one in found if one]
 
     def shown(self, stream):
         return [pair for chunk in stream.chunks for pair in self.pairs(chunk.text)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ def folder(tmp_path):
     return tmp_path / "files"
 
 
-def load(name, folder, split="test", **changes):
+def load(name, folder, split="test", **changes) -> Any:
     spec = dataclasses.replace(SPEC, split=split, source_dir=str(folder), **changes)
     return input_pipeline.load(name, spec)
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,7 +20,7 @@ from finemem_jax.types import Chunk, Question, Stream, StreamSpec, to_json
 ALL = StreamSpec("train", 0, 0, 99, 1, 99, 99)
 
 
-def load(folder, **changes):
+def load(folder, **changes) -> Any:
     return input_pipeline.load("streams", dataclasses.replace(ALL, source_dir=str(folder), **changes))
 
 

@@ -45,9 +45,11 @@ def test_each_text_is_embedded_once():
 def test_those_not_asked_for_longest_are_forgotten():
     calls = []
     embed = embedders.cached(counting(calls), max_texts=2)
-    embed(["a"]), embed(["b"]), embed(["a"])
+    for text in "aba":
+        embed([text])
     embed(["c"])  # Forgets b.
-    embed(["a"]), embed(["c"])
+    for text in "ac":
+        embed([text])
     assert calls == [["a"], ["b"], ["c"]]
     embed(["b"])
     assert calls[-1] == ["b"]

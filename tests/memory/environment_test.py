@@ -234,7 +234,7 @@ def test_a_long_core_is_shortened_by_words_and_says_so():
     after, (outcome,) = act(update_core("one two three four five six seven eight nine"), core_tokens=40)
     assert after.items == (MemoryItem(1, "one two three [shortened to 40 tokens]", 1, 0, CORE),)
     # Reports show it, too.
-    assert outcome.operation.content == after.items[0].text
+    assert isinstance(outcome.operation, Operation) and outcome.operation.content == after.items[0].text
     # Writing the same again changes nothing.
     again, (outcome,) = act(update_core("one two three four five six seven eight nine"), after, core_tokens=40)
     assert again == after and outcome.status is Status.DUPLICATE

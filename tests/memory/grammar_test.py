@@ -1,5 +1,8 @@
 """Tests of finemem_jax/grammar_lib.py: what is written under the grammar parses, and operations may be written."""
 
+# No request here is refused, unless a test says so: every result has `ids`.
+# pyright: reportAttributeAccessIssue=false
+
 import numpy as np
 import pytest
 

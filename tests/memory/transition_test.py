@@ -1,5 +1,10 @@
 """Tests of finemem_jax/memory.py: what operations do to items."""
 
+# What is applied here has been parsed: only what is valid is asked for its fields.
+# pyright: reportAttributeAccessIssue=false
+
+from typing import Any
+
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -286,7 +291,7 @@ def test_sources_name_the_operation(case):
             assert (outcome.item_id, outcome.operation.content) == (item.item_id, item.text)
         else:
             assert item in before.items
-    held = {item.item_id: item for item in before.items}
+    held: Any = {item.item_id: item for item in before.items}
     for index, outcome in enumerate(outcomes):
         changes = outcome.valid and outcome.operation.action in (Action.UPDATE, Action.DELETE)
         assert (outcome.previous is not None) <= changes

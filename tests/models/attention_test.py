@@ -227,7 +227,7 @@ def test_own_gradients_are_those_of_plain_products(implementation, monkeypatch):
         direction[np.arange(direction.shape[1])[None] >= level.lengths[:, None]] = 0
 
     def loss(arrays, implementation):
-        levels_of = [Level(*some, level.lengths) for some, level in zip(arrays, levels, strict=True)]
+        levels_of = [Level(*some, lengths=level.lengths) for some, level in zip(arrays, levels, strict=True)]
         mixed = attention.attend_tree(levels_of, implementation)
         return sum((x * d).sum() for x, d in zip(mixed, directions, strict=True))
 

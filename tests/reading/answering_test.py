@@ -19,7 +19,6 @@ from finemem_jax.reading.reader import Query
 from finemem_jax.rl.method import rollout_options, with_likelihoods
 from finemem_jax.runtime import files, workers
 from finemem_jax.types import Action, Chat, Chunk, Memory, Message, Operation
-from tests.fault_server import FaultServer, reply_to
 
 KEY = "sk-very-secret-key"
 

@@ -510,7 +510,9 @@ def test_masked_tokens_change_nothing(aggregation):
     )
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     np.testing.assert_allclose(slope, expected_slope, rtol=1e-6)
-    _, diagnostics = objective_of(*spoilt, token_mask, spoilt_entropy, more=spoilt_more, kl_weight=0.1)
+    _, diagnostics = objective_of(
+        *spoilt, token_mask=token_mask, entropy=spoilt_entropy, more=spoilt_more, kl_weight=0.1
+    )
     assert all(np.isfinite(x) for x in diagnostics)
 
 
@@ -624,7 +626,7 @@ def test_agrees_with_a_slow_loop(ragged_batches, options):
         return numerator / jnp.maximum(denominator, 1e-9), diagnostics
 
     batched = jax.jit(jax.vmap(jax.value_and_grad(objective, has_aux=True)))
-    got = {}
+    got, diagnostics = {}, None
     for aggregation in AGGREGATIONS:
         averaged = [
             grpo.aggregation_weights(*rows, aggregation, FEW_TOKENS)
@@ -645,6 +647,7 @@ def test_agrees_with_a_slow_loop(ragged_batches, options):
             means[aggregation][b] = slow_average(values, x["stream"][b], aggregation, FEW_TOKENS)
         for row, one in enumerate(tokens):
             slopes[b, row, : len(one)] = [slope / x["length"][b].sum() for _, slope, _ in one]
+    assert diagnostics is not None
     np.testing.assert_array_equal(diagnostics.clipped, cuts)
     for aggregation in AGGREGATIONS:
         # The weights are float32.
@@ -657,4 +660,4 @@ def slow_row(x, at, options):
     names = ("log_probs", "entropy", "old", "sampler", "reference", "advantages", "factor")
     tokens = list(zip(*(x[name][at][:n].tolist() for name in names), strict=True))
     row_log_ratio = statistics.fmean(token[0] - token[2] for token in tokens) if tokens else 0.0
-    return [slow_token(*token, row_log_ratio, options) for token in tokens]
+    return [slow_token(*token, row_log_ratio=row_log_ratio, options=options) for token in tokens]

@@ -139,7 +139,7 @@ def test_a_question_without_one_of_its_scores_is_undecided(needs):
     of_pets = [question is PET for question, _ in asked.pairs]
     assert plan.undecided([1.0] * len(of_pets)) == set()
     for place, of_pet in enumerate(of_pets):
-        scores = [1.0] * len(of_pets)
+        scores: list[float | None] = [1.0] * len(of_pets)
         scores[place] = None
         assert plan.undecided(scores) == {int(of_pet)}
         assert "None" not in str(plan.fill(scores))

@@ -1,6 +1,7 @@
 """Tests of finemem_jax/rl/rewards.py: ragged trajectories to arrays, and the reward of a small case worked by hand."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_judge_by_hand():
     # r_0 = 5/12 + 1/2 + 1/4 + 7/200 = 721/600,  r_1 = 1/3 + 1 + 0 + 7/200 = 821/600.
     # Rollout 1 wrote nothing: r = 0.05 · 1. Stream 1 skipped: r = 1 + 0.05.
     reward, advantage = computed(GROUPS)
-    close = dict(rtol=1e-12, atol=1e-12)
+    close: dict[str, Any] = dict(rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(reward.outcome, [[3 / 4, 0], [0, 0]], **close)
     np.testing.assert_allclose(reward.contribution[0], [[11 / 24, 7 / 24], [0, 0]], **close)
     np.testing.assert_allclose(reward.credit[0], [[5 / 12, 1 / 3], [0, 0]], **close)
@@ -277,7 +278,7 @@ def test_operations_by_hand():
     # In r_0, operation 0 has 1/12, half of the 1/2 that the chunk's question gave, and 1/4 of r_fmt: 7/12; operation 1
     # has 1/12 + 1/4 = 1/3; the step has 1/4 + 7/200 = 57/200. Were all four like one of them: 4 · 7/12 + 57/200, …
     reward, _ = computed(GROUPS)
-    close = dict(rtol=1e-12, atol=1e-12)
+    close: dict[str, Any] = dict(rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(reward.operation_credit[0, 0], [[7 / 48, 7 / 48, 1 / 16, 1 / 16], [1 / 3, 0, 0, 0]])
     whole = 57 / 200
     wanted = [[7 / 3 + whole, 4 / 3 + whole, whole, whole], [13 / 12 + whole, 0, 0, 0]]

@@ -30,18 +30,18 @@ def insert(text):
     return json.dumps({"name": "memory_insert", "arguments": {"content": text}})
 
 
-def scripted(write):
+class Scripted:
     """A manager that writes `write(request)`; it ends its turn as a model does."""
 
-    def policy(requests):
-        policy.seen += requests
-        return [
-            Completion(tuple(TOKENS.encode(write(r))) + TOKENS.end_ids, (0.0,) * (len(write(r)) + 1), "stop", 0)
-            for r in requests
-        ]
+    def __init__(self, write):
+        self.write, self.seen = write, []
 
-    policy.seen = []
-    return policy
+    def __call__(self, requests):
+        self.seen += requests
+        return [
+            Completion(tuple(TOKENS.encode(text)) + TOKENS.end_ids, (0.0,) * (len(text) + 1), "stop", 0)
+            for text in map(self.write, requests)
+        ]
 
 
 def first_note(queries):
@@ -66,7 +66,7 @@ def copy_the_chunk(request):
 
 
 def test_a_manager_that_copies_everything_scores_everywhere():
-    (group,) = rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
+    (group,) = rollout.run([stream()], OPTIONS, Players(RULES, Scripted(copy_the_chunk), first_note), (0,))
     assert len(group) == 2
     for trajectory in group:
         assert [item.text for item in trajectory.steps[-1].memory.items] == [
@@ -79,7 +79,7 @@ def test_a_manager_that_copies_everything_scores_everywhere():
 
 
 def test_chunk_questions_are_asked_of_the_memory_as_it_was_then():
-    (group,) = rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
+    (group,) = rollout.run([stream()], OPTIONS, Players(RULES, Scripted(copy_the_chunk), first_note), (0,))
     first_step = group[0].steps[0]
     assert len(first_step.memory.items) == 1
     assert first_step.answers[0].evidence == first_step.memory.items
@@ -87,25 +87,25 @@ def test_chunk_questions_are_asked_of_the_memory_as_it_was_then():
 
 def test_streams_of_different_length():
     groups = rollout.run(
-        [stream("a", 1), stream("b", 3)], OPTIONS, Players(RULES, scripted(lambda r: insert("x")), first_note), (0,)
+        [stream("a", 1), stream("b", 3)], OPTIONS, Players(RULES, Scripted(lambda r: insert("x")), first_note), (0,)
     )
     assert [[len(t.steps) for t in group] for group in groups] == [[1, 1], [3, 3]]
 
 
 def test_the_manager_never_sees_questions():
-    policy = scripted(lambda r: insert("x"))
+    policy = Scripted(lambda r: insert("x"))
     rollout.run([stream()], OPTIONS, Players(RULES, policy, first_note), (0,))
     assert all("What is" not in TOKENS.decode(request.prompt_ids) for request in policy.seen)
 
 
 def test_every_request_has_its_own_key_and_the_same_one_again():
-    policies = [scripted(lambda r: insert("x")) for _ in range(2)]
+    policies = [Scripted(lambda r: insert("x")) for _ in range(2)]
     for policy in policies:
         rollout.run([stream("a"), stream("b")], OPTIONS, Players(RULES, policy, first_note), (0, "train", 7))
     keys = [[request.key for request in policy.seen] for policy in policies]
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == 2 * 2 * 2  # streams × rollouts × steps
-    other = scripted(lambda r: insert("x"))
+    other = Scripted(lambda r: insert("x"))
     rollout.run([stream("a"), stream("b")], OPTIONS, Players(RULES, other, first_note), (0, "train", 8))
     assert not set(keys[0]) & {request.key for request in other.seen}
 
@@ -114,7 +114,7 @@ def test_every_request_has_its_own_key_and_the_same_one_again():
 def test_global_questions_are_drawn_only_from_many(questions, asked):
     """Convention 9: int(fraction · n) of those with more than the threshold, the same for all rollouts."""
     (group,) = rollout.run(
-        [stream(questions=questions)], OPTIONS, Players(RULES, scripted(lambda r: insert("x")), first_note), (0,)
+        [stream(questions=questions)], OPTIONS, Players(RULES, Scripted(lambda r: insert("x")), first_note), (0,)
     )
     texts = [[answer.question.text for answer in trajectory.answers] for trajectory in group]
     assert texts[0] == texts[1]
@@ -123,7 +123,7 @@ def test_global_questions_are_drawn_only_from_many(questions, asked):
 
 def test_nonsense_is_data():
     (group,) = rollout.run(
-        [stream()], OPTIONS, Players(RULES, scripted(lambda r: "}{ <|end|> nonsense"), first_note), (0,)
+        [stream()], OPTIONS, Players(RULES, Scripted(lambda r: "}{ <|end|> nonsense"), first_note), (0,)
     )
     step = group[0].steps[0]
     assert [outcome.status.value for outcome in step.outcomes] == ["malformed"]
@@ -136,7 +136,7 @@ def test_a_failing_reader_is_an_error_not_a_score():
         raise ConnectionError("the reader is down")
 
     with pytest.raises(ConnectionError):
-        rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), down), (0,))
+        rollout.run([stream()], OPTIONS, Players(RULES, Scripted(copy_the_chunk), down), (0,))
 
 
 # --------------------------------------------------------------------------------------
@@ -172,9 +172,9 @@ class Clock:
 @pytest.mark.parametrize("newest", [False, True])
 def test_order_and_time_do_not_matter(newest):
     streams = [stream("a", 1), stream("b", 3, 2)]
-    expected = rollout.run(streams, OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
+    expected = rollout.run(streams, OPTIONS, Players(RULES, Scripted(copy_the_chunk), first_note), (0,))
     log = []
-    policy = Clock("manager", scripted(copy_the_chunk), log, newest)
+    policy = Clock("manager", Scripted(copy_the_chunk), log, newest)
     got = rollout.run(streams, OPTIONS, Players(RULES, policy, Clock("reader", first_note, log, not newest)), (0,))
     assert got == expected
 
@@ -182,7 +182,7 @@ def test_order_and_time_do_not_matter(newest):
 def test_nobody_waits_for_the_slowest():
     """The newest request first: one rollout comes to its end before another has begun."""
     log = []
-    policy = Clock("manager", scripted(copy_the_chunk), log, newest=True)
+    policy = Clock("manager", Scripted(copy_the_chunk), log, newest=True)
     rollout.run([stream("a", 3)], OPTIONS, Players(RULES, policy, Clock("reader", first_note, log)), (0,))
     done = [line for line in log if line.startswith("manager does")]
     assert done == [f"manager does {i}" for i in (2, 3, 4, 1, 5, 6)]
@@ -193,7 +193,7 @@ def test_questions_are_handed_in_as_they_arise_and_hold_nobody_up():
     rollout.run(
         [stream("a", 2)],
         OPTIONS,
-        Players(RULES, Clock("manager", scripted(copy_the_chunk), log), Clock("reader", first_note, log)),
+        Players(RULES, Clock("manager", Scripted(copy_the_chunk), log), Clock("reader", first_note, log)),
         (0,),
     )
     assert log.index("reader gets 1") < log.index("manager does 2")
@@ -214,7 +214,7 @@ def test_what_a_failing_reader_leaves_is_taken_back():
 
     asked = Clock("reader", down, [])
     with pytest.raises(ConnectionError):
-        rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), asked), (0,))
+        rollout.run([stream()], OPTIONS, Players(RULES, Scripted(copy_the_chunk), asked), (0,))
     assert asked.waiting == {}
 
 
@@ -226,7 +226,7 @@ def test_what_a_failing_reader_leaves_is_taken_back():
 def rolled(needs, policy, answer=first_note, judge=None, **options):
     chosen = dataclasses.replace(OPTIONS, needs=frozenset(needs), **options)
     ((trajectory, _),) = rollout.run(
-        [stream()], chosen, Players(RULES, scripted(policy), answer, content_judge=judge), (0,)
+        [stream()], chosen, Players(RULES, Scripted(policy), answer, content_judge=judge), (0,)
     )
     return trajectory
 
@@ -312,7 +312,7 @@ def test_answers_that_no_rule_can_score_are_judged():
     ((got, _),) = rollout.run(
         [judged_stream()],
         OPTIONS,
-        Players(RULES, scripted(copy_the_chunk), first_note, answer_judge=workers.Batched(mark)),
+        Players(RULES, Scripted(copy_the_chunk), first_note, answer_judge=workers.Batched(mark)),
         (0,),
     )
     assert [answer.score for answer in got.answers] == [1.0, None]
@@ -322,7 +322,7 @@ def test_answers_that_no_rule_can_score_are_judged():
 
 def test_without_a_judge_they_are_refused():
     with pytest.raises(ValueError, match="'judge' of 'What is the colour number 0.*needs a judge"):
-        rollout.run([judged_stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
+        rollout.run([judged_stream()], OPTIONS, Players(RULES, Scripted(copy_the_chunk), first_note), (0,))
 
 
 class Ready(Clock):
@@ -339,7 +339,7 @@ def test_judges_are_asked_while_others_still_write():
         OPTIONS,
         Players(
             RULES,
-            Clock("manager", scripted(copy_the_chunk), log),
+            Clock("manager", Scripted(copy_the_chunk), log),
             Ready("reader", first_note, log),
             answer_judge=Clock("judge", lambda items: [True for _ in items], log),
         ),
@@ -366,7 +366,7 @@ def rolled_likely(needs=(), **options):
     ((got, _),) = rollout.run(
         [stream()],
         chosen,
-        Players(RULES, scripted(copy_the_chunk), answer, likelihood_scorer=workers.Batched(likely)),
+        Players(RULES, Scripted(copy_the_chunk), answer, likelihood_scorer=workers.Batched(likely)),
         (0,),
     )
     return got, claims, counted
@@ -412,7 +412,7 @@ def test_probes_without_a_verdict_leave_their_question_out():
     ((got, _),) = rollout.run(
         [judged_stream()],
         options,
-        Players(RULES, scripted(copy_the_chunk), first_note, answer_judge=workers.Batched(mark)),
+        Players(RULES, Scripted(copy_the_chunk), first_note, answer_judge=workers.Batched(mark)),
         (0,),
     )
     # Nobody could say what the empty memory is worth.
@@ -424,7 +424,7 @@ def test_streams_of_one_name_do_not_mix():
     """Two sources may number their streams alike."""
     one, two = stream("00000"), dataclasses.replace(stream("00000", chunks=3), source="other")
     asked = dataclasses.replace(two, questions=(Question("What is the colour number 2?", ("red2",)),))
-    groups = rollout.run([one, asked], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
+    groups = rollout.run([one, asked], OPTIONS, Players(RULES, Scripted(copy_the_chunk), first_note), (0,))
     assert [len(group[0].steps) for group in groups] == [2, 3]
     assert [group[0].answers[0].question.text for group in groups] == [
         "What is the colour number 0?", "What is the colour number 2?"
@@ -434,16 +434,16 @@ def test_streams_of_one_name_do_not_mix():
 
 def test_prompts_are_held_for_training_only():
     options = dataclasses.replace(OPTIONS, keep_prompts=False)
-    (group,) = rollout.run([stream()], options, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
+    (group,) = rollout.run([stream()], options, Players(RULES, Scripted(copy_the_chunk), first_note), (0,))
     assert all(step.prompt_ids == step.prompt_cuts == () for one in group for step in one.steps)
-    (other,) = rollout.run([stream()], OPTIONS, Players(RULES, scripted(copy_the_chunk), first_note), (0,))
+    (other,) = rollout.run([stream()], OPTIONS, Players(RULES, Scripted(copy_the_chunk), first_note), (0,))
     assert all(step.prompt_ids for one in other for step in one.steps)
     assert [step.memory for step in group[0].steps] == [step.memory for step in other[0].steps]
 
 
 def test_the_view_is_searched_in_the_memory_as_it_is():
     rules = dataclasses.replace(RULES, view="retrieved", view_tokens=60)
-    policy = scripted(copy_the_chunk)
+    policy = Scripted(copy_the_chunk)
     rollout.run(
         [stream(chunks=4)], dataclasses.replace(OPTIONS, view_top_k=1), Players(rules, policy, first_note), (0,)
     )

@@ -305,11 +305,11 @@ def test_five_hundred_steps_leave_memory_and_files_as_they_are(tmp_path):
     changes = {"train.num_steps": 500, "train.checkpoint_every": 10, "train.evaluate_every": 100}
     changes |= {"train.precompile": True}
     process = Program(tmp_path, **changes)
-    files = {}
+    opened_files = {}
     while process.poll() is None:
         steps = len(files.read_metrics(tmp_path))
         try:
-            files[steps] = len(os.listdir(f"/proc/{process.pid}/fd"))
+            opened_files[steps] = len(os.listdir(f"/proc/{process.pid}/fd"))
         except OSError:
             break
         time.sleep(0.2)
@@ -317,7 +317,7 @@ def test_five_hundred_steps_leave_memory_and_files_as_they_are(tmp_path):
     lines = files.read_metrics(tmp_path)
     memory = [line["memory/host_gigabytes"] for line in lines]
     early, late = np.mean(memory[90:110]), np.mean(memory[480:])
-    opened = [max(count for step, count in files.items() if low <= step < low + 100) for low in (100, 300)]
+    opened = [max(count for step, count in opened_files.items() if low <= step < low + 100) for low in (100, 300)]
     compiled = [line["step"] for line in lines if line["compile/programs"]]
     print(f"memory {early:.3f} → {late:.3f} GiB, files {opened[0]} → {opened[1]}, compiled in steps {compiled}")
     assert late < 1.02 * early

@@ -1,5 +1,8 @@
 """Tests of finemem_jax/sampler.py: the same request, the same completion, whoever else is served; shared work."""
 
+# No request here is refused, unless a test says so: every result has `ids`.
+# pyright: reportAttributeAccessIssue=false
+
 import dataclasses
 import gc
 import itertools
@@ -604,6 +607,7 @@ def test_an_endless_stream_of_one_shared_prefix_does_not_starve_another(params, 
     sampler = make_sampler(params, num_slots=2)
     other = sampler.submit(Request((50, 51, 52), (1, 3), 1, 1.0, (1, 2)))
     results = {}
+    i = 0
     for i in range(40):
         sampler.submit(requests[i % 5])
         results |= sampler.collect()

@@ -89,12 +89,13 @@ def test_a_group_prefix_outlives_its_slots():
 
 def test_of_a_long_group_prefix_the_store_keeps_what_goes_in():
     simulated = Simulated(1, 1, stored_positions=2)
+    before, admission = 0, None
     for i, (group_prefix, suffix) in enumerate([((4, 5, 6), (9,)), ((), (20, 21)), ((4, 5, 6), (30,))]):
         before = simulated.computed
         (admission,) = simulated.admit([(i, request(group_prefix, suffix))])
         simulated.leave(0, [8])
     assert simulated.computed == before + 2
-    assert admission.saved is None
+    assert admission is not None and admission.saved is None
 
 
 def test_a_conversation_goes_on_in_its_slot():
