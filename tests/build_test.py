@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/assembly.py: what a config chooses, and choices that do not go together."""
+"""Tests of finemem_jax/build.py: what a config chooses, and choices that do not go together."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/endpoint.py against servers on loopback that fail on purpose: nothing is lost, or made up."""
+"""Tests of finemem_jax/clients/endpoint.py against servers that fail on purpose: nothing is lost, or made up."""
 
 import collections
 import datetime

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/answers.py: what was asked once is not asked again, by anybody, and the file stays small."""
+"""Tests of finemem_jax/clients/reply_cache.py: what was asked once is not asked again, and the file stays small."""
 
 import dataclasses
 import random
@@ -162,7 +162,7 @@ def test_uses_are_noted_in_the_end(tmp_path, monkeypatch):
 
 WRITER = """
 import pathlib, sys
-from finemem_jax.answers import Answers
+from finemem_jax.clients.reply_cache import Answers
 path, name, count = pathlib.Path(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3])
 file = Answers(path, 10**9)
 for i in range(count):

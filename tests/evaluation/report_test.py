@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/report.py: one page that loads nothing, escapes everything, and survives half a run."""
+"""Tests of finemem_jax/evaluation/report.py: one page that loads nothing and escapes everything."""
 
 import dataclasses
 import gzip

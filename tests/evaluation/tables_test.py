@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/scoreboard.py: scores, costs and comparisons by hand, and what tables show."""
+"""Tests of finemem_jax/evaluation/tables.py: scores, costs and comparisons by hand, and what tables show."""
 
 import math
 import random

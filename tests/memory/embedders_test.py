@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/embedding.py: the cache, word vectors without network, mean hidden states of a tiny model."""
+"""Tests of finemem_jax/memory/embedders.py: the cache, word vectors, mean hidden states of a tiny model."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/environment.py: what the manager sees, what its words do, and how long chunks are cut."""
+"""Tests of finemem_jax/memory/environment.py: what the manager sees, what its words do, and how long chunks are cut."""
 
 import dataclasses
 import random

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/grammar_lib.py: what is written under the grammar parses, and operations may be written."""
+"""Tests of finemem_jax/memory/grammar.py: what is written under the grammar parses, and operations may be written."""
 
 # No request here is refused, unless a test says so: every result has `ids`.
 # pyright: reportAttributeAccessIssue=false

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/operations.py: one written call, one operation or one reason why not."""
+"""Tests of finemem_jax/memory/operations.py: one written call, one operation or one reason why not."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/memory/prompts.py: what stands in a prompt, in which order, and as what."""
+"""Tests of finemem_jax/memory/prompts.py: what stands in a prompt, and that data cannot pass for format."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/retrieval.py: BM25 by hand and against others, indexes that follow a memory, dense, hybrid."""
+"""Tests of finemem_jax/memory/retrieval.py: BM25 by hand and against others, indexes that follow a memory."""
 
 import dataclasses
 import itertools

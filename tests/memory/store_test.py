@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/store.py: what was saved is there again, whole, after a kill and beside other writers."""
+"""Tests of finemem_jax/memory/store.py: what was saved is there again, whole, after a kill and beside other writers."""
 
 import os
 import signal
@@ -92,8 +92,8 @@ def test_a_kill_leaves_the_last_memory_whole(tmp_path):
     program = textwrap.dedent(
         """
         import pathlib, sys
-        from finemem_jax.episode import Memory, MemoryItem
-        from finemem_jax.store import Store
+        from finemem_jax.types import Memory, MemoryItem
+        from finemem_jax.memory.store import Store
         with Store(pathlib.Path(sys.argv[1])) as store:
             n = store.load("a")[1].get("n", 0)
             while True:

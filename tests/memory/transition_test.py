@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/memory.py: what operations do to items."""
+"""Tests of finemem_jax/memory/transition.py: what operations do to items."""
 
 # What is applied here has been parsed: only what is valid is asked for its fields.
 # pyright: reportAttributeAccessIssue=false

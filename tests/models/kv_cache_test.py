@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/models/cached.py: rows that grow token by token are rows computed at once."""
+"""Tests of finemem_jax/models/kv_cache.py: rows that grow token by token are rows computed at once."""
 
 import jax
 import jax.numpy as jnp

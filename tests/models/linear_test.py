@@ -1,3 +1,5 @@
+"""Tests of finemem_jax/models/matmul.py."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

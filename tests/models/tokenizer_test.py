@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/tokenizer.py: SmolLM2's tokenizer against a second implementation, and the chat around it."""
+"""Tests of finemem_jax/models/tokenizer.py: SmolLM2's against a second implementation, and the chat around it."""
 
 import functools
 import itertools

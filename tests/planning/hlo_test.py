@@ -18,7 +18,7 @@ import jax, jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
 import numpy as np
-from finemem_jax.models import hlo
+from finemem_jax.planning import hlo
 
 mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ("a", "b"))
 

@@ -1,4 +1,4 @@
-"""Tests of questions/pipeline.py with scripted workers: what is asked and kept, in whatever order replies come."""
+"""Tests of finemem_jax/questions/pipeline.py with scripted workers: what is asked and kept."""
 
 import dataclasses
 import json

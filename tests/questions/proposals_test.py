@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/proposals.py: whatever a model replies is read, and flaws are found by words."""
+"""Tests of finemem_jax/questions/proposals.py: whatever a model replies is read, and flaws are found by words."""
 
 import json
 

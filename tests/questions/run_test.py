@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/question_run.py: the command makes a dataset, stops and goes on, and training reads it."""
+"""Tests of finemem_jax/questions/run.py: the command makes a dataset, stops and goes on, and training reads it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/answering.py: who is asked, what is on file, and runs whose reader is on servers."""
+"""Tests of finemem_jax/reading/answering.py: who is asked, what is on file, and runs whose reader is on servers."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/source_rules.py: which published source has which metric."""
+"""Tests of finemem_jax/reading/dataset_metrics.py: which published source has which metric."""
 
 import fnmatch
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/judges.py: verdicts are read, asked for again where there are none, and never made up."""
+"""Tests of finemem_jax/reading/judges.py: verdicts are read, asked for again, and never made up."""
 
 import dataclasses
 import random

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/likelihood.py: teacher-forced probabilities are those of plain rows, and greedy is greedy."""
+"""Tests of finemem_jax/reading/likelihood.py: probabilities are those of plain rows, and greedy is greedy."""
 
 # No request here is refused, unless a test says so: every result has `ids`.
 # pyright: reportAttributeAccessIssue=false

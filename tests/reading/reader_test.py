@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/reader.py: prompts go out, answers come back, and equal queries are asked once."""
+"""Tests of finemem_jax/reading/reader.py: prompts go out, answers come back, and equal queries are asked once."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/scoring.py: the published rules of single data sources by hand."""
+"""Tests of finemem_jax/reading/scoring.py: the published rules of single data sources by hand."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/scoring.py: each metric by hand, and the laws that all of them obey.
+"""Tests of finemem_jax/reading/scoring.py: each metric by hand, and the laws that all of them obey.
 
 The rules of single data sources, and which source has which, are tested in tests/scoring_sources_test.py.
 """

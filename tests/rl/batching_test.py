@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/batching.py: every token can be found again, and padding is never trained on."""
+"""Tests of finemem_jax/rl/batching.py: every token can be found again, and padding is never trained on."""
 
 import dataclasses
 import random

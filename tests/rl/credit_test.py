@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/credit.py: every kernel by hand, its law and its edge. Whole rules are in rules_test."""
+"""Tests of finemem_jax/rl/credit.py: every kernel by hand, its law and its edge. Whole rules are in rules_test."""
 
 import itertools
 

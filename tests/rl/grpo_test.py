@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/grpo.py: advantages and the clipped objective, by hand and by their laws."""
+"""Tests of finemem_jax/rl/grpo.py: advantages and the clipped objective, by hand and by their laws."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/learner.py: what an update may depend on, and what it must not."""
+"""Tests of finemem_jax/rl/learner.py: what an update may depend on, and what it must not."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/records.py: a record is plain JSON, says what happened, and holds what rewards are made of."""
+"""Tests of finemem_jax/rl/records.py: plain JSON that says what happened and holds what rewards are made of."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/rollout.py with a scripted manager and a lambda reader."""
+"""Tests of finemem_jax/rl/rollout.py with a scripted manager and a lambda reader."""
 
 import dataclasses
 import json

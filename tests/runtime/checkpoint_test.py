@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/checkpoint.py."""
+"""Tests of finemem_jax/runtime/checkpoint.py."""
 
 import json
 import os

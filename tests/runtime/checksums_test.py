@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/models/bits.py: the same on devices and in the host's memory, and other for other arrays."""
+"""Tests of finemem_jax/runtime/checksums.py: the same on devices and on the host, others for other arrays."""
 
 import jax
 import jax.numpy as jnp

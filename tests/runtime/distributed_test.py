@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/processes.py: threads that take each other for processes, over a store of their own."""
+"""Tests of finemem_jax/runtime/distributed.py: threads that take each other for processes."""
 
 import random
 import time

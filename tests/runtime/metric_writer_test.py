@@ -1,4 +1,4 @@
-"""Tests of metrics and display: files are whole or not there, a resumed run writes over itself, pipes get lines."""
+"""Tests of finemem_jax/runtime/metric_writer.py: whole files, resumed runs, lines in pipes."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/interrupt.py: one signal waits for a safe point, two Ctrl-C do not; no update is ever cut."""
+"""Tests of finemem_jax/runtime/preemption.py: one signal waits for a safe point, two Ctrl-C do not."""
 
 import os
 import signal

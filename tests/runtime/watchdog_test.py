@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/guards.py: what ends a run before it does harm, and what is left behind."""
+"""Tests of finemem_jax/runtime/watchdog.py: what ends a run before it does harm, and what is left behind."""
 
 import json
 

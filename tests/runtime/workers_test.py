@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/workers.py: every item comes back once, whatever stands between."""
+"""Tests of finemem_jax/runtime/workers.py: every item comes back once, whatever stands between."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/decode_lib.py: drawing tokens, and caches that go from call to call."""
+"""Tests of finemem_jax/sampling/decode.py: drawing tokens, and caches that go from call to call."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/prefixes.py: the longest match, against looking at every row token by token."""
+"""Tests of finemem_jax/sampling/prefix_cache.py: the longest match, against looking at every row token by token."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/sampler.py: the same request, the same completion, whoever else is served; shared work."""
+"""Tests of finemem_jax/sampling/sampler.py: the same request gives the same completion in any company."""
 
 # No request here is refused, unless a test says so: every result has `ids`.
 # pyright: reportAttributeAccessIssue=false

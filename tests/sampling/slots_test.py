@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/slots.py: plans carried out on rows of token ids instead of keys and values."""
+"""Tests of finemem_jax/sampling/slots.py: plans carried out on rows of token ids instead of keys and values."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/agent.py: what evaluation does, call by call; and whoever calls beside, nothing is lost."""
+"""Tests of finemem_jax/serving/agent.py: what evaluation does, call by call; nothing is lost in company."""
 
 import contextlib
 import doctest

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/serve.py: real clients, real processes; nobody sees another's memory, and nothing is lost."""
+"""Tests of finemem_jax/serving/mcp_server.py: real clients, real processes; nobody sees another's memory."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/metrics.py: figures worked by hand, and padding that counts for nothing."""
+"""Tests of finemem_jax/training/metrics.py: figures worked by hand, and padding that counts for nothing."""
 
 import dataclasses
 

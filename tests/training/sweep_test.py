@@ -1,4 +1,4 @@
-"""Tests of training/sweep.py: who is in a sweep, how members are run, skipped and stopped, and the table by hand."""
+"""Tests of finemem_jax/training/sweep.py: members, how they are run, skipped and stopped, and the table by hand."""
 
 import fcntl
 import json
@@ -432,7 +432,7 @@ def test_a_run_without_a_first_evaluation_has_no_before(tmp_path, members):
 
 def test_the_parent_does_not_load_jax():
     """It would hold memory, and on an accelerator the device, for as long as its members train."""
-    code = "import sys; from finemem_jax import sweep; sys.exit('jax' in sys.modules)"
+    code = "import sys; from finemem_jax.training import sweep; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/models/weights.py: what `model.weights` may name, and what nothing stands behind."""
+"""Tests of finemem_jax/weights/files.py: what `model.weights` may name, and what nothing stands behind."""
 
 import huggingface_hub
 import huggingface_hub.errors

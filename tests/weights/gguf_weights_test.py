@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/models/gguf_weights.py: files of every family written here, and every way to be wrong."""
+"""Tests of finemem_jax/weights/gguf_weights.py: files of every family written here, and every way to be wrong."""
 
 import dataclasses
 

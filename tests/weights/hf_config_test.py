@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/models/hf_config.py: published forms of config.json, and what is refused by name."""
+"""Tests of finemem_jax/weights/hf_config.py: published forms of config.json, and what is refused by name."""
 
 import dataclasses
 import json

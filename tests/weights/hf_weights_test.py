@@ -1,4 +1,4 @@
-"""Tests of finemem_jax/models/hf_weights.py: folders in and out, who reads what, and every way to be wrong."""
+"""Tests of finemem_jax/weights/hf_weights.py: folders in and out, who reads what, and every way to be wrong."""
 
 import dataclasses
 import json
@@ -129,8 +129,9 @@ def test_the_host_never_holds_the_model_twice(tmp_path):
     script = f"""
 import pathlib, sys, threading, time
 import jax
-from finemem_jax.models import hf_config, sharding
-from finemem_jax.models.hf_weights import HfFolder
+from finemem_jax.models import sharding
+from finemem_jax.weights import hf_config
+from finemem_jax.weights.hf_weights import HfFolder
 
 def held():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
