@@ -3,9 +3,10 @@
 import os
 import pathlib
 
-# Before JAX starts: two devices, so that sharding is exercised; one thread pool is enough for both. Nearly all the time
-# of the tests is compiling, and without optimisation that takes half as long.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
+import simulated_devices
+
+# Before JAX starts: two devices, so that sharding is exercised; one thread pool is enough for both.
+os.environ["XLA_FLAGS"] = simulated_devices.xla_flags(2)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests that start programs of their own compile the same things again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "compiled"))

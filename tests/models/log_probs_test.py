@@ -1,7 +1,5 @@
 """Tests of finemem_jax/models/log_probs.py: the same numbers and gradients as with all logits at once."""
 
-import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
+import simulated_devices
 from finemem_jax.models import log_probs
 
 D, V = 6, 11
@@ -239,13 +238,11 @@ def check_on_eight_devices():
     assert_head_stays_split(compiled(mesh, (24, width, vocab), vocab_block=8), width, vocab)
 
 
-def run_alone(check, **environment):
+def run_alone(check, **variables):
     """Calls a function of this file in a process of its own, since JAX reads its environment once."""
-    tests = pathlib.Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent), str(tests.parents[1])])
     done = subprocess.run(
-        [sys.executable, "-c", f"import log_probs_test; log_probs_test.{check.__name__}()"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, **environment},
+        [sys.executable, "-c", f"from models import log_probs_test; log_probs_test.{check.__name__}()"],
+        env=simulated_devices.environment(8, **variables),
         capture_output=True,
         text=True,
         timeout=300,
@@ -254,7 +251,7 @@ def run_alone(check, **environment):
 
 
 def test_vocabulary_split_over_devices():
-    run_alone(check_on_eight_devices, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    run_alone(check_on_eight_devices)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 2), (1, 2, 1), (2, 1, 1)])

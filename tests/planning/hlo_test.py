@@ -1,13 +1,13 @@
 """Tests of the bytes that programs send, on programs whose collectives can be counted by hand."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
+import simulated_devices
 from finemem_jax.planning import hlo
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,9 +41,10 @@ def test_by_hand_on_eight_devices():
     #   all-reduce over 2 devices, three times: 3 · 2 · 1,024 · 1/2 = 3,072
     #   all-gather over 4: 4,096 · 3/4 = 3,072; reduce-scatter the same
     #   collective-permute: 1,024
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, env=simulated_devices.environment(8), cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     sent, count, largest = json.loads(result.stdout.splitlines()[-1])
     assert sent == {

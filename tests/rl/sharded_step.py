@@ -1,6 +1,6 @@
 """One training step of a tiny model on eight simulated devices, compared with one device; run by sharded_step_test.py.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/sharded_step.py [--all]
+XLA_FLAGS=--xla_force_host_platform_device_count=8 PYTHONPATH=.:tests python tests/rl/sharded_step.py [--all]
 """
 
 import dataclasses

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import simulated_devices
 from finemem_jax.runtime import checkpoint, files
 
 pytestmark = pytest.mark.slow
@@ -45,11 +46,10 @@ def command(workdir, **changes):
 class Program(subprocess.Popen):
     """The program, which writes to a file: a pipe that nobody reads would stop it one day."""
 
-    def __init__(self, workdir, *more, devices=1, **changes):
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    def __init__(self, workdir, *more, num_devices=1, **changes):
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  `said` closes it.
         super().__init__(
-            [*command(workdir, **changes), *more], cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags},
+            [*command(workdir, **changes), *more], cwd=ROOT, env=simulated_devices.environment(num_devices),
             stdout=self._said, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -76,8 +76,8 @@ def finish(process, code=0, timeout=400):
     return output
 
 
-def run(workdir, *more, code=0, devices=1, **changes):
-    return finish(Program(workdir, *more, devices=devices, **changes), code)
+def run(workdir, *more, code=0, num_devices=1, **changes):
+    return finish(Program(workdir, *more, num_devices=num_devices, **changes), code)
 
 
 def state(workdir):
@@ -205,7 +205,7 @@ def together(workdir, count=2, **changes):
 def test_two_processes_are_as_good_as_one(tmp_path):
     changes = {"train.num_steps": 4, "train.checkpoint_every": 1}
     # The same mesh, of two devices, in one process and in two.
-    run(tmp_path / "one", devices=2, **changes)
+    run(tmp_path / "one", num_devices=2, **changes)
     first, second = (finish(process) for process in together(tmp_path / "two", **changes))
     assert "on 2 cpu device(s) of 2 processes" in first and "step" not in second.replace("[Gloo]", "")
     assert distance(tmp_path / "two", tmp_path / "one") < 1e-6
@@ -225,7 +225,7 @@ def test_two_processes_are_as_good_as_one(tmp_path):
         steps = max(done + 1, 4)
         outputs = [finish(one) for one in together(workdir, end, **changes | {"train.num_steps": steps})]
         assert "continuing" in outputs[0]
-        run(tmp_path / f"until {steps}", devices=2, **changes | {"train.num_steps": steps})
+        run(tmp_path / f"until {steps}", num_devices=2, **changes | {"train.num_steps": steps})
         # Another number of devices adds in another order; Adam makes much of small gradients.
         assert distance(workdir, tmp_path / f"until {steps}") < 1e-3
         assert [line["step"] for line in metrics(workdir)] == list(range(steps))
@@ -259,7 +259,7 @@ def test_eight_devices_one_and_back(tmp_path):
     changes = {"train.checkpoint_every": 1, "train.evaluate_first": False, "rollout.group_size": 8,
                "train.groups_per_microbatch": 8}  # fmt: skip
     for steps, devices in ((2, 8), (4, 1), (6, 8)):
-        output = run(tmp_path / "moved", devices=devices, **changes | {"train.num_steps": steps})
+        output = run(tmp_path / "moved", num_devices=devices, **changes | {"train.num_steps": steps})
         assert f"on {devices} cpu device(s)" in output
     assert "continuing" in output
     run(tmp_path / "stayed", **changes | {"train.num_steps": 6})

@@ -1,6 +1,6 @@
 """Requests served on eight simulated devices, compared with one device; run by sharded_sampling_test.py.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/sharded_sampling.py [--all]
+XLA_FLAGS=--xla_force_host_platform_device_count=8 PYTHONPATH=.:tests python tests/sampling/sharded_sampling.py [--all]
 """
 
 import json
