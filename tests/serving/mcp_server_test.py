@@ -7,7 +7,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
@@ -20,7 +19,6 @@ import httpx2
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from finemem_jax import serve
 from finemem_jax.serving import mcp_server
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -279,24 +277,6 @@ def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path, tokens):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--transport=http", "--host=0.0.0.0"], "would let other machines read the memory; give users tokens"),
-        (["--tokens=x"], "--tokens says who the users are over HTTP"),
-        (["--tokens=x", "--transport=http", "--user=a"], "--tokens says who the users are over HTTP"),
-        (["--tokens=/nowhere", "--transport=http"], "--tokens=/nowhere cannot be read"),
-        (["--set=memory.topk=1"], "there is no setting 'memory.topk'; is it memory.top_k"),
-        (["--set=memory.top_k=many"], "memory.top_k must be a whole number, got 'many'"),
-        (["--transport=http", "--host=256.0.0.1", "--tokens=OK"], "--host=256.0.0.1 --port=8000 cannot be listened to"),
-    ],
-)
-def test_bad_flags(tmp_path, tokens, flags, message, capsys):
-    flags = [flag.replace("=OK", f"={tokens}") for flag in flags]
-    with pytest.raises(SystemExit, match=message):
-        serve.main(["--model=", f"--store={tmp_path / 'm'}", *flags])
-
-
-@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds no tokens"),
@@ -310,28 +290,3 @@ def test_bad_tokens(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         mcp_server.Tokens(tmp_path / "tokens")
     assert "abcdef" not in str(caught.value).removeprefix(f"--tokens={tmp_path}")  # Which holds the test's name.
-
-
-def test_a_model_that_cannot_be_loaded(tmp_path):
-    process = start(
-        tmp_path / "m", "--model=/nowhere", "--transport=http", "--port=0", program=("-m", "finemem_jax.serve")
-    )
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "finemem_jax: '/nowhere' is neither a run's workdir" in err
-    assert "Traceback" not in err
-
-
-def test_without_mcp():
-    program = textwrap.dedent(
-        """
-        import sys
-        sys.modules["mcp"] = None
-        from finemem_jax import serve
-        serve.main(["--model=", "--store=x"])
-        """
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1 and "pip install 'finemem_jax[mcp]'" in result.stderr
-    assert "Traceback" not in result.stderr
