@@ -3,8 +3,6 @@
 `mcp_tools` has the tools.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import pathlib
