@@ -186,8 +186,3 @@ def test_a_memory_line_is_one_line_of_json(text):
 
 def test_memory_lines_show_letters_as_they_are():
     assert "Ærø 漢字" in prompts.memory_line(MemoryItem(2, "Ærø 漢字", 0))
-
-
-# --------------------------------------------------------------------------------------
-# Content judge
-# --------------------------------------------------------------------------------------
