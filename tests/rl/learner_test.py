@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from finemem_jax.config.sections import Optimizer
 from finemem_jax.models import decoder, sharding
 from finemem_jax.rl import batching, learner
 from finemem_jax.rl.grpo import ObjectiveOptions, Rows, aggregation_weights
