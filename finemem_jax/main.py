@@ -175,7 +175,7 @@ def _follow(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) 
     parts = _build(config, workdir, stack)
     step = build.use_checkpoint(parts, workdir) if checkpoint.newest(workdir) is not None else 0
     checkpoint.claim(workdir, config)
-    return lambda: _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step))
+    return lambda: _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step=step))
 
 
 def _questions(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:

@@ -1,4 +1,4 @@
-"""Finding a trained manager: a run's workdir or an exported folder, with the settings that it was trained with."""
+"""Finds a trained manager, in a run's workdir or an exported folder, and the settings that it was trained with."""
 
 from __future__ import annotations
 

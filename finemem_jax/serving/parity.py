@@ -1,4 +1,4 @@
-"""--mode=export --verify: does transformers, or llama.cpp, given nothing but the export, compute what we do?
+"""Verifies an export (--mode=export --verify): transformers, or llama.cpp, must compute the same from it as we do.
 
 Real prompts, with a reply after each, go through both: the same text must give the same token ids, and these the same
 log-probabilities. Needs PyTorch or llama-cpp-python, which nothing else here does.
@@ -13,7 +13,7 @@ import importlib.util
 import json
 import pathlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,27 +32,27 @@ from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checkpoint
 from finemem_jax.serving import export, load
-from finemem_jax.types import Memory
+from finemem_jax.types import Memory, Operation
 from finemem_jax.weights import peft, pretrained
 
-# What float32's rounding explains of a difference, in nats, and more of unlikely tokens: this share of -log p.
+# Differences that float32's rounding explains: so many nats, and of unlikely tokens this fraction of -log p more.
 TOLERANCE, RELATIVE = 1e-4, 1e-5
-# llama.cpp rounds what it multiplies 16-bit weights with, too. That was 0.01 nats on average with SmolLM2 in bfloat16;
-# weights in a wrong place make whole nats.
+# llama.cpp also rounds the activations that it multiplies with 16-bit weights. That was 0.01 nats on average with
+# SmolLM2 in bfloat16; weights in a wrong place make whole nats.
 ROUNDED_MEAN = 0.05
 # How many tokens are compared.
 _TOKENS = 2_000
-# ggml's number for float32, which llama.cpp keeps keys and values in if it is told to.
+# ggml's number for the type float32.
 _GGML_F32 = 0
 
 
 class Row(NamedTuple):
-    """A prompt and a reply.
+    """Holds a prompt and a reply.
 
     Attributes:
         message: The prompt's last user message.
-        prompt: Its token ids with all that stands around it, as `Environment.observe` gives them.
-        reply: What is written next.
+        prompt: Token ids of the whole prompt, as `Environment.observe` gives them.
+        reply: The text after it.
         ids: Token ids of the prompt, the reply and the end of its turn; the last ones may be cut off.
     """
 
@@ -63,7 +63,7 @@ class Row(NamedTuple):
 
 
 def check(config: Config) -> None:
-    """Refuses to begin where what is compared with is not installed.
+    """Refuses to begin where the other program is not installed.
 
     Raises:
         ValueError: with the command that installs it.
@@ -75,18 +75,18 @@ def check(config: Config) -> None:
 def verify(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> list[str]:
     """Compares an export, loaded by transformers in float32 or by llama.cpp, with the checkpoint that it was made of.
 
-    Where that cannot be as exact, since the export is in bfloat16 or training has gone on, we too read the weights from
-    the export's files, so that both compute with the same ones.
+    Where the checkpoint's weights are not those of the export, since that is in bfloat16 or training has gone on, we
+    too read the weights from the export's files.
 
     Args:
         config: The run's, of whose held-out streams some prompts are compared.
 
     Returns:
-        What to say of it.
+        A line to print.
 
     Raises:
         ValueError: token ids differ, or log-probabilities by more than `TOLERANCE` allows (of 16-bit weights in
-            llama.cpp: on average by more than `ROUNDED_MEAN`); or what is compared with is not installed.
+            llama.cpp: on average by more than `ROUNDED_MEAN`); or the other program is not installed.
     """
     check(config)
     loaded = build_lib.load(config)
@@ -97,7 +97,7 @@ def verify(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> list[
     about_ids = (_check_llama_ids if file.is_file() else _check_ids)(folder, loaded.tokenizer, found)
     model, params, origin = _weights(folder, config, workdir)
     ours = our_log_probs(model, params, [row.ids for row in found])
-    # Two models at a time may be more than the host has.
+    # Two models at a time may be more than the host's memory.
     del params
     theirs = (_llama_log_probs if file.is_file() else _their_log_probs)(folder, [row.ids for row in found])
     a, b = np.concatenate(ours), np.concatenate(theirs)
@@ -119,7 +119,7 @@ def verify(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> list[
 
 
 def rows(config: Config, tokens: Tokenizer, environment: Environment) -> list[Row]:
-    """Prompts of held-out chunks, with an empty memory and a worked example's operations for a reply.
+    """Makes prompts of held-out chunks and an empty memory, with a worked example's operations for a reply.
 
     Raises:
         ValueError: there are no held-out streams.
@@ -130,7 +130,7 @@ def rows(config: Config, tokens: Tokenizer, environment: Environment) -> list[Ro
     left = _TOKENS
     for stream in input_pipeline.streams(config, "test", environment):
         for chunk in stream.chunks:
-            # To others a special token's name in a text is that token; prompts then differ, and rightly.
+            # To others a special token's name in a text is that token; prompts then differ, as they should.
             if left <= 0 or tokens.encode(chunk.text) != tokens.encode_template(chunk.text):
                 continue
             # Qwen's tokenizers compose accents first; llama.cpp does not.
@@ -148,31 +148,34 @@ def rows(config: Config, tokens: Tokenizer, environment: Environment) -> list[Ro
 
 
 def our_log_probs(model: DecoderConfig, params: Params, ids: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " n"]]:
-    """log p of each row's tokens but the first, in nats, computed in float32."""
+    """Computes log p of each row's tokens but the first, in nats, in float32."""
     width = max(map(len, ids))
     with jax.default_matmul_precision("highest"):
         found = []
         for row in ids:
             padded = np.zeros((1, width), np.int32)
             padded[0, : len(row)] = row
-            found.append(np.asarray(_score(model, params, padded, np.array([len(row)])))[: len(row) - 1])
+            scored = _score(model, params, padded, lengths=np.array([len(row)]))
+            found.append(np.asarray(scored)[: len(row) - 1])
     return found
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(model, params, tokens: Int[jax.Array, "1 L"], lengths: Int[jax.Array, " 1"]):
+def _score(
+    model: DecoderConfig, params: Params, tokens: Int[jax.Array, "1 L"], *, lengths: Int[jax.Array, " 1"]
+) -> Float[jax.Array, " L-1"]:
     (hidden,) = decoder.hidden_states(model, params, [tokens], lengths=[lengths])
     head = decoder.output_head(model, params).astype(jnp.float32)
     return log_probs.token_log_probs(hidden[0, :-1], head, tokens[0, 1:], temperature=1.0)[0]
 
 
-def _operations(config: Config):
+def _operations(config: Config) -> Sequence[Operation]:
     examples = prompts.TYPED_EXAMPLES if config.memory.layout == "typed" else prompts.MANAGER_EXAMPLES
     return examples[-1][2]
 
 
 def _weights(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> tuple[DecoderConfig, Params, str]:
-    """Our side in float32, with adapters where the export has them apart, and what to call it."""
+    """Returns our model in float32, with adapters where the export has them apart, and what to call it."""
     about = json.loads((folder / load.EXPORTED).read_text(encoding="utf-8"))
     is_adapter = (folder / export.ADAPTER).is_file()
     exact = {config.export.dtype or config.model.param_dtype, config.model.param_dtype} == {"float32"}
@@ -188,13 +191,13 @@ def _weights(folder: pathlib.Path, config: Config, workdir: pathlib.Path) -> tup
     model = pretrained.adapted(settings, found.model)
     params = found.params(sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
     if is_adapter:
-        # Not merged: that would round otherwise than PEFT does, by more than all the rest.
+        # Not merged: that would round otherwise than PEFT does, and by more than all other differences.
         adapters = export.trained_adapters(settings, workdir, model) if from_run else peft.load(folder, model)
         params = lora.combine(params, jax.tree.map(lambda x: x.astype(jnp.float32), adapters))
     return model, params, "the checkpoint" if from_run else "our reading of the same files"
 
 
-def _check_ids(folder, tokens, found):
+def _check_ids(folder: pathlib.Path, tokens: Tokenizer, found: Sequence[Row]) -> str:
     """Refuses an export whose tokenizer or chat template gives other ids than training had."""
     import transformers
 
@@ -203,24 +206,27 @@ def _check_ids(folder, tokens, found):
         chat = [{"role": "user", "content": row.message}]
         prompt = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         reply = theirs(row.reply, add_special_tokens=False)["input_ids"]
-        _check_same(folder, "transformers", "prompt", tokens, prompt, row.prompt)
-        _check_same(folder, "transformers", "reply", tokens, reply, tokens.encode(row.reply))
+        told = f"{folder}: transformers encodes a"
+        _check_same(f"{told} prompt", prompt, row.prompt, decode=tokens.decode)
+        _check_same(f"{told} reply", reply, tokens.encode(row.reply), decode=tokens.decode)
     return "prompts have the same token ids"
 
 
-def _check_same(folder, program, name, tokens, got, wanted):
+def _check_same(
+    subject: str, got: Sequence[int], wanted: Sequence[int], *, decode: Callable[[Sequence[int]], str]
+) -> None:
     if tuple(got) == tuple(wanted):
         return
     at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(wanted))
     raise ValueError(
-        f"{folder}: {program} encodes a {name} otherwise than training did, from token {at} on: "
-        f"{tokens.decode(got[at : at + 8])!r} for {tokens.decode(wanted[at : at + 8])!r}; do not use the "
-        "export. If it was written by another version, remove it and export again."
+        f"{subject} otherwise than training did, from token {at} on: {decode(got[at : at + 8])!r} for "
+        f"{decode(wanted[at : at + 8])!r}; do not use the export. If it was written by another version, remove it and "
+        "export again."
     )
 
 
-def _check_llama_ids(folder, tokens, found):
-    """The same of a GGUF file; what is cut otherwise where parts of a message meet is allowed, and said."""
+def _check_llama_ids(folder: pathlib.Path, tokens: Tokenizer, found: Sequence[Row]) -> str:
+    """Does the same of a GGUF file; other tokens where the parts of a message meet are allowed, and told."""
     llama = _llama(folder, vocab_only=True)
     named = {name: llama.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
     texts = {f"{n}_token": tokens.decode([int(i)]) if i is not None else "" for n, i in named.items()}
@@ -237,14 +243,15 @@ def _check_llama_ids(folder, tokens, found):
             more = (
                 f" but where text and memory meet, which llama.cpp cuts otherwise ({len(joined)} for {len(row.prompt)})"
             )
-        _check_same(folder, "llama.cpp", "prompt", tokens, prompt, wanted)
-        _check_same(folder, "llama.cpp", "reply", tokens, reply, tokens.encode(row.reply))
+        told = f"{folder}: llama.cpp encodes a"
+        _check_same(f"{told} prompt", prompt, wanted, decode=tokens.decode)
+        _check_same(f"{told} reply", reply, tokens.encode(row.reply), decode=tokens.decode)
     llama.close()
     return f"prompts have the same token ids{more}"
 
 
-def _llama_log_probs(folder, ids):
-    """The same by llama.cpp on the CPU, as exactly as it can compute."""
+def _llama_log_probs(folder: pathlib.Path, ids: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " n"]]:
+    """Computes the same with llama.cpp on the CPU, as exactly as it can."""
     width = max(map(len, ids))
     llama = _llama(folder, n_ctx=width, logits_all=True)
     found = []
@@ -259,14 +266,14 @@ def _llama_log_probs(folder, ids):
     return found
 
 
-def _llama(folder, **options) -> Any:
+def _llama(folder: pathlib.Path, **options: Any) -> Any:
     # Keys and values are float16 otherwise, and in flash attention always: that alone changed SmolLM2's by 7e-3 nats.
     exact = {"type_k": _GGML_F32, "type_v": _GGML_F32, "flash_attn": False, "n_gpu_layers": 0}
     return _installed("llama_cpp").Llama(str(folder / load.GGUF), verbose=False, **exact, **options)
 
 
-def _their_log_probs(folder, ids):
-    """The same by transformers, on the CPU."""
+def _their_log_probs(folder: pathlib.Path, ids: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " n"]]:
+    """Computes the same with transformers, on the CPU."""
     import transformers
 
     torch = _installed("torch")
@@ -287,7 +294,7 @@ def _their_log_probs(folder, ids):
     return found
 
 
-def _installed(name) -> Any:
+def _installed(name: str) -> Any:
     if importlib.util.find_spec(name) is None:
         extra = " --index-url https://download.pytorch.org/whl/cpu" if name == "torch" else ""
         package = name.replace("llama_cpp", "llama-cpp-python")

@@ -301,7 +301,7 @@ def test_the_card(merged, tmp_path):
 def test_the_card_names_the_base(tmp_path, changes, front, base):
     elsewhere = {"data.source_dir": "/private/originals", "data.name": "squad"}
     config = config_lib.changed(Config(), changes | elsewhere)
-    text = model_card.write(config, 1, "a ```` b", False, {}, {})
+    text = model_card.write(config, 1, message="a ```` b", with_base=False, results={"evaluation": {}, "benchmark": {}})
     (tmp_path / "README.md").write_text(text)
     found = huggingface_hub.metadata_load(tmp_path / "README.md") or {}
     assert front.items() <= found.items() and ("base_model" in found) == ("base_model" in front)
