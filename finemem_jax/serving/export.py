@@ -1,4 +1,4 @@
-"""--mode=export: the trained manager as a folder that transformers, or llama.cpp, and this package load.
+"""Exports the trained manager (--mode=export) as a folder that transformers, or llama.cpp, and this package load.
 
 Beside weights and tokenizer the folder holds a chat template that tells the manager what training told it, how it was
 evaluated (generation_config.json), the run's settings (finemem.json) and a model card. Of a GGUF file, the first two
@@ -57,14 +57,14 @@ def check(config: Config, workdir: pathlib.Path) -> None:
 
 
 def folder_of(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    """Where the export goes."""
+    """Returns where the export goes."""
     return pathlib.Path(config.export.folder).expanduser() if config.export.folder else workdir / "export"
 
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
-    """Writes the newest checkpoint of a workdir into `export.folder`; returns what to say in the end.
+    """Writes the newest checkpoint of a workdir into `export.folder`; returns lines to print.
 
-    Nothing is at the folder until all is written.
+    The folder appears when all of it is written.
 
     Raises:
         ValueError: the folder exists, or the checkpoint is not of this config.
@@ -101,12 +101,12 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
 
 
 def with_weights(config: Config, folder: pathlib.Path) -> Config:
-    """The config with a folder's weights: a model's, or the newest checkpoint's of a workdir, adapters merged."""
+    """Returns the config with a folder's weights: a model's, or a workdir's newest checkpoint's, adapters merged."""
     return load.with_weights(config, str(load.weights_of(folder.absolute())))
 
 
 def trained_adapters(config: Config, workdir: pathlib.Path, model: DecoderConfig) -> Params:
-    """The adapters of a workdir's newest checkpoint, as `lora.split` returns them."""
+    """Reads the adapters of a workdir's newest checkpoint, as `lora.split` returns them."""
     where = lora.split(sharding.param_shardings(model, _mesh(config)))[1]
     shapes = lora.split(decoder.abstract_params(model))[1]
     dtype = jnp.dtype(config.model.param_dtype)
@@ -115,18 +115,18 @@ def trained_adapters(config: Config, workdir: pathlib.Path, model: DecoderConfig
 
 
 def conversation(config: Config, tokens: Tokenizer, chunk: str) -> list[Message]:
-    """What the manager is told of a chunk while its memory is empty."""
+    """Returns the manager's messages for a chunk while its memory is empty."""
     return build.environment(config, tokens).messages(Chunk(chunk), Memory())
 
 
 def _opening(config: Config, tokens: Tokenizer) -> list[Message]:
-    """What the manager is told before its first user message."""
+    """Returns the manager's messages before its first user message."""
     return conversation(config, tokens, "")[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """A tokenizer that saves itself with the manager's chat template, and else as it is."""
+    """Saves a tokenizer with the manager's chat template, and else as it is."""
 
     config: Config
     tokens: Tokenizer
@@ -143,7 +143,7 @@ class _Opened:
 
 @dataclasses.dataclass(frozen=True)
 class _Papers:
-    """Everything in an export but the weights; saved as a tokenizer is (`hf_weights.ExportedTokenizer`)."""
+    """Saves everything in an export but the weights; saved as a tokenizer is (`hf_weights.Vocabulary`)."""
 
     config: Config
     workdir: pathlib.Path
@@ -173,14 +173,17 @@ class _Papers:
         _write_json(folder / load.EXPORTED, about)
         example = conversation(config, self.tokens, model_card.EXAMPLE)[-1]
         text = model_card.write(
-            config, self.step, "".join(example.parts), (folder / BASE).is_dir(),
-            _read_json(self.workdir / "evaluation.json"), _read_json(self.workdir / "benchmark.json"),
-        )  # fmt: skip
+            config,
+            self.step,
+            message="".join(example.parts),
+            with_base=(folder / BASE).is_dir(),
+            results={name: _read_json(self.workdir / f"{name}.json") for name in ("evaluation", "benchmark")},
+        )
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def generation(fields: dict[str, Any], end_ids: tuple[int, ...], max_new_tokens: int) -> dict[str, Any]:
-    """generation_config.json for a manager that writes as it was evaluated: greedily.
+    """Returns generation_config.json of a manager that writes as it was evaluated: greedily.
 
     Args:
         fields: The base model's own, of which the names of tokens stay.
@@ -192,7 +195,7 @@ def generation(fields: dict[str, Any], end_ids: tuple[int, ...], max_new_tokens:
 
 
 def _published(config: Config) -> str | None:
-    """What PEFT can load the base from: a folder or a name on the Hub; None where the base must come along."""
+    """Returns what PEFT can load the base from, a folder or a name on the Hub; None where the base must come along."""
     path = pathlib.Path(config.model.weights).expanduser()
     if (path / hf_config.FILE).is_file() and not (path / "checkpoints").is_dir():
         return str(path.resolve())

@@ -61,7 +61,7 @@ def write(config: Config, step: int, *, message: str, with_base: bool, results: 
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """Returns {name: value} of the settings that differ from the defaults, but for those of files, servers and other modes."""
+    """Returns {name: value} of what differs from the defaults, but for settings of files, servers and other modes."""
     usual = config_lib.flatten(Config())
 
     def is_place(name: str) -> bool:
