@@ -368,7 +368,7 @@ def _sampling_programs(config: Config, model, shapes):
     end_ids = _at(jax.ShapeDtypeStruct((_END_TOKENS,), jnp.int32), NamedSharding(shapes.mesh, P()))
     decode = _compile(
         "decode", steps * waves * config.rollout.max_new_tokens / num_steps, decode_lib.decode,
-        (context, cache, state, Rules._make((shapes.scalar(jnp.int32), end_ids))),
+        (context, cache, state, Rules._make((shapes.scalar(jnp.int32), end_ids, None))),
         held, spec=Spec(base, shapes.mesh, num_steps),
     )  # fmt: skip
     decode.flops = num_steps * rows / tensor * flops.forward(base, Work(1, 1, keys, keys), keys)

@@ -1,7 +1,8 @@
 """Serves requests with one model: a batch of slots is decoded, and a request enters as soon as a slot is free.
 
 The host's side of generation (continuous batching): `collect` admits waiting requests to free slots, computes what
-their prompts lack chunk by chunk, and decodes all slots for a few steps, again and again. `engine` computes.
+their prompts lack chunk by chunk, and decodes all slots for a few steps, again and again. `slots` decides which request
+gets which slot, and by `prefix_cache` what need not be computed again; `engine` calls the programs of `decode`.
 
 Prompts come as parts (`Request.cuts`): the shared prefix, the same for all requests in the slots, is computed once per
 set of weights, and attention reads it once for all of them. Of the rest, a prompt takes over whatever some row of the

@@ -113,7 +113,7 @@ def test_an_export_is_exported_again_as_it_is(merged, tmp_path):
 
 def test_weights_are_rounded_and_cut_into_files(merged, tmp_path, monkeypatch):
     workdir, config, params, _ = merged
-    monkeypatch.setattr(export, "_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 100_000)
     changed = config_lib.changed(config, {"export.folder": str(tmp_path / "half"), "export.dtype": "bfloat16"})
     folder = exported(workdir, changed)
     assert len(list(folder.glob("model-*.safetensors"))) > 1 and (folder / "model.safetensors.index.json").is_file()
