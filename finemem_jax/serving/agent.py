@@ -23,7 +23,6 @@ from finemem_jax.memory import store as store_lib
 from finemem_jax.memory.store import Conflict, Saved, Store
 from finemem_jax.reading import prompts
 from finemem_jax.reading.reader import Query
-from finemem_jax.rl.method import rollout_options
 from finemem_jax.rl.rollout import Players, RolloutOptions
 from finemem_jax.runtime import files, workers
 from finemem_jax.serving import load as load_lib
@@ -179,6 +178,7 @@ class MemoryAgent:
     ) -> MemoryAgent:
         # Imports JAX, which takes seconds: importing this class should not.
         from finemem_jax import build
+        from finemem_jax.rl.method import rollout_options
 
         config = load_lib.for_use(config, overrides)
         components = build.build(config)

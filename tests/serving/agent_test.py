@@ -166,7 +166,7 @@ def test_an_exported_folder(tmp_path):
         ("nowhere", {}, r"'nowhere' is neither a run's workdir with checkpoints nor an exported model"),
         ("nowhere.py", {}, r"'nowhere.py': there is no such file; name an experiment"),
         ("experiments/smoke.py", {"memory.topk": 3}, r"there is no setting 'memory.topk'; is it memory.top_k"),
-        ("experiments/smoke.py", {"memory.top_k": "3"}, r"a setting cannot be changed like this"),
+        ("experiments/smoke.py", {"memory.top_k": "3"}, r"memory.top_k must be a whole number, got '3'"),
         ("experiments/smoke.py", {"memory.top_k": 0}, r"memory.top_k must be at least 1"),
     ],
 )

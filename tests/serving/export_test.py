@@ -333,7 +333,7 @@ def test_rows_to_verify_on(merged):
     tokens = build_lib.load(config).tokenizer
     environment = build.environment(config, tokens)
     rows = parity.rows(config, tokens, environment)
-    assert sum(len(row.ids) - 1 for row in rows) == 2500
+    assert sum(len(row.ids) - 1 for row in rows) == 2000
     chunks = [chunk for stream in input_pipeline.streams(config, "test", environment) for chunk in stream.chunks]
     assert [row.prompt for row in rows] == [environment.observe(chunk, Memory()).ids for chunk in chunks[: len(rows)]]
     ended = tokens.decode(rows[0].ids)
