@@ -88,14 +88,15 @@ class Ours:
         (folder / "prompts.json").write_text(json.dumps(self.prompts), encoding="utf-8")
         hf_weights.save(folder / "model", self.parts.model, self.parts.params, tokenizer=self.parts.tokenizer)
         compute, _ = build.compute(self.config, self.parts.mesh)
-        self.options = learner.LearnerOptions(self.parts.model, compute, self.method.objective)
-        self.tx = learner.make_optimizer(self.config.optimizer)
+        options = learner.LearnerOptions(self.parts.model, compute, self.method.objective)
+        temperature = np.float32(self.config.rollout.temperature)
+        self.learner = learner.Learner({}, temperature, options, learner.make_optimizer(self.config.optimizer))
         scored = self.parts.tokenizer.encode(SCORED)
         reply = Completion(tuple(scored), (0.0,) * len(scored), "length", 0)
         [batch] = self.batches([[reply] * GROUP_SIZE] * len(self.prompts))
-        log_probs = learner.score(self.parts.params, batch, np.float32(1), options=self.options)
+        log_probs = learner.score(self.parts.params, batch, np.float32(1), options=options)
         self.mean = float(log_probs[:, : len(scored)].mean())
-        self.state = learner.init(self.parts.params, self.tx)
+        self.state = learner.init(self.parts.params, self.learner.optimizer)
 
     def sample(self, number: int) -> list[list[Completion]]:
         """Draws a list of completions for each prompt."""
@@ -126,20 +127,19 @@ class Ours:
             advantages = np.asarray(standardized[s]).repeat(MAX_NEW_TOKENS, axis=1)
             each = tuple(row[: len(step.completion.ids)] for row, step in zip(advantages, group, strict=True))
             groups.append(batching.Group(s, 0, tuple(group), each, (True,) * len(group)))
-        packed = batching.microbatches(
-            groups, train.groups_per_microbatch, train.length_multiple, MAX_NEW_TOKENS, tokens.end_ids[0],
+        packing = batching.Packing(
+            train.groups_per_microbatch, train.length_multiple, MAX_NEW_TOKENS, tokens.end_ids[0],
             self.config.objective.aggregation,
         )  # fmt: skip
-        return [jax.device_put(batch) for batch, _ in packed]
+        return [jax.device_put(batch) for batch, _ in batching.microbatches(groups, packing)]
 
     def run(self, turns: Iterator[int], tokens: list[int]) -> None:
         """Makes one iteration for each turn; appends how many tokens it sampled."""
-        temperature = self.config.rollout.temperature
         for number in turns:
             completions = self.sample(number)
             batches = self.batches(completions)
             self.parts.manager.offload()
-            self.state, metrics = learner.update(self.options, self.tx, {}, self.state, batches, temperature)
+            self.state, metrics = learner.update(self.learner, self.state, batches)
             assert metrics["policy/absolute_log_ratio"] < 1e-3, f"sampler and trainer disagree: {metrics}"
             self.parts.manager.update(self.state.params, number + 1)
             jax.block_until_ready(self.state.params)

@@ -67,16 +67,17 @@ class Ours:
                 ),
             )
         )  # fmt: skip
-        self.options = learner.LearnerOptions(MODEL, decoder.Compute(attention="blocked"), grpo.ObjectiveOptions())
-        self.tx = learner.make_optimizer(Optimizer(learning_rate=LEARNING_RATE, warmup_steps=0))
-        old = learner.score(params, self.batch, jnp.float32(1), options=self.options)
+        options = learner.LearnerOptions(MODEL, decoder.Compute(attention="blocked"), grpo.ObjectiveOptions())
+        optimizer = learner.make_optimizer(Optimizer(learning_rate=LEARNING_RATE, warmup_steps=0))
+        self.learner = learner.Learner({}, np.float32(1), options, optimizer)
+        old = learner.score(params, self.batch, jnp.float32(1), options=options)
         self.mean = float((np.asarray(old) * np.asarray(self.batch.rows.advantages)).mean())
         self.batch = self.batch._replace(rows=self.batch.rows._replace(old_log_probs=old))
-        self.state = learner.init(jax.tree.map(jnp.copy, params), self.tx)
+        self.state = learner.init(jax.tree.map(jnp.copy, params), optimizer)
 
     def __call__(self) -> None:
         """Makes one update."""
-        self.state, _ = learner.update(self.options, self.tx, {}, self.state, [self.batch], 1.0)
+        self.state, _ = learner.update(self.learner, self.state, [self.batch])
         jax.block_until_ready(self.state.params)
 
 

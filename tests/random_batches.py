@@ -4,6 +4,7 @@ import random
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from finemem_jax.models import decoder, presets
 from finemem_jax.rl import batching, learner
@@ -13,6 +14,7 @@ from finemem_jax.types import Completion, Memory, Step
 MODEL = presets.preset("tiny")
 OPTIONS = learner.LearnerOptions(MODEL, decoder.Compute(), ObjectiveOptions())
 ONE = jnp.float32(1.0)
+SGD = optax.sgd(1.0)
 
 
 def make_batch(
@@ -51,10 +53,14 @@ def make_batch(
     return batch._replace(rows=batch.rows._replace(old_log_probs=old, sampler_log_probs=old))
 
 
+def learner_of(optimizer=SGD, options=OPTIONS, base_params=None):
+    return learner.Learner(base_params or {}, ONE, options, optimizer)
+
+
 def accumulated(params, batches, options=OPTIONS):
     sums = learner.zero_sums(params, options=options)
     for batch in batches:
-        sums = learner.accumulate({}, params, sums, batch, ONE, options=options)
+        sums = learner.accumulate(learner_of(options=options), params, sums, batch)
     return sums
 
 

@@ -1,4 +1,4 @@
-"""The transition of the memory: what a list of operations does to the items.
+"""Applies operations to a memory: the transition 𝒯, and the eviction of items that it has no room for.
 
 Knows nothing of tokens, prompts or rewards. What a manager wrote is data here: nothing it writes raises.
 """
@@ -11,7 +11,7 @@ from finemem_jax.types import CORE, MEMORY_TYPES, Action, Malformed, Memory, Mem
 
 
 def apply(memory: Memory, written: Sequence[Operation | Malformed], step: int) -> tuple[Memory, tuple[Outcome, ...]]:
-    """Gives the memory after one step, and what became of each operation written in it.
+    """Returns the memory after one step, and what became of each operation written in it.
 
         M_t = 𝒯(M_{t-1}, P_t)      (docs/method.md)
 
@@ -39,55 +39,67 @@ def apply(memory: Memory, written: Sequence[Operation | Malformed], step: int) -
     Returns:
         M_t, and one outcome per entry of `written`, in order.
     """
-    # In order of insertion, which UPDATE keeps. Operations without an id look for None, and find nothing.
-    items: dict[int | None, MemoryItem] = {item.item_id: item for item in memory.items}
-    texts = {(item.memory_type, item.text) for item in memory.items}
-    core_id = next((item.item_id for item in memory.items if item.memory_type == CORE), None)
-    next_id = memory.next_id
-    outcomes = []
-    for index, operation in enumerate(written):
-        if isinstance(operation, Malformed):
-            outcomes.append(Outcome(operation, Status.MALFORMED))
-            continue
+    draft = _Draft(memory)
+    outcomes = tuple(
+        Outcome(operation, Status.MALFORMED)
+        if isinstance(operation, Malformed)
+        else draft.apply(operation, source=(step, index), is_alone=len(written) == 1)
+        for index, operation in enumerate(written)
+    )
+    return Memory(tuple(draft.items.values()), draft.next_id), outcomes
+
+
+class _Draft:
+    """A memory while the operations of one step are applied to it."""
+
+    def __init__(self, memory: Memory):
+        # In order of insertion, which UPDATE keeps. Operations without an id look for None, and find nothing.
+        self.items: dict[int | None, MemoryItem] = {item.item_id: item for item in memory.items}
+        self.next_id = memory.next_id
+        self._texts = {(item.memory_type, item.text) for item in memory.items}
+        self._core_id = next((item.item_id for item in memory.items if item.memory_type == CORE), None)
+
+    def apply(self, operation: Operation, *, source: tuple[int, int], is_alone: bool) -> Outcome:
+        """Applies one operation, by the rules of `transition.apply`.
+
+        Args:
+            source: Step and operation that the item is written by.
+            is_alone: Whether it is all that was written.
+        """
         action, memory_type = operation.action, operation.memory_type
         if action is Action.SKIP:
-            outcomes.append(Outcome(operation, Status.APPLIED if len(written) == 1 else Status.DUPLICATE))
-            continue
-
+            return Outcome(operation, Status.APPLIED if is_alone else Status.DUPLICATE)
         is_core = memory_type == CORE
         inserts = action is Action.INSERT and not is_core
-        previous = None if inserts else items.get(core_id if is_core else operation.item_id)
+        previous = None if inserts else self.items.get(self._core_id if is_core else operation.item_id)
         if previous is not None and previous.memory_type != memory_type:
             previous = None
         creates = previous is None and (inserts or (is_core and action is not Action.DELETE))
         if previous is None and not creates:
-            outcomes.append(Outcome(operation, Status.UNKNOWN_ID))
-            continue
-        if action is not Action.DELETE and (memory_type, operation.content) in texts:
-            outcomes.append(Outcome(operation, Status.DUPLICATE))
-            continue
+            return Outcome(operation, Status.UNKNOWN_ID)
+        if action is not Action.DELETE and (memory_type, operation.content) in self._texts:
+            return Outcome(operation, Status.DUPLICATE)
 
-        item_id = next_id if previous is None else previous.item_id
+        item_id = self.next_id if previous is None else previous.item_id
         if previous is None:
-            next_id += 1
+            self.next_id += 1
         else:
-            texts.remove((memory_type, previous.text))
+            self._texts.remove((memory_type, previous.text))
         if action is Action.DELETE:
-            del items[item_id]
+            del self.items[item_id]
         else:
-            texts.add((memory_type, operation.content))
-            items[item_id] = MemoryItem(item_id, operation.content, step, index, memory_type)
+            self._texts.add((memory_type, operation.content))
+            self.items[item_id] = MemoryItem(item_id, operation.content, *source, memory_type)
         if is_core:
-            core_id = None if action is Action.DELETE else item_id
-        outcomes.append(Outcome(operation, Status.APPLIED, item_id, previous))
-    return Memory(tuple(items.values()), next_id), tuple(outcomes)
+            self._core_id = None if action is Action.DELETE else item_id
+        return Outcome(operation, Status.APPLIED, item_id, previous)
 
 
 EVICTIONS = ("oldest", "stale")
 
 
 def evict(memory: Memory, budget: int, tokens: Callable[[str], int], rule: str) -> Memory:
-    """Gives the memory without the items that must go, so that its texts have at most `budget` tokens together.
+    """Returns the memory without the items that must go, so that its texts have at most `budget` tokens together.
 
     The core memory stays. If it alone exceeds the budget, it is all that is left.
 
@@ -113,7 +125,7 @@ def evict(memory: Memory, budget: int, tokens: Callable[[str], int], rule: str) 
 
 
 def states(memory: Memory, outcomes: Sequence[Outcome], step: int) -> list[Memory]:
-    """Gives the memory after each single operation of a step, rebuilt from what became of them.
+    """Returns the memory after each single operation of a step, rebuilt from what became of them.
 
     It takes the outcomes' word: no rule of `apply` is judged again.
 

@@ -32,7 +32,7 @@ from finemem_jax.planning.hardware import Chip
 from finemem_jax.planning.topology import Target
 from finemem_jax.rl import batching, learner
 from finemem_jax.rl.batching import Batch
-from finemem_jax.rl.learner import LearnerOptions, TrainState
+from finemem_jax.rl.learner import Learner, LearnerOptions, TrainState
 from finemem_jax.rl.method import Method
 from finemem_jax.runtime import compilation
 from finemem_jax.sampling import decode as decode_lib
@@ -214,7 +214,7 @@ def _attention(config: Config, where):
 
 def _lengths(config: Config, model):
     multiple = config.train.length_multiple
-    shared_prefix = batching.shared_prefix_length(INSTRUCTION_TOKENS, multiple)
+    shared_prefix = _packing(config).shared_prefix_length(INSTRUCTION_TOKENS)
     group_prefix = compilation.bucket(config.manager.chunk_tokens + INSTRUCTION_TOKENS - shared_prefix, multiple)
     response = config.rollout.max_new_tokens
     view = compilation.bucket(config.memory.view_tokens + response, multiple) - response
@@ -225,6 +225,15 @@ def _lengths(config: Config, model):
             f"rollout.max_new_tokens ({response}) are more than {model.name} takes ({model.max_length}); lower one."
         )
     return Lengths(shared_prefix, group_prefix, view, response)
+
+
+def _packing(config: Config, data_shards: int = 1) -> batching.Packing:
+    return batching.Packing(
+        config.train.groups_per_microbatch,
+        config.train.length_multiple,
+        config.rollout.max_new_tokens,
+        data_shards=data_shards,
+    )
 
 
 class _Shapes:
@@ -265,11 +274,12 @@ class _Shapes:
     def batch(self) -> Batch:
         config, lengths = self.config, self.lengths
         blank = batching.blank(
-            [[0] * lengths.shared_prefix] * logical_axes.size(self.mesh, logical_axes.ROWS),
-            config.train.groups_per_microbatch, config.rollout.group_size, (lengths.group_prefix, lengths.suffix),
-            config.rollout.max_new_tokens, 0, bool(config.objective.kl_weight),
-            checks.rule_args(config).type_factor_on == "unclipped",
-        )  # fmt: skip
+            _packing(config, logical_axes.size(self.mesh, logical_axes.ROWS)),
+            [0] * lengths.shared_prefix,
+            batching.BatchSizes(config.rollout.group_size, lengths.group_prefix, lengths.suffix),
+            with_reference=bool(config.objective.kl_weight),
+            with_factors=checks.rule_args(config).type_factor_on == "unclipped",
+        )
         return jax.tree.map(lambda array: self.rows(array.shape, array.dtype), blank)
 
     def cache(self, model, rows, positions):
@@ -300,8 +310,8 @@ def _update_programs(config: Config, options, shapes, work, groups):
     updates = config.train.minibatches * config.train.epochs
     gradients = _compile(
         "gradients", updates * per_update, learner.accumulate,
-        (shapes.frozen, shapes.trained, sums, batch, shapes.scalar()),
-        resident | {"gradients": _bytes(sums), "batch": _bytes(batch)}, options=options,
+        (Learner(shapes.frozen, shapes.scalar(), options, shapes.tx), shapes.trained, sums, batch),
+        resident | {"gradients": _bytes(sums), "batch": _bytes(batch)},
     )  # fmt: skip
     gradients.flops = flops.executed(options.model, work, options.compute.remat, options.compute.attention)
     gradients.flops /= shapes.mesh.shape["tensor"]

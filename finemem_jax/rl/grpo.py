@@ -257,7 +257,7 @@ def kl_estimate(
 
 
 def aggregation_weights(
-    row_tokens: Int[np.ndarray, " N"], stream: Int[np.ndarray, " N"], aggregation: str, constant: int
+    row_tokens: Int[np.ndarray, " N"], stream: Int[np.ndarray, " N"], aggregation: str, *, constant: int
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """How rows are averaged: the weight of a row's tokens in the numerator, and its share in the denominator.
 

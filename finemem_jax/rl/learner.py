@@ -37,6 +37,24 @@ class LearnerOptions:
     objective: ObjectiveOptions
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What stays the same from update to update.
+
+    A pytree, so that jitted functions take it whole: arrays are its leaves, the rest is part of the compilation key.
+
+    Attributes:
+        base_params: What is not trained: with LoRA the model itself, otherwise {}.
+        temperature: Of the sampled responses, whose log-probabilities are computed at it.
+    """
+
+    base_params: Params
+    temperature: Any
+    options: LearnerOptions = dataclasses.field(metadata={"static": True})
+    optimizer: optax.GradientTransformation = dataclasses.field(metadata={"static": True})
+
+
 class TrainState(NamedTuple):
     """What training changes. With LoRA `params` are the adapters alone (`lora.split`)."""
 
@@ -134,18 +152,15 @@ def zero_sums(params: Params, *, options: LearnerOptions) -> Sums:
     return Sums(_as_stored(options, zeros), grpo.Objective(zero, zero), diagnostics)
 
 
-@functools.partial(jax.jit, static_argnames="options", donate_argnames="sums")
-def accumulate(
-    frozen: Params, params: Params, sums: Sums, batch: Batch, temperature: jax.Array, *, options: LearnerOptions
-) -> Sums:
-    """Adds one micro-batch to `sums`: the gradient with respect to `params`.
-
-    Args:
-        frozen: What is not trained; {} where all is.
-    """
+@functools.partial(jax.jit, donate_argnames="sums")
+def accumulate(learner: Learner, params: Params, sums: Sums, batch: Batch) -> Sums:
+    """Adds one micro-batch to `sums`: the gradient with respect to `params`, those that are trained."""
+    options = learner.options
 
     def loss(params: Params) -> tuple[Any, tuple[grpo.Objective, grpo.Diagnostics]]:
-        chosen, entropy = response_log_probs(options, lora.combine(frozen, params), batch, temperature)
+        chosen, entropy = response_log_probs(
+            options, lora.combine(learner.base_params, params), batch, learner.temperature
+        )
         objective, diagnostics = grpo.clipped_objective(chosen, entropy, batch.rows, options.objective)
         return -objective.numerator, (objective, diagnostics)
 
@@ -182,46 +197,26 @@ def apply(state: TrainState, sums: Sums, *, optimizer: optax.GradientTransformat
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), norm
 
 
-def warm_up(
-    options: LearnerOptions,
-    optimizer: optax.GradientTransformation,
-    frozen: Params,
-    state: TrainState,
-    batches: Iterable[Batch],
-    temperature: float,
-    say: Callable[[int, int], None],
-) -> None:
+def warm_up(learner: Learner, state: TrainState, batches: Iterable[Batch], *, say: Callable[[int, int], None]) -> None:
     """Compiles what `update` needs for batches of these shapes.
 
     Args:
         batches: Shapes with shardings.
         say: See `compilation.prepare_all`.
     """
+    options = learner.options
     zero: Any = compilation.prepare(zero_sums, state.params, options=options)
     shapes = jax.eval_shape(functools.partial(zero_sums, options=options), state.params)
     sums = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, zero.output_shardings
     )
-    calls = [Call((apply, state, sums), {"optimizer": optimizer})]
-    calls += [
-        Call((accumulate, frozen, state.params, sums, batch, np.float32(temperature)), {"options": options})
-        for batch in batches
-    ]
+    calls = [Call((apply, state, sums), {"optimizer": learner.optimizer})]
+    calls += [Call((accumulate, learner, state.params, sums, batch), {}) for batch in batches]
     compilation.prepare_all(calls, say)
 
 
-def update(
-    options: LearnerOptions,
-    optimizer: optax.GradientTransformation,
-    frozen: Params,
-    state: TrainState,
-    batches: Iterable[Batch],
-    temperature: float,
-) -> tuple[TrainState, dict[str, float]]:
+def update(learner: Learner, state: TrainState, batches: Iterable[Batch]) -> tuple[TrainState, dict[str, float]]:
     """Does one optimizer update over several micro-batches; no batch leaves the state as it is.
-
-    Args:
-        frozen: What is not trained; {} where all is.
 
     Returns:
         The new state, and metrics; "loss/skipped_updates" is 1 where the gradient was not finite, and the state is as
@@ -230,14 +225,14 @@ def update(
     sums = None
     for batch in batches:
         if sums is None:
-            sums = compilation.call(zero_sums, state.params, options=options)
-        sums = compilation.call(accumulate, frozen, state.params, sums, batch, np.float32(temperature), options=options)
+            sums = compilation.call(zero_sums, state.params, options=learner.options)
+        sums = compilation.call(accumulate, learner, state.params, sums, batch)
         # Not all at once: whoever makes the batches may give the update up between two of them.
         jax.block_until_ready(sums.diagnostics.tokens)
     if sums is None:
         return state, {}
     objective, diagnostics = sums.objective, sums.diagnostics
-    state, norm = compilation.call(apply, state, sums, optimizer=optimizer)
+    state, norm = compilation.call(apply, state, sums, optimizer=learner.optimizer)
     tokens = max(float(diagnostics.tokens), 1.0)
     finite = math.isfinite(float(norm)) and math.isfinite(float(objective.numerator))
     return state, {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ import numpy as np
 from finemem_jax.build import Components
 from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
-from finemem_jax.models import logical_axes, sharding
+from finemem_jax.models import sharding
 from finemem_jax.rl import batching, learner, rewards
 from finemem_jax.rl.batching import Batch
 from finemem_jax.rl.method import Method, reward_sizes
@@ -35,53 +34,35 @@ def updates(config: Config, components: Components, trainer: Trainer, say: Calla
     def progress(done: int, total: int) -> None:
         say(f"compiling what updates are computed with: {done} of {total} programs")
 
-    def batches(with_reference: bool, with_factors: bool) -> list[Batch]:
-        return _batches(config, components, with_reference=with_reference, with_factors=with_factors)
-
     reference, factors = bool(config.objective.kl_weight), trainer.method.credit.type_factor_on == "unclipped"
-    learner.warm_up(
-        trainer.options, trainer.optimizer, trainer.base_params, trainer.state, batches(reference, factors),
-        config.rollout.temperature, progress,
-    )  # fmt: skip
+    lengths, packing = build.prompt_lengths(config, components.environment), trainer.packing
+    shared_prefix = [0] * packing.shared_prefix_length(lengths.shared_prefix)
+    prompt = lengths.shared_prefix - len(shared_prefix) + lengths.text + lengths.view
+    sizes = batching.all_sizes(packing, config.rollout.group_size, prompt=prompt, suffix=lengths.view)
+
+    def place(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding.rows(components.mesh, len(array)))
+
+    def batches(with_reference: bool, with_factors: bool) -> list[Batch]:
+        """Lists the shapes of all micro-batches, and where they are."""
+        given = {"with_reference": with_reference, "with_factors": with_factors}
+        return [jax.tree.map(place, batching.blank(packing, shared_prefix, size, **given)) for size in sizes]
+
+    learner.warm_up(trainer.learner, trainer.state, batches(reference, factors), say=progress)
     checksums.prepare(trainer.state)  # Checkpoints'.
     # Log-probabilities without gradients: of the starting weights, and of the policy where the sampler's do not count.
     scored = []
     if trainer.reference_params is not None:
         scored.append((trainer.reference_options, trainer.reference_params, batches(False, False)))
     if trainer.scores_policy:
-        scored.append((trainer.options, trainer.params, batches(reference, factors)))
-    temperature = np.float32(config.rollout.temperature)
+        scored.append((trainer.learner.options, trainer.params, batches(reference, factors)))
     calls = [
-        Call((learner.score, params, batch, temperature), {"options": options})
+        Call((learner.score, params, batch, trainer.learner.temperature), {"options": options})
         for options, params, shapes in scored
         for batch in shapes
     ]
     if calls:
         compilation.prepare_all(calls, progress)
-
-
-def _batches(config: Config, components: Components, *, with_reference: bool, with_factors: bool) -> list[Batch]:
-    """Shapes of all micro-batches, and where they are."""
-    multiple, max_response = config.train.length_multiple, config.rollout.max_new_tokens
-    lengths = build.prompt_lengths(config, components.environment)
-    shared_prefix = batching.shared_prefix_length(lengths.shared_prefix, multiple)
-    prompt = lengths.shared_prefix - shared_prefix + lengths.text + lengths.view
-    blank = functools.partial(
-        batching.blank,
-        [[0] * shared_prefix] * logical_axes.size(components.mesh, logical_axes.ROWS),
-        config.train.groups_per_microbatch,
-        config.rollout.group_size,
-        max_response=max_response,
-        pad_id=0,
-        with_reference=with_reference,
-        with_factors=with_factors,
-    )
-
-    def place(array: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding.rows(components.mesh, len(array)))
-
-    sizes = batching.all_sizes(prompt, lengths.view, max_response, multiple)
-    return [jax.tree.map(place, blank(sizes=size)) for size in sizes]
 
 
 def credit_kernels(config: Config, method: Method) -> None:

@@ -27,7 +27,7 @@ from finemem_jax.rl import batching, learner, rewards, rollout
 from finemem_jax.rl.advantages import Advantages
 from finemem_jax.rl.batching import Batch, Group
 from finemem_jax.rl.credit_rules import RewardInputs, Rewards
-from finemem_jax.rl.learner import LearnerOptions, TrainState
+from finemem_jax.rl.learner import Learner, LearnerOptions, TrainState
 from finemem_jax.rl.method import Method, reward_sizes, rollout_options, with_likelihoods
 from finemem_jax.runtime import compilation
 from finemem_jax.runtime.preemption import Interrupt
@@ -65,8 +65,8 @@ class Trainer:
 
     Attributes:
         method: Credit rule, comparison and objective.
-        options, optimizer: What updates are compiled for.
-        base_params: What is not trained: with LoRA the model itself, otherwise {}.
+        learner: What stays the same from update to update.
+        packing: How responses are packed for updates.
         reference_params: The starting weights without adapters, if anything is compared with them.
         state: The parameters that are trained, and the optimizer's.
         remark: What a user should know of how updates are computed; "" for nothing.
@@ -97,23 +97,36 @@ class Trainer:
         self.method = Method.from_config(config)
         self._sizes, self._sampling = reward_sizes(config), rollout_options(config, evaluation=False)
         compute, self.remark = build.compute(config, components.mesh)
-        self.options = LearnerOptions(components.model, compute, self.method.objective)
-        self.optimizer = learner.make_optimizer(config.optimizer)
-        self.base_params, trained = lora.split(components.params)
+        base_params, trained = lora.split(components.params)
+        self.learner = Learner(
+            base_params,
+            np.float32(config.rollout.temperature),
+            LearnerOptions(components.model, compute, self.method.objective),
+            learner.make_optimizer(config.optimizer),
+        )
+        self.packing = batching.Packing(
+            num_groups=config.train.groups_per_microbatch,
+            length_multiple=config.train.length_multiple,
+            max_response=config.rollout.max_new_tokens,
+            pad_id=components.tokenizer.end_ids[0],
+            aggregation=config.objective.aggregation,
+            data_shards=logical_axes.size(components.mesh, logical_axes.ROWS),
+            max_shared_prefix=prompt_lengths(config, components.environment).shared_prefix,
+        )
         self.reference_params = self._starting_weights(trained)
-        self.state: TrainState = learner.init(trained, self.optimizer)
+        self.state: TrainState = learner.init(trained, self.learner.optimizer)
         self._costs: dict[str, float] = {}
 
     def _starting_weights(self, trained: Params) -> Params | None:
         """What KL terms measure from: the frozen base of the adapters, or a copy as large as the model."""
         if not (self._config.objective.kl_weight or self._config.credit.kl_weight):
             return None
-        return self.base_params if self._config.lora.rank else jax.tree.map(jnp.copy, trained)
+        return self.learner.base_params if self._config.lora.rank else jax.tree.map(jnp.copy, trained)
 
     @property
     def params(self) -> Params:
         """All parameters of the policy, adapters beside what they adapt."""
-        return lora.combine(self.base_params, self.state.params)
+        return lora.combine(self.learner.base_params, self.state.params)
 
     @property
     def scores_policy(self) -> bool:
@@ -127,7 +140,7 @@ class Trainer:
     @property
     def reference_options(self) -> LearnerOptions:
         """As `options`, for the starting weights, which have no adapters."""
-        return dataclasses.replace(self.options, model=lora.without(self.options.model))
+        return dataclasses.replace(self.learner.options, model=lora.without(self.learner.options.model))
 
     def sync_manager(self, step: int) -> None:
         """Gives the manager's sampler the policy's weights, as those after so many training steps."""
@@ -180,16 +193,16 @@ class Trainer:
             return {}
         shape = (len(trajectories), len(trajectories[0]), max(len(group[0].steps) for group in trajectories))
         nothing = np.zeros((*shape, self._config.rollout.max_new_tokens), np.float32)
-        groups = batching.groups(trajectories, nothing, np.ones(shape[::2], bool), drop_dead=False)
+        groups = batching.groups(trajectories, nothing, np.ones(shape[::2], bool))
         return self._log_probs(self.reference_options, self.reference_params, groups)
 
     def _log_probs(self, options: LearnerOptions, params: Params, groups: Sequence[Group]) -> LogProbs:
         """log π of all response tokens of some groups, under given weights."""
         found: LogProbs = {}
-        temperature = np.float32(self._config.rollout.temperature)
-        for batch, packed in self._microbatches(groups):
+        for batch, packed in batching.microbatches(groups, self.packing):
             self._interrupt.check_together()
-            scored = compilation.call(learner.score, params, self._place(batch), temperature, options=options)
+            arguments = params, self._place(batch), self.learner.temperature
+            scored = compilation.call(learner.score, *arguments, options=options)
             rows = iter(sharding.whole(scored))
             for group in packed:
                 found[group.stream, group.step] = tuple(next(rows)[: len(step.completion.ids)] for step in group.steps)
@@ -216,9 +229,7 @@ class Trainer:
         self._components.manager.offload()
         for number, minibatch in enumerate(self._minibatches(groups, step)):
             batches = self._until_updating(minibatch) if number == 0 else minibatch
-            self.state, measured = learner.update(
-                self.options, self.optimizer, self.base_params, self.state, batches, self._config.rollout.temperature
-            )
+            self.state, measured = learner.update(self.learner, self.state, batches)
             if self._watchdog is not None:
                 self._watchdog.observe(step, minibatch, measured)
             losses = metrics.of_sampler_difference(groups, measured) | losses | measured
@@ -227,12 +238,12 @@ class Trainer:
 
     def _groups(self, trajectories: Groups, step_rewards: StepRewards) -> list[Group]:
         """The groups to train on, with all that the objective compares the policy with."""
+        alive = step_rewards.advantages.alive
         advantages, factors = rewards.per_token(trajectories, step_rewards.advantages, self._sizes.tokens)
         groups = batching.groups(
             trajectories,
             advantages,
-            step_rewards.advantages.alive,
-            drop_dead=self._config.objective.drop_dead_groups,
+            alive if self._config.objective.drop_dead_groups else np.ones_like(alive),
             drop_truncated=self._config.objective.drop_truncated,
             unclipped_factors=factors if self.method.credit.type_factor_on == "unclipped" else None,
         )
@@ -240,7 +251,7 @@ class Trainer:
             reference = step_rewards.reference_log_probs
             groups = [group._replace(reference_log_probs=reference[group.stream, group.step]) for group in groups]
         if self.scores_policy:
-            old = self._log_probs(self.options, self.params, groups)
+            old = self._log_probs(self.learner.options, self.params, groups)
             groups = [group._replace(old_log_probs=old[group.stream, group.step]) for group in groups]
         return groups
 
@@ -259,21 +270,8 @@ class Trainer:
             random.Random(f"{self._config.seed}/{step}/{epoch}").shuffle(shuffled)
             size = max(1, math.ceil(len(shuffled) / self._config.train.minibatches))
             for start in range(0, max(len(shuffled), 1), size):
-                packed = self._microbatches(shuffled[start : start + size])
+                packed = batching.microbatches(shuffled[start : start + size], self.packing)
                 yield [self._place(batch) for batch, _ in packed]
-
-    def _microbatches(self, groups: Sequence[Group]) -> Iterator[tuple[Batch, list[Group]]]:
-        """Groups packed into token rows, so many at a time as the devices' memory holds."""
-        return batching.microbatches(
-            groups,
-            self._config.train.groups_per_microbatch,
-            self._config.train.length_multiple,
-            self._config.rollout.max_new_tokens,
-            self._components.tokenizer.end_ids[0],
-            self._config.objective.aggregation,
-            logical_axes.size(self._components.mesh, logical_axes.ROWS),
-            prompt_lengths(self._config, self._components.environment).shared_prefix,
-        )
 
     def _place(self, batch: Batch) -> Batch:
         """A batch on the devices, its groups spread over those that share out rows."""

@@ -75,7 +75,7 @@ def test_an_update_changes_the_adapters_alone(trained):
     before = jax.tree.map(np.asarray, frozen)
     batch = random_batches.make_batch(lora.merge(ADAPTED, trained))
     tx = optax.adam(1e-2)
-    state, metrics = learner.update(OPTIONS, tx, frozen, learner.init(adapters, tx), [batch], 1.0)
+    state, metrics = learner.update(random_batches.learner_of(tx, OPTIONS, frozen), learner.init(adapters, tx), [batch])
     assert jax.tree.structure(state.params) == jax.tree.structure(lora.split(trained)[1])
     assert metrics["loss/gradient_norm"] > 0
     jax.tree.map(np.testing.assert_array_equal, frozen, before)
@@ -88,7 +88,8 @@ def test_the_gradient_is_that_of_the_merged_matrices(trained):
     batch = random_batches.make_batch(merged)
     whole = random_batches.accumulated(merged, [batch]).gradients["layers"]
     sums = learner.zero_sums(adapters, options=OPTIONS)
-    got = learner.accumulate(frozen, adapters, sums, batch, jnp.float32(1), options=OPTIONS).gradients["layers"]
+    made = random_batches.learner_of(options=OPTIONS, base_params=frozen)
+    got = learner.accumulate(made, adapters, sums, batch).gradients["layers"]
     scale = ADAPTED.lora.alpha / ADAPTED.lora.rank
     for name in ADAPTED.lora.targets:
         a, b = (adapters["layers"][f"{name}_lora_{part}"] for part in "ab")

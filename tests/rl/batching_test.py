@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from finemem_jax.rl import batching
-from finemem_jax.rl.batching import Group
+from finemem_jax.rl.batching import Group, Packing
 from finemem_jax.runtime import compilation
 from finemem_jax.types import Chunk, Completion, Memory, Step, Stream, Trajectory
 
@@ -46,9 +46,8 @@ def a_group(steps, advantages, stream=0, **more):
     return Group(stream, 0, tuple(steps), per_token, **({"trained": (True,) * len(steps)} | more))
 
 
-def pack(groups, per_batch=2, multiple=4, aggregation="row", shares=1):
-    args = (groups, per_batch, multiple, LONGEST, PAD, aggregation, shares)
-    return [batch for batch, _ in batching.microbatches(*args)]
+def pack(groups, per_batch=2, multiple=4, **more):
+    return [batch for batch, _ in batching.microbatches(groups, Packing(per_batch, multiple, LONGEST, PAD, **more))]
 
 
 def rows_of(batch):
@@ -77,7 +76,7 @@ def rows_of(batch):
 )
 def test_every_token_is_found_again(count, size, per_batch, shares):
     groups = some_groups(count, count, size)
-    got = sorted(row for batch in pack(groups, per_batch, shares=shares) for row in rows_of(batch))
+    got = sorted(row for batch in pack(groups, per_batch, data_shards=shares) for row in rows_of(batch))
     wanted = sorted(
         (
             step.prompt_ids + step.completion.ids,
@@ -145,7 +144,8 @@ def test_groups_of_like_length_share_a_batch():
 def test_all_sizes_that_come_are_known_before(seed):
     """For prompts of at most 30 tokens beyond the shared prefix, of which rows share all but 13."""
     draw = random.Random(seed)
-    known = batching.all_sizes(30, 13, LONGEST, 4)
+    packing = Packing(1, 4, LONGEST, PAD, max_shared_prefix=len(SHARED_PREFIX))
+    known = batching.all_sizes(packing, 2, prompt=30, suffix=13)
     assert len(set(known)) == len(known)
     shared_prefix = len(SHARED_PREFIX) // 4 * 4
     groups = []
@@ -156,16 +156,15 @@ def test_all_sizes_that_come_are_known_before(seed):
         )
         steps = [a_step(draw, group_prefix, suffix=own, response=draw.randint(1, LONGEST)) for _ in range(2)]
         groups.append(a_group(tuple(steps), (1.0, -1.0)))
-    for batch, _ in batching.microbatches(groups, 1, 4, LONGEST, PAD, max_shared_prefix=len(SHARED_PREFIX)):
+    for batch, _ in batching.microbatches(groups, packing):
         assert batch.shared_prefix.shape[1] == shared_prefix
-        assert (batch.group_prefix.shape[1], batch.suffix.shape[1]) in known
+        assert (2, batch.group_prefix.shape[1], batch.suffix.shape[1]) in known
 
 
 def test_what_a_few_groups_happen_to_share_is_no_shared_prefix():
     group = a_group((a_step(random.Random(0), (20, 21, 22, 23, 24, 25), suffix=3, response=2),) * 2, (1.0, -1.0))
     shapes = [
-        next(batching.microbatches([group], 1, 2, LONGEST, PAD, max_shared_prefix=most))[0].shared_prefix.shape[1]
-        for most in (None, len(SHARED_PREFIX))
+        pack([group], 1, 2, max_shared_prefix=most)[0].shared_prefix.shape[1] for most in (None, len(SHARED_PREFIX))
     ]
     assert shapes[0] > shapes[1] == len(SHARED_PREFIX) // 2 * 2
 
@@ -223,7 +222,7 @@ ALIVE = np.array([[True, False], [True, False]])  # Step 1 of stream 1 does not 
 
 def test_groups_pair_steps_with_their_advantages():
     given = trajectories()
-    got = batching.groups(given, PER_TOKEN, ALIVE, drop_dead=True)
+    got = batching.groups(given, PER_TOKEN, ALIVE)
     assert [(group.stream, group.step) for group in got] == [(0, 0), (1, 0)]
     assert got[0].steps == (given[0][0].steps[0], given[0][1].steps[0])
     assert got[1].steps == (given[1][0].steps[0], given[1][1].steps[0])
@@ -233,12 +232,12 @@ def test_groups_pair_steps_with_their_advantages():
 
 
 def test_dead_groups_stay_if_asked_for_but_missing_steps_never_do():
-    got = batching.groups(trajectories(), PER_TOKEN, ALIVE, drop_dead=False)
+    got = batching.groups(trajectories(), PER_TOKEN, np.ones_like(ALIVE))
     assert [(group.stream, group.step) for group in got] == [(0, 0), (0, 1), (1, 0)]
 
 
 def test_all_groups_dead():
-    assert batching.groups(trajectories(), PER_TOKEN, np.zeros((2, 2), bool), drop_dead=True) == []
+    assert batching.groups(trajectories(), PER_TOKEN, np.zeros((2, 2), bool)) == []
 
 
 # --------------------------------------------------------------------------------------
@@ -254,7 +253,7 @@ def test_truncated_responses_are_not_trained_on():
     given = [[Trajectory(stream, i, (step,)) for i, step in enumerate((whole, cut))]]
     values = np.ones((1, 2, 1, LONGEST))
     for drop, masked, count in ((False, [3, 5], 2), (True, [3, 0], 1)):
-        groups = batching.groups(given, values, np.ones((1, 1), bool), drop_dead=True, drop_truncated=drop)
+        groups = batching.groups(given, values, np.ones((1, 1), bool), drop_truncated=drop)
         (batch,) = pack(groups, per_batch=1)
         assert batch.rows.token_mask.sum(1).tolist() == masked
         assert batch.rows.share.sum() == count
@@ -289,7 +288,7 @@ def test_log_probs_to_compare_with_are_aligned():
 
 def test_batches_come_with_their_groups_in_order():
     groups = some_groups(6, 5, 2)
-    for batch, packed in batching.microbatches(groups, 2, 4, LONGEST, PAD):
+    for batch, packed in batching.microbatches(groups, Packing(2, 4, LONGEST, PAD)):
         for b, group in enumerate(packed):
             np.testing.assert_array_equal(
                 batch.response[2 * b, : len(group.steps[0].completion.ids)], group.steps[0].completion.ids

@@ -242,7 +242,7 @@ def batch(seed=0):
 def rows_of(old, advantages, token_mask, aggregation="token", stream=None, **more):
     token_mask = np.asarray(token_mask)
     stream = np.arange(len(token_mask)) if stream is None else stream
-    weight, count = grpo.aggregation_weights(token_mask.sum(1), stream, aggregation, A)
+    weight, count = grpo.aggregation_weights(token_mask.sum(1), stream, aggregation, constant=A)
     return Rows(token_mask, advantages, old, weight, count, **more)
 
 
@@ -437,7 +437,7 @@ def test_aggregation_by_hand(aggregation, expected):
 
 def test_streams_weigh_the_same():
     # Stream 0 has rows of 3 and 1 tokens, stream 1 one of 2: means 5/4 and 8, together 37/8.
-    weight, count = grpo.aggregation_weights(np.array([3, 1, 2, 0]), np.array([0, 0, 1, 1]), "stream", A)
+    weight, count = grpo.aggregation_weights(np.array([3, 1, 2, 0]), np.array([0, 0, 1, 1]), "stream", constant=A)
     sums = np.array([1.5, 3.5, 16.0, 0.0])
     np.testing.assert_allclose((weight * sums).sum() / count.sum(), (5 / 4 + 8) / 2, rtol=1e-6)
     assert count.sum() == 2
@@ -447,7 +447,7 @@ def test_unknown_aggregation_is_refused():
     with pytest.raises(
         ValueError, match=r"objective\.aggregation must be one of row, token, stream, constant; got 'batch'"
     ):
-        grpo.aggregation_weights(np.array([1]), np.array([0]), "batch", A)
+        grpo.aggregation_weights(np.array([1]), np.array([0]), "batch", constant=A)
 
 
 def test_a_policy_against_itself_has_ratio_one():
@@ -629,7 +629,7 @@ def test_agrees_with_a_slow_loop(ragged_batches, options):
     got, diagnostics = {}, None
     for aggregation in AGGREGATIONS:
         averaged = [
-            grpo.aggregation_weights(*rows, aggregation, FEW_TOKENS)
+            grpo.aggregation_weights(*rows, aggregation, constant=FEW_TOKENS)
             for rows in zip(x["length"], x["stream"], strict=True)
         ]
         weight, count = (np.stack(part).astype(float) for part in zip(*averaged, strict=True))

@@ -10,7 +10,7 @@ from finemem_jax.config.sections import Optimizer
 from finemem_jax.models import decoder, sharding
 from finemem_jax.rl import batching, learner
 from finemem_jax.rl.grpo import ObjectiveOptions, Rows, aggregation_weights
-from random_batches import MODEL, ONE, OPTIONS, accumulated, make_batch, random_rows
+from random_batches import MODEL, ONE, OPTIONS, accumulated, learner_of, make_batch, random_rows
 
 response_log_probs = jax.jit(learner.response_log_probs, static_argnums=0)
 hidden_states = jax.jit(decoder.hidden_states, static_argnames=("config", "compute"))
@@ -113,7 +113,7 @@ MORE = [(1, "xla"), (2, "xla"), (3, "xla"), (5, "blocked")]
 def test_random_trees_have_the_gradients_of_separate_rows(params, seed, attention):
     """However little or much the rows share: the update is the one of rows that are all written out."""
     groups = random_rows(seed)
-    packed = batching.microbatches(groups, len(groups), 4, 6, 0)
+    packed = batching.microbatches(groups, batching.Packing(len(groups), 4, 6))
     options = learner.LearnerOptions(MODEL, decoder.Compute(attention=attention), ObjectiveOptions())
     shared, plain = accumulated(params, [b for b, _ in packed], options), accumulated(params, [plain_rows(groups)])
     np.testing.assert_allclose(float(shared.objective.numerator), float(plain.objective.numerator), rtol=1e-5)
@@ -151,7 +151,7 @@ def test_update_raises_what_was_better(params):
     """A small gradient step raises Σ A log π: rows that did better than their group become likelier."""
     batch = make_batch(params, groups=1)
     tx = optax.sgd(1e-2)
-    state, metrics = learner.update(OPTIONS, tx, {}, learner.init(jax.tree.map(jnp.copy, params), tx), [batch], 1.0)
+    state, metrics = learner.update(learner_of(tx), learner.init(jax.tree.map(jnp.copy, params), tx), [batch])
     new, _ = response_log_probs(OPTIONS, state.params, batch, ONE)
     change = np.where(batch.rows.token_mask, np.asarray(new) - batch.rows.old_log_probs, 0)
     assert (batch.rows.advantages * change / batch.rows.token_mask.sum(1, keepdims=True)).sum() > 0
@@ -161,7 +161,7 @@ def test_update_raises_what_was_better(params):
 def test_no_batch_leaves_the_state_alone(params):
     tx = optax.adam(1e-3)
     state = learner.init(params, tx)
-    after, metrics = learner.update(OPTIONS, tx, {}, state, [], 1.0)
+    after, metrics = learner.update(learner_of(tx), state, [])
     assert after is state
     assert metrics == {}
 
@@ -186,7 +186,7 @@ def test_every_objective_is_indifferent_to_the_split(params, aggregation, kind):
     first, second = make_batch(params, seed=1), make_batch(params, seed=2)
     both = joined(first, second._replace(shared_prefix=first.shared_prefix))
     lengths = both.rows.token_mask.sum(1)
-    weight, count = aggregation_weights(lengths, np.arange(len(lengths)) // 6, aggregation, 6)
+    weight, count = aggregation_weights(lengths, np.arange(len(lengths)) // 6, aggregation, constant=6)
     rng = np.random.default_rng(0)
     noise = [rng.normal(0, 0.3, (*lengths.shape, 6)).astype(np.float32) for _ in range(3)]
     rows = both.rows._replace(weight=weight, share=count)

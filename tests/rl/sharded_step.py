@@ -23,12 +23,12 @@ MESHES = ((2, 2, 2), (1, 8, 1), (8, 1, 1), (1, 4, 2)) if "--all" in sys.argv els
 
 def step(config, params, mesh, attention="xla"):
     """One update by SGD, so that the change of the parameters is the gradient. Returns the new parameters."""
-    shares = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     groups = random_batches.random_rows(1, groups=8)
     params = jax.tree.map(jnp.copy, params)
     if mesh is not None:
         params = sharding.place(config, params, mesh)
-    packed = batching.microbatches(groups, 8, 4, 6, 0, shares=shares)
+    packed = batching.microbatches(groups, batching.Packing(8, 4, 6, data_shards=shards))
     batches = [batch for batch, _ in packed]
     if mesh is not None:
         batches = [jax.tree.map(lambda x: jax.device_put(x, sharding.rows(mesh, len(x))), batch) for batch in batches]
@@ -37,7 +37,7 @@ def step(config, params, mesh, attention="xla"):
     )
     frozen, trained = lora.split(params)
     tx = optax.sgd(0.1)
-    state, metrics = learner.update(options, tx, frozen, learner.init(trained, tx), batches, 1.0)
+    state, metrics = learner.update(random_batches.learner_of(tx, options, frozen), learner.init(trained, tx), batches)
     assert metrics["loss/gradient_norm"] > 0
     if mesh is not None:
         jax.tree.map(lambda new, old: assert_same_place(new, old), state.params, lora.split(params)[1])
