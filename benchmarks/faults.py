@@ -12,7 +12,8 @@ import time
 
 import _common as common
 
-from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
+from finemem_jax.clients.endpoint import Endpoint
+from finemem_jax.config.sections import Server
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chat, Message
 from tests.fault_server import FaultServer, reply_to
@@ -22,7 +23,7 @@ def seconds(share: float, seed: int, count: int) -> float:
     """Times `count` questions, each of which must be answered rightly; a share of the calls fails."""
     asked = [f"question {i}" for i in range(count)]
     with FaultServer(share, seed=seed, latency=0.03) as server:
-        options = EndpointOptions((server.url,), "m", concurrency=16, call_seconds=0.5)
+        options = Server(urls=server.url, model="m", concurrency=16, call_seconds=0.5)
         with Endpoint(options) as client:
             began = time.perf_counter()
             replies = workers.run_all(client, [Chat((Message("user", ("", question)),), 5) for question in asked])

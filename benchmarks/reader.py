@@ -18,13 +18,14 @@ from typing import Any
 import _common as common
 
 from finemem_jax.clients import reply_cache
-from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
+from finemem_jax.clients.endpoint import Endpoint
+from finemem_jax.config import sections
 from finemem_jax.reading import reader
-from finemem_jax.reading.reader import Query, ReaderOptions
+from finemem_jax.reading.reader import Query
 from finemem_jax.runtime import workers
 
 LATENCY = 0.05
-OPTIONS = ReaderOptions(max_new_tokens=64, temperature=0.1, num_examples=2)
+OPTIONS = sections.Reader(max_new_tokens=64, temperature=0.1, num_examples=2)
 
 
 def queries(repeat: int, count: int) -> list[Query]:
@@ -40,10 +41,10 @@ def timed(worker: workers.Worker[Query, str], asked: Sequence[Query]) -> tuple[f
     return time.perf_counter() - began, time.process_time() - used
 
 
-def through_server(options: EndpointOptions, asked: Sequence[Query], path: pathlib.Path) -> tuple[float, float]:
+def through_server(options: sections.Server, asked: Sequence[Query], path: pathlib.Path) -> tuple[float, float]:
     """Times questions that all go to the server, whose replies are cached in a new file at `path`; as `timed`."""
     file = reply_cache.ReplyCache(path, 10**9)
-    with Endpoint(options, lambda chat, reply: reply_cache.keep(file, "m", chat, reply)) as client:
+    with Endpoint(options, lambda chat, reply: file.keep("m", chat, reply)) as client:
         # Opened before the clock runs.
         workers.run_all(reader.language_model(client, OPTIONS), [Query("Ready?", ())])
         model = reply_cache.Cached(client, file, "m", stores=False)
@@ -68,7 +69,7 @@ def throughput(url: str, folder: pathlib.Path, count: int, *, repeats: int) -> l
     """Makes the claims of several numbers of questions at a time, with connections that are kept and that are not."""
     claims = []
     for concurrency, keep_alive, target in ((16, False, 0.9), (16, True, None), (32, False, None), (8, False, None)):
-        options = EndpointOptions((url,), "m", concurrency=concurrency, keep_alive=keep_alive)
+        options = sections.Server(urls=url, model="m", concurrency=concurrency, keep_alive=keep_alive)
         name = f"throughput, {concurrency} at a time" + (", connections kept" if keep_alive else "")
         runs = [
             through_server(options, queries(repeat, count), folder / f"{name} {repeat}.sqlite")
@@ -92,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         claims = throughput(url, folder, count, repeats=repeats)
-        with Endpoint(EndpointOptions((url,), "m", concurrency=1)) as client:
+        with Endpoint(sections.Server(urls=url, model="m", concurrency=1)) as client:
             model = reader.language_model(client, OPTIONS)
             walls = [timed(model, queries(100 + repeat, 1))[0] for repeat in range(20)]
         beyond = [1000 * (wall - LATENCY) for wall in walls]

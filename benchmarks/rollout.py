@@ -56,7 +56,7 @@ class Setting:
     def run(self, repeat: int, policy: rollout.Policy | None = None) -> dict[str, float]:
         """Rolls out the streams of a repeat once; returns what it cost."""
         parts, count = self.parts, self.config.rollout.streams_per_step
-        samplers = parts.manager, parts.answering.models.sampler()
+        samplers = parts.manager, parts.answering.sampler()
         # Nothing is left of the last rollout; in training, the reader's part would be.
         for sampler in samplers:
             sampler.update(parts.params, repeat)

@@ -101,7 +101,7 @@ def build(config: Config, workdir: pathlib.Path | None = None, processes: Proces
     manager = Sampler(model, own, loaded.tokenizer.end_ids, settings=config.sampler, num_stored=num_stored)
     # Each writes its own file of answers: file systems that several machines share do not lock as SQLite needs it.
     answers_dir = workdir if workdir is None or processes.is_first else workdir / f"process_{processes.index}"
-    asked = Answering(config, _local(config, loaded, own), needs, answers_dir)
+    asked = Answering(config, _local(config, loaded, own), needs=needs, workdir=answers_dir)
     return Components(
         model=adapted,
         processes=processes,

@@ -89,9 +89,9 @@ def test_test_phrases_answer_questions_of_both_splits():
 
 def test_a_judge_and_an_embedder_come_only_where_they_are_needed():
     plain = build.build(config())
-    assert plain.content_judge is None and plain.embed is None
+    assert plain.answering.content_judge is None and plain.embed is None
     full = build.build(config(**{"credit.rule": "mem_alpha", "memory.retrieval": "dense", "memory.embedder": "model"}))
-    assert full.content_judge is not None and full.embed is not None
+    assert full.answering.content_judge is not None and full.embed is not None
 
 
 # --------------------------------------------------------------------------------------

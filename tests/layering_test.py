@@ -12,8 +12,8 @@ PACKAGE = pathlib.Path(finemem_jax.__file__).parent
 # Lower to higher; a room is a folder or a file of the package. Rooms of one tuple do not import each other.
 ROOMS = (
     ("types", "config"),
-    ("models",),
     ("runtime",),
+    ("models",),
     ("memory",),
     ("input_pipeline", "sampling", "weights"),
     ("clients", "testing"),

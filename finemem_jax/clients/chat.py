@@ -1,4 +1,7 @@
-"""The one interface to language models, chats in and replies out, and the model of this process behind it."""
+"""Defines the one interface to language models, chats in and replies out, and puts the model of this process behind it.
+
+Servers behind the same interface are in `endpoint`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,11 @@ from finemem_jax.models import tokenizer
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
-from finemem_jax.types import (
-    Chat,
-    Completion,
-    Refusal,
-    Request,
-    random_key,
-)
+from finemem_jax.types import Chat, Completion, Refusal, Request, random_key
 
 
 def after_thinking(text: str) -> str | None:
-    """What a reply says after its <think></think>; None where the thinking never ends."""
+    """Returns what a reply says after its <think></think>; None where the thinking never ends."""
     reply = text.rpartition("</think>")[2]
     return None if "<think>" in reply else reply
 
@@ -26,7 +23,7 @@ LanguageModel = Worker[Chat, str]
 
 
 def in_process(sampler: Worker[Request, Completion | Refusal], tokens: Tokenizer, seed: int) -> LanguageModel:
-    """The language model that a sampler has, text in and text out.
+    """Makes a language model of a sampler, which knows token ids alone.
 
     Raises:
         ValueError: (on collecting) the sampler refuses a prompt; the message names the remedy.
@@ -47,5 +44,5 @@ def in_process(sampler: Worker[Request, Completion | Refusal], tokens: Tokenizer
 
 
 def encode(tokens: Tokenizer, chat: Chat) -> EncodedChat:
-    """A chat as token ids."""
+    """Turns a chat into token ids."""
     return tokenizer.encode_chat(tokens, chat.messages)

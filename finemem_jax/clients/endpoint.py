@@ -1,4 +1,4 @@
-"""A client of servers that speak OpenAI's chat API: vLLM, SGLang, llama.cpp, hosted ones. Chats in, replies out.
+"""Asks servers that speak OpenAI's chat API (vLLM, SGLang, llama.cpp, hosted ones): chats in, replies out.
 
 An `Endpoint` is a worker (`workers.Worker`): what is submitted is asked at once, by a thread of its own, as many at a
 time as `concurrency` says; `collect` returns what has been answered. Faults of servers and networks are waited out; a
@@ -17,13 +17,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import httpx
 import tenacity
 
+from finemem_jax.config.sections import Server
 from finemem_jax.types import Chat
+
+T = TypeVar("T")
 
 # The longest pause between two tries, and of a server that has failed, where none is asked for (s).
 _LONGEST_PAUSE = 20.0
@@ -38,59 +41,6 @@ _APART = 0.0015
 _AHEAD = 4
 # Answers below 500 that another try can change: the server's own time-out, and its limits.
 _PASSING = (408, 429)
-
-
-@dataclasses.dataclass(frozen=True)
-class EndpointOptions:
-    """Where servers are, and how they are to be treated.
-
-    Attributes:
-        urls: Base URLs, as in "http://localhost:8000/v1"; one that fails is left alone for a while.
-        model: The name that the servers know the model by.
-        key_variable: Environment variable that holds the key, where servers ask for one. Only its name is ever written.
-        concurrency: Chats asked at the same time.
-        requests_per_minute, tokens_per_minute: Limits of the servers together, kept to evenly, without bursts; 0 for
-            none. Tokens are estimated: a third of the characters, and `max_new_tokens`.
-        call_seconds: How long one try may take.
-        total_seconds: How long a chat may take, all its tries and pauses together, from when it is first asked.
-        extra: More fields of a request's body, e.g. {"chat_template_kwargs": {"enable_thinking": False}}.
-        keep_alive: Put the next chat over a connection that has brought a reply. Saves a handshake each time; but a
-            server or proxy that sends a reply twice has then answered the next question with the last one's reply, and
-            nothing in the protocol shows it.
-
-    Raises:
-        ValueError: no URL, or one that is none or holds secrets.
-    """
-
-    urls: tuple[str, ...]
-    model: str
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 32
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
-    call_seconds: float = 60.0
-    total_seconds: float = 600.0
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    keep_alive: bool = False
-
-    def __post_init__(self):
-        if not self.urls:
-            raise ValueError("An endpoint needs a URL, e.g. http://localhost:8000/v1.")
-        for url in self.urls:
-            try:
-                parsed = httpx.URL(url)
-            except httpx.InvalidURL:
-                # Without its words, and without what may be secret: a password can be what makes it none.
-                shown = url.rpartition("@")[2].partition("?")[0]
-                raise ValueError(f"{shown!r} is no URL; write e.g. http://localhost:8000/v1.") from None
-            if parsed.userinfo or parsed.query:
-                # Not shown, and not accepted: it would stand in configs and messages.
-                raise ValueError(
-                    f"The URL of the server at {parsed.host!r} holds a password or a query; leave it out, and put the "
-                    f"key into the environment variable {self.key_variable}."
-                )
-            if parsed.scheme not in ("http", "https") or not parsed.host:
-                raise ValueError(f"{url!r} is no URL of a server; write e.g. http://localhost:8000/v1.")
 
 
 class EndpointError(RuntimeError):
@@ -126,8 +76,8 @@ class _PassingFault(Exception):
         self.pause = pause  # What the server asks to wait (s).
 
 
-class _Server:
-    """One base URL, and how it has been doing."""
+class _Health:
+    """A base URL, and how its server has been doing."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
@@ -146,7 +96,7 @@ class _Server:
 
     @property
     def rest(self) -> float:
-        """How long it should still be left alone (s)."""
+        """Time for which it should still be left alone (s)."""
         return max(self.rests_until - time.monotonic(), 0.0)
 
 
@@ -176,8 +126,8 @@ class _Slot:
         self._began, self._left, self._is_held = time.monotonic(), 0.0, False
         self.limit: asyncio.Timeout
 
-    async def follow(self, event: str, _) -> None:
-        """What httpcore calls on its way (its "trace" extension)."""
+    async def follow(self, event: str, _: Any) -> None:
+        """Is called by httpcore on its way (its "trace" extension)."""
         if event.endswith("send_request_headers.started") and not self._is_held:
             # Waiting for a place is not part of the call.
             self.limit.reschedule(None)
@@ -196,30 +146,63 @@ class _Slot:
         return (self._left or now) - self._began
 
 
+def urls_of(server: Server) -> list[str]:
+    """Splits the base URLs of a section `servers.NAME`.
+
+    Raises:
+        ValueError: there is none, or one that is none or holds secrets.
+    """
+    urls = [url.strip() for url in server.urls.split(",") if url.strip()]
+    if not urls:
+        raise ValueError("An endpoint needs a URL, e.g. http://localhost:8000/v1.")
+    for url in urls:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL:
+            # Without its words, and without what may be secret: a password can be what makes it none.
+            shown = url.rpartition("@")[2].partition("?")[0]
+            raise ValueError(f"{shown!r} is no URL; write e.g. http://localhost:8000/v1.") from None
+        if parsed.userinfo or parsed.query:
+            # Not shown, and not accepted: it would stand in configs and messages.
+            raise ValueError(
+                f"The URL of the server at {parsed.host!r} holds a password or a query; leave it out, and put the "
+                f"key into the environment variable {server.key_variable}."
+            )
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"{url!r} is no URL of a server; write e.g. http://localhost:8000/v1.")
+    return urls
+
+
 class Endpoint:
-    """See the module. Use it from one thread; `close` it, or use it in a `with`.
+    """Asks the servers of one section `servers.NAME`. Use it from one thread; `close` it, or use it in a `with`.
+
+    With `server.keep_alive`, the next chat goes over a connection that has brought a reply. That saves a handshake each
+    time; but a server or proxy that sends a reply twice has then answered the next question with the last one's reply,
+    and nothing in the protocol shows it.
 
     Attributes:
         poll: Called now and then while `collect` waits. Where it returns True, `collect` comes back; what it raises
             ends `collect`, and what is being asked goes on.
     """
 
-    def __init__(self, options: EndpointOptions, keep: Callable[[Chat, str], None] | None = None):
-        """Args:
-        keep: Called with every chat and its reply as soon as that is there, in the endpoint's own thread: for what must
-            not be lost if the program is killed before it collects.
+    def __init__(self, server: Server, keep: Callable[[Chat, str], None] | None = None):
+        """Connects to nothing yet.
+
+        Args:
+            keep: Called with every chat and its reply as soon as that is there, in the endpoint's own thread: for what
+                must not be lost if the program is killed before it collects.
 
         Raises:
-            ValueError: the key is none that could be sent.
+            ValueError: a URL that is none, extra fields that are no JSON, or a key that cannot be sent.
         """
-        self.options = options
+        self._server, self._extra = server, json.loads(server.extra or "{}")
         self.poll: Callable[[], bool | None] = lambda: None
         self._keep = keep
-        self._servers = [_Server(url) for url in options.urls]
-        self._key = os.environ.get(options.key_variable, "").strip()
+        self._servers = [_Health(url) for url in urls_of(server)]
+        self._key = os.environ.get(server.key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ValueError(
-                f"The environment variable {options.key_variable} holds characters that no key has; set it anew."
+                f"The environment variable {server.key_variable} holds characters that no key has; set it anew."
             )
         self._last_id = 0
         self._pending: set[int] = set()
@@ -304,16 +287,16 @@ class Endpoint:
     def __enter__(self) -> Endpoint:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # ---------------------------------------------------------------------------------- what its thread does
 
-    def _running_loop(self):
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             opened: queue.Queue[asyncio.AbstractEventLoop | Exception] = queue.Queue()
 
-            def serve():
+            def serve() -> None:
                 try:
                     asyncio.run(self._serve(opened))
                 except Exception as error:  # The one who waits must hear of it, whatever it is.
@@ -329,32 +312,32 @@ class Endpoint:
             self._loop = loop
         return self._loop
 
-    async def _serve(self, opened):
-        options = self.options
+    async def _serve(self, opened: queue.Queue[asyncio.AbstractEventLoop | Exception]) -> None:
+        server = self._server
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        kept = options.concurrency if options.keep_alive else 0
+        kept = server.concurrency if server.keep_alive else 0
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=kept)
-        self._closing, self._slots = asyncio.Event(), asyncio.Semaphore(options.concurrency)
+        self._closing, self._slots = asyncio.Event(), asyncio.Semaphore(server.concurrency)
         # A few more connections are made ahead: a handshake takes no server's time.
-        self._near = asyncio.Semaphore(options.concurrency + max(options.concurrency // _AHEAD, 2))
-        limits = options.requests_per_minute, options.tokens_per_minute
+        self._near = asyncio.Semaphore(server.concurrency + max(server.concurrency // _AHEAD, 2))
+        limits = server.requests_per_minute, server.tokens_per_minute
         requests_apart, tokens_apart = (60 / limit if limit else 0.0 for limit in limits)
         self._requests, self._tokens = _Pace(max(requests_apart, _APART)), _Pace(tokens_apart)
-        async with httpx.AsyncClient(headers=headers, timeout=options.call_seconds, limits=connections) as self._client:
+        async with httpx.AsyncClient(headers=headers, timeout=server.call_seconds, limits=connections) as self._client:
             opened.put(asyncio.get_running_loop())
             await self._closing.wait()
             for task in (tasks := [*self._tasks.values()]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, request_id, chat):
+    def _begin(self, request_id: int, chat: Chat) -> None:
         self._tasks[request_id] = asyncio.get_running_loop().create_task(self._answer(request_id, chat))
 
-    def _stop(self, request_id):
+    def _stop(self, request_id: int) -> None:
         if request_id in self._tasks:
             self._tasks[request_id].cancel()
 
-    async def _answer(self, request_id, chat):
+    async def _answer(self, request_id: int, chat: Chat) -> None:
         try:
             reply: str | Exception = await self._ask(chat)
             if self._keep is not None:
@@ -365,16 +348,15 @@ class Endpoint:
             del self._tasks[request_id]
         self._done.put((request_id, reply))
 
-    async def _ask(self, chat):
-        """The reply to a chat, after as many tries as its time allows."""
-        options, seconds = self.options, 0.0  # In tries; not while it waits for its turn.
+    async def _ask(self, chat: Chat) -> str:
+        """Returns the reply to a chat, after as many tries as its time allows."""
+        seconds, tries = 0.0, 0  # In tries; not while it waits for its turn.
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_PassingFault),
             wait=self._pause,
-            stop=lambda state: seconds + state.idle_for + state.upcoming_sleep > options.total_seconds,
+            stop=lambda state: seconds + state.idle_for + state.upcoming_sleep > self._server.total_seconds,
             reraise=True,
         )
-        tries = 0
         try:
             async for attempt in retrying:
                 with attempt:
@@ -382,7 +364,7 @@ class Endpoint:
                     async with self._near:
                         await self._requests.wait(1)
                         await self._tokens.wait(_estimated_tokens(chat))
-                        tries, slot = tries + 1, _Slot(self._slots, options.call_seconds)
+                        tries, slot = tries + 1, _Slot(self._slots, self._server.call_seconds)
                         try:
                             return await self._try(chat, slot)
                         finally:
@@ -390,24 +372,26 @@ class Endpoint:
         except _PassingFault as fault:
             raise EndpointError(
                 f"No answer after {tries} {'try' if tries == 1 else 'tries'}; the last one: {fault} Check that the "
-                f"server runs, can be reached and serves {options.model!r}; then the same command goes on."
+                f"server runs, can be reached and serves {self._server.model!r}; then the same command goes on."
             ) from fault
         raise AssertionError("tenacity ends by returning or raising")
 
-    def _pause(self, state):
-        """How long to wait before the next try (s): as long as the server asks, if there is no other to turn to."""
-        fault = state.outcome.exception()
-        asked = fault.pause if all(server.rest for server in self._servers) else 0.0
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """Gives the pause before the next try (s): as long as the server asks, if there is no other to turn to."""
+        fault = state.outcome.exception() if state.outcome is not None else None
+        asked = 0.0
+        if isinstance(fault, _PassingFault) and all(server.rest for server in self._servers):
+            asked = fault.pause
         # With jitter, so that not all come back at once.
         return asked + tenacity.wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE)(state)
 
-    async def _try(self, chat, slot):
+    async def _try(self, chat: Chat, slot: _Slot) -> str:
         server = min(self._servers, key=lambda server: (server.rest, server.in_flight))
         server.in_flight += 1
         self._count(tries=1)
         try:
             # httpx limits the time of each read: a server that sends a byte now and then would never end.
-            async with asyncio.timeout(self.options.call_seconds) as slot.limit:
+            async with asyncio.timeout(self._server.call_seconds) as slot.limit:
                 response = await self._client.post(
                     f"{server.url}/chat/completions", json=self._body(chat), extensions={"trace": slot.follow}
                 )
@@ -423,25 +407,25 @@ class Endpoint:
         self._count(answered=1, call_seconds=slot.leave())
         return reply
 
-    def _body(self, chat):
+    def _body(self, chat: Chat) -> dict[str, Any]:
         return {
-            "model": self.options.model,
+            "model": self._server.model,
             "messages": [
                 {"role": message.role, "content": _plain("".join(message.parts))} for message in chat.messages
             ],
             "max_tokens": chat.max_new_tokens,
             "temperature": chat.temperature,
             "seed": chat.seed,
-        } | dict(self.options.extra)
+        } | self._extra
 
-    def _fault(self, server, error):
+    def _fault(self, server: _Health, error: Exception) -> _PassingFault:
         if isinstance(error, TimeoutError | httpx.TimeoutException):
-            return _PassingFault("timeout", f"{server.url} took longer than {self.options.call_seconds:g} s.")
+            return _PassingFault("timeout", f"{server.url} took longer than {self._server.call_seconds:g} s.")
         said = self._quoted(str(error))
         return _PassingFault("connection", f"{server.url}: {type(error).__name__}{said and f' ({said})'}.")
 
-    def _read(self, server, response):
-        """The reply that a response holds."""
+    def _read(self, server: _Health, response: httpx.Response) -> str:
+        """Takes the reply out of a response."""
         status, text = response.status_code, self._quoted(response.text)
         said = f"{server.url} answered {status}{text and f' ({text})'}."
         if status in _PASSING or status >= 500:
@@ -461,20 +445,20 @@ class Endpoint:
         # None stands for a reply without words.
         return self._without_key(reply or "")
 
-    def _remedy(self, status):
-        variable = self.options.key_variable
+    def _remedy(self, status: int) -> str:
+        variable = self._server.key_variable
         if status in (401, 403):
             return (
                 f"The key is read from the environment variable {variable}, which is {'' if self._key else 'not '}set."
             )
         if status in (404, 405):
-            return f"Check the URL, which mostly ends in /v1, and the model's name, {self.options.model!r}."
+            return f"Check the URL, which mostly ends in /v1, and the model's name, {self._server.model!r}."
         return "Asking again would not change that: check what is asked against what the server takes."
 
-    def _without_key(self, text):
+    def _without_key(self, text: str) -> str:
         return text.replace(self._key, "(key)") if self._key else text
 
-    def _quoted(self, text):
+    def _quoted(self, text: str) -> str:
         # Cut last: a key that is cut in two would not be found.
         return " ".join(self._without_key(text).split())[:_QUOTED]
 
@@ -486,18 +470,18 @@ class Endpoint:
                 setattr(self._stats, name, getattr(self._stats, name) + value)
 
 
-def _plain(text):
-    """A text without halves of surrogate pairs, which data may hold and no request can."""
+def _plain(text: str) -> str:
+    """Replaces halves of surrogate pairs, which data may hold and no request can."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _estimated_tokens(chat):
+def _estimated_tokens(chat: Chat) -> float:
     text = sum(len(part) for message in chat.messages for part in message.parts)
     return text / _CHARACTERS_PER_TOKEN + chat.max_new_tokens
 
 
 def _retry_after(value: str) -> float:
-    """The seconds of a Retry-After header, which holds a number of them or a date; 0 if it says nothing useful."""
+    """Reads a Retry-After header, which holds seconds or a date, in seconds; 0 if it says nothing useful."""
     with contextlib.suppress(ValueError):
         return max(float(value), 0.0) if float(value) < float("inf") else 0.0
     with contextlib.suppress(ValueError, TypeError):
@@ -506,8 +490,8 @@ def _retry_after(value: str) -> float:
     return 0.0
 
 
-def _drained(waiting):
-    found = []
+def _drained(waiting: queue.Queue[T]) -> list[T]:
+    found: list[T] = []
     with contextlib.suppress(queue.Empty):
         while True:
             found.append(waiting.get_nowait())

@@ -1,4 +1,4 @@
-"""From a config to language models, chats in and replies out: the frozen one in this process, servers, and a file.
+"""Makes the language models of a config, chats in and replies out: the frozen one in this process, and servers.
 
 Who wants replies, readers, judges or a maker of questions, does not see which it is. What a model has said once stands
 on file (`reply_cache`), and is not asked again.
@@ -6,18 +6,20 @@ on file (`reply_cache`), and is not asked again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 
-from finemem_jax.clients import chat, reply_cache
+from finemem_jax.clients import chat
 from finemem_jax.clients.chat import LanguageModel
-from finemem_jax.clients.endpoint import Endpoint, EndpointOptions
+from finemem_jax.clients.endpoint import Endpoint, urls_of
 from finemem_jax.clients.reply_cache import Cached, ReplyCache
 from finemem_jax.config import checks
 from finemem_jax.config.sections import Config, Judge, QuestionModel, Reader
@@ -25,6 +27,7 @@ from finemem_jax.models.decoder import Params
 from finemem_jax.models.tokenizer import Tokenizer
 from finemem_jax.runtime import checksums, workers
 from finemem_jax.sampling.sampler import Sampler, SamplerStats
+from finemem_jax.types import Chat
 
 # Part of the frozen model's name on file; to be raised when the same model comes to say something else.
 _GENERATION = "finemem_jax 1"
@@ -45,30 +48,39 @@ class Local:
     name: Callable[[], str]
 
 
-class LanguageModels:
-    """All that are used in a run. `close` it when the run is over.
+class Polled(Protocol):
+    """What works while it is waited for, and calls a function meanwhile; see `Sampler.poll`."""
 
-    Attributes:
-        generates: Whether the frozen model is among them, so that there is something to compile.
-    """
+    poll: Callable[[], bool | None]
+
+
+class LanguageModels:
+    """The language models of a run, made when they are first wanted. `close` them when it is over."""
 
     def __init__(self, config: Config, local: Local, workdir: pathlib.Path | None):
-        """Args:
-        workdir: Where `answers.file="auto"` is; None for no such file.
+        """Opens the file of replies, if there is to be one.
+
+        Args:
+            workdir: Where `answers.file="auto"` is; None for no such file.
 
         Raises:
-            ValueError: the file of answers cannot be what it is said to be.
+            ValueError: the file of replies cannot be what it is said to be.
         """
         self._config, self._local = config, local
-        self._made: Sampler | None = None
-        self._file = _open(config, workdir)
-        self._endpoints: dict[str, Endpoint] = {}
-        self._cached: list[Cached] = []
+        self._sampler: Sampler | None = None
         # By the entry of `servers`; None is the frozen model.
-        self._models: dict[str | None, workers.Shared] = {}
+        self._models: dict[str | None, workers.Shared[Chat, str]] = {}
+        self._cached: list[Cached] = []
+        # What `set_poll`, `take_metrics` and `close` go through; subclasses add to it.
+        self._polled: list[Polled] = []
+        self._measures: list[Callable[[], dict[str, float]]] = [self._take_hits]
+        self._closing = contextlib.ExitStack()
+        self._replies = _open(config, workdir)
+        if self._replies is not None:
+            self._closing.callback(self._replies.close)
 
     def model(self, name: str, role: Reader | Judge | QuestionModel | None = None) -> LanguageModel:
-        """A language model: one more user of the frozen one, or of servers.
+        """Returns a language model: one more user of the frozen one, or of servers.
 
         Args:
             name: Who asks, as the settings are called: "reader", "judge", ….
@@ -85,99 +97,88 @@ class LanguageModels:
 
     @property
     def generates(self) -> bool:
+        """True if the frozen model is among them, so that there is something to compile."""
         return None in self._models
 
-    @property
-    def has_sampler(self) -> bool:
-        """Whether there is a sampler, for generating or only to compute with its weights."""
-        return self._made is not None
-
     def sampler(self) -> Sampler:
-        """The frozen model's; made when it is first wanted."""
-        if self._made is None:
-            self._made = self._local.sampler()
-        return self._made
+        """Returns the frozen model's sampler, for generating or only to compute with its weights."""
+        if self._sampler is None:
+            self._sampler = self._local.sampler()
+        return self._sampler
 
-    def set_poll(self, between: Callable[[], bool | None]) -> None:
-        """Has all of them call this function while they work or are waited for; see `Sampler.poll`."""
-        for asked in (*self._endpoints.values(), *([self.sampler()] if self.generates else [])):
-            asked.poll = between
+    def set_poll(self, poll: Callable[[], bool | None]) -> None:
+        """Has all that are asked call this function while they work or are waited for.
+
+        Where it returns True, who waits gets nothing yet; what it raises ends the waiting.
+        """
+        for one in self._polled:
+            one.poll = poll
 
     def reset(self) -> None:
         """Empties the frozen model's slots; see `Sampler.reset`."""
-        if self._made is not None:
-            self._made.reset()
+        if self._sampler is not None:
+            self._sampler.reset()
 
     def take_stats(self) -> SamplerStats:
-        """What was generated in this process since the last call."""
-        return SamplerStats() if self._made is None else self._made.take_stats()
+        """Returns what was generated in this process since the last call."""
+        return SamplerStats() if self._sampler is None else self._sampler.take_stats()
 
     def take_metrics(self) -> dict[str, float]:
-        """What asking has cost since the last call, beside `take_stats`; only of what is there."""
-        found: dict[str, float] = {}
-        if self._cached:
-            hits, misses = (sum(getattr(one, name) for one in self._cached) for name in ("hits", "misses"))
-            for one in self._cached:
-                one.hits = one.misses = 0
-            found["answers/on_file_fraction"] = hits / max(hits + misses, 1)
-        for name, endpoint in self._endpoints.items():
-            stats = endpoint.take_stats()
-            if name == "reader":
-                # In place of those that this process answered, which are none.
-                found["reader/questions_asked"] = float(stats.answered)
-            found |= {
-                f"{name}/servers_answered": float(stats.answered),
-                f"{name}/servers_failed": float(sum(stats.faults.values())),
-                f"{name}/servers_seconds_per_answer": stats.call_seconds / max(stats.answered, 1),
-                f"{name}/servers_prompt_tokens": float(stats.prompt_tokens),
-                f"{name}/servers_new_tokens": float(stats.new_tokens),
-            }
-        return found
+        """Returns what asking has cost since the last call, beside `take_stats`; only of what is there."""
+        return {name: value for take in self._measures for name, value in take().items()}
 
     def close(self) -> None:
         """Ends what is being asked, and closes the file."""
-        for endpoint in self._endpoints.values():
-            endpoint.close()
-        if self._file is not None:
-            self._file.close()
+        self._closing.close()
 
-    def _in_process(self):
+    def _in_process(self) -> LanguageModel:
+        self._polled.append(self.sampler())
         model = chat.in_process(self.sampler(), self._local.tokens, self._config.seed)
-        name = f"{self._local.name()} {self._config.seed}" if self._file is not None else ""
-        return self._on_file(model, name, stores=True)
+        name = f"{self._local.name()} {self._config.seed}" if self._replies is not None else ""
+        return self._with_cache(model, name, stores=True)
 
-    def _servers(self, name, server):
-        options = endpoint_options(self._config, server)
+    def _servers(self, name: str, server: str) -> LanguageModel:
+        section = self._config.servers[server]
         # What else may stand in a request decides what is replied; where it goes does not.
-        known_as = json.dumps([options.model, dict(options.extra)], sort_keys=True)
-        keep = functools.partial(reply_cache.keep, self._file, known_as) if self._file is not None else None
-        self._endpoints[name] = Endpoint(options, keep)
-        return self._on_file(self._endpoints[name], known_as, stores=False)
+        known_as = json.dumps([section.model, checks.extra_fields(self._config, server)], sort_keys=True)
+        keep = functools.partial(self._replies.keep, known_as) if self._replies is not None else None
+        try:
+            urls_of(section)
+        except ValueError as error:
+            raise ValueError(f"servers.{server}.urls: {error}") from error
+        endpoint = Endpoint(section, keep)
+        self._polled.append(endpoint)
+        self._measures.append(functools.partial(_take_endpoint_metrics, name, endpoint))
+        self._closing.callback(endpoint.close)
+        return self._with_cache(endpoint, known_as, stores=False)
 
-    def _on_file(self, model, name, stores):
-        if self._file is None:
+    def _with_cache(self, model: LanguageModel, name: str, stores: bool) -> LanguageModel:
+        if self._replies is None:
             return model
-        self._cached.append(Cached(model, self._file, name, stores))
+        self._cached.append(Cached(model, self._replies, name, stores=stores))
         return self._cached[-1]
 
+    def _take_hits(self) -> dict[str, float]:
+        if not self._cached:
+            return {}
+        hits, misses = (sum(getattr(one, name) for one in self._cached) for name in ("hits", "misses"))
+        for one in self._cached:
+            one.hits = one.misses = 0
+        return {"answers/on_file_fraction": hits / max(hits + misses, 1)}
 
-def endpoint_options(config: Config, name: str) -> EndpointOptions:
-    """The servers that an entry of `servers` describes.
 
-    Raises:
-        ValueError: a URL or a field that cannot be; the message says which.
-    """
-    server = config.servers[name]
-    plain = ("model", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute", "call_seconds",
-             "total_seconds", "keep_alive")  # fmt: skip
-    try:
-        return EndpointOptions(
-            urls=tuple(url.strip() for url in server.urls.split(",") if url.strip()),
-            extra=checks.extra_fields(config, name),
-            **{field: getattr(server, field) for field in plain},
-        )
-    except ValueError as error:
-        raise ValueError(f"servers.{name}.urls: {error}") from error
+def _take_endpoint_metrics(name: str, endpoint: Endpoint) -> dict[str, float]:
+    stats = endpoint.take_stats()
+    answered = float(stats.answered)
+    # In place of those that this process answered, which are none.
+    found = {"reader/questions_asked": answered} if name == "reader" else {}
+    return found | {
+        f"{name}/servers_answered": answered,
+        f"{name}/servers_failed": float(sum(stats.faults.values())),
+        f"{name}/servers_seconds_per_answer": stats.call_seconds / max(answered, 1),
+        f"{name}/servers_prompt_tokens": float(stats.prompt_tokens),
+        f"{name}/servers_new_tokens": float(stats.new_tokens),
+    }
 
 
 def local_name(config: Config, params: Params) -> str:

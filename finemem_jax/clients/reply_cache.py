@@ -1,4 +1,4 @@
-"""Replies that need not be asked for again: a file of what models have said, shared by runs and processes.
+"""Keeps what models have said in a file, so that it need not be asked for again, shared by runs and processes.
 
 A reply belongs to a model and a chat (messages, length, temperature and seed); whoever asks the same again gets it
 without asking. SQLite in WAL mode: several processes may read and write at once, and what was stored before a kill is
@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 
 from finemem_jax.runtime.database import Database
-from finemem_jax.runtime.workers import Worker
+from finemem_jax.runtime.workers import Pending, Worker
 from finemem_jax.types import Chat
 
 _SCHEMA = """
@@ -32,7 +32,7 @@ _NOTED_TOGETHER = 1000
 
 
 def key_of(model: str, chat: Chat) -> bytes:
-    """What a reply is stored under."""
+    """Makes the key that a reply is stored under."""
     messages = [[message.role, *message.parts] for message in chat.messages]
     text = json.dumps([model, messages, chat.max_new_tokens, chat.temperature, chat.seed])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -42,9 +42,11 @@ class ReplyCache:
     """The file. Threads may share one of these; each process opens its own."""
 
     def __init__(self, path: pathlib.Path, max_bytes: int):
-        """Args:
-        max_bytes: The least recently used replies go when the file would hold more. It does not shrink: what is free
-            in it is used again.
+        """Opens the file, or makes it.
+
+        Args:
+            max_bytes: The least recently used replies go when the file would hold more. It does not shrink: what is
+                free in it is used again.
 
         Raises:
             ValueError: there is something else under that name, or it cannot be written.
@@ -54,7 +56,7 @@ class ReplyCache:
         self._file = Database(path, _SCHEMA, holds="replies", pragmas=_PRAGMAS)
 
     def get(self, key: bytes) -> str | None:
-        """The reply under a key, if there is one."""
+        """Returns the reply under a key, if there is one."""
         with self._file.lock:
             found = self._file.execute("SELECT text FROM replies WHERE key = ?", (key,)).fetchone()
             if found is None:
@@ -77,6 +79,10 @@ class ReplyCache:
             if self._bytes() > self._max_bytes:
                 self._make_room()
 
+    def keep(self, model: str, chat: Chat, reply: str) -> None:
+        """Stores one reply; for who has it before it is collected (`endpoint.Endpoint`). Raises as `put` does."""
+        self.put({key_of(model, chat): reply})
+
     def __len__(self) -> int:
         with self._file.lock:
             return self._file.execute("SELECT count(*) FROM replies").fetchone()[0]
@@ -89,21 +95,24 @@ class ReplyCache:
                 self._note_uses()
             self._file.close()
 
-    def _note_uses(self):
+    def _note_uses(self) -> None:
         used, self._used = self._used, set()
         with self._file.transaction():
-            self._file.executemany("UPDATE replies SET used = ? WHERE key = ?", [(time.time(), key) for key in used])
+            self._write_uses(used)
 
-    def _bytes(self):
-        """What is in use of the file."""
+    def _write_uses(self, used: set[bytes]) -> None:
+        self._file.executemany("UPDATE replies SET used = ? WHERE key = ?", [(time.time(), key) for key in used])
+
+    def _bytes(self) -> int:
+        """Counts the bytes of the file that are in use."""
         size, pages, free = (
             self._file.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
         )
         return size * (pages - free)
 
-    def _make_room(self):
-        used, self._used = self._used, set()
-        self._file.executemany("UPDATE replies SET used = ? WHERE key = ?", [(time.time(), key) for key in used])
+    def _make_room(self) -> None:
+        self._write_uses(self._used)
+        self._used = set()
         share = 1 - _KEPT * self._max_bytes / self._bytes()
         oldest = "SELECT key FROM replies ORDER BY used LIMIT ?"
         while (count := len(self)) and self._bytes() > _KEPT * self._max_bytes:
@@ -117,52 +126,45 @@ class Cached:
         hits, misses: How many chats were on file, and how many were not.
     """
 
-    def __init__(self, worker: Worker[Chat, str], answers: ReplyCache, model: str, stores: bool = True):
-        """Args:
-        model: Name of who replies, with all that decides what is replied.
-        stores: Whether replies are stored when they are collected; False where the worker is given `keep`.
+    def __init__(self, worker: Worker[Chat, str], replies: ReplyCache, model: str, *, stores: bool = True):
+        """Puts the file in front of the worker.
+
+        Args:
+            model: Name of who replies, with all that decides what is replied.
+            stores: Whether replies are stored when they are collected; False where the worker stores them earlier
+                itself (`endpoint.Endpoint`).
         """
         self.hits = self.misses = 0
-        self._worker, self._answers, self._model, self._stores = worker, answers, model, stores
+        self._replies, self._model, self._stores = replies, model, stores
         self._last_id = 0
+        # Our own request ids: of what has a reply, and of what the worker has been asked, with its id of that.
         self._ready: dict[int, str] = {}
-        # What the worker has been given, by its request_ids, and the other way round.
-        self._asked: dict[int, tuple[int, bytes]] = {}
-        self._asked_as: dict[int, int] = {}
+        self._asked: dict[int, int] = {}
+        self._pending: Pending[Chat, str, tuple[int, bytes]] = Pending(worker)
 
     def submit(self, chat: Chat) -> int:
         self._last_id += 1
         key = key_of(self._model, chat)
-        reply = self._answers.get(key)
+        reply = self._replies.get(key)
         if reply is not None:
             self.hits += 1
             self._ready[self._last_id] = reply
         else:
             self.misses += 1
-            asked = self._worker.submit(chat)
-            self._asked[asked], self._asked_as[self._last_id] = (self._last_id, key), asked
+            self._asked[self._last_id] = self._pending.submit(chat, (self._last_id, key))
         return self._last_id
 
     def collect(self, wait: bool = True) -> list[tuple[int, str]]:
-        if self._asked:
-            replies = self._worker.collect(wait and not self._ready)
-            if replies and self._stores:
-                self._answers.put({self._asked[asked][1]: reply for asked, reply in replies})
-            for asked, reply in replies:
-                request_id, _ = self._asked.pop(asked)
-                del self._asked_as[request_id]
-                self._ready[request_id] = reply
+        replied = self._pending.collect(wait and not self._ready)
+        if replied and self._stores:
+            self._replies.put({key: reply for (_, key), reply in replied})
+        for (request_id, _), reply in replied:
+            del self._asked[request_id]
+            self._ready[request_id] = reply
         ready, self._ready = self._ready, {}
         return list(ready.items())
 
     def cancel(self, request_id: int) -> bool:
-        if request_id in self._asked_as:
-            asked = self._asked_as.pop(request_id)
-            del self._asked[asked]
-            return self._worker.cancel(asked)
+        if request_id in self._asked:
+            return self._pending.cancel(self._asked.pop(request_id))
         return self._ready.pop(request_id, None) is not None
-
-
-def keep(answers: ReplyCache, model: str, chat: Chat, reply: str) -> None:
-    """Stores a reply; for who has it before it is collected (`endpoint.Endpoint`)."""
-    answers.put({key_of(model, chat): reply})

@@ -18,7 +18,6 @@ from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.prompts import chunk_part
 from finemem_jax.memory.retrieval import EmbedFn
-from finemem_jax.reading import qa
 from finemem_jax.reading.judges import AnswerJudge
 from finemem_jax.reading.qa import PendingAnswer, QuestionAnswering
 from finemem_jax.reading.reader import AnswerFn, Reader
@@ -118,17 +117,17 @@ def without_manager(
 
     def run(streams: Sequence[Stream]) -> list[Result]:
         memories = baseline(streams)
-        questions = QuestionAnswering(answer, answer_judge)
+        questions = QuestionAnswering(answer, answer_judge=answer_judge)
         pending = [
             [PendingAnswer(question, memory.evidence(question.text)) for question in stream.questions]
             for stream, memory in zip(streams, memories, strict=True)
         ]
         try:
             for of_stream in pending:
-                questions.put(of_stream)
-            qa.finish(questions.pending)
+                questions.ask(of_stream)
+            questions.finish()
         except BaseException:
-            qa.cancel(questions.pending)
+            questions.cancel()
             raise
         return [
             Result(

@@ -294,7 +294,7 @@ def _method(name: str, config: Config, components: Components, *, workdir: pathl
         "rag": lambda: baselines.chunks(memory.retrieval, _RAG_TOP_K, embed),
         "verbatim": lambda: baselines.sentences(memory.retrieval, memory.top_k, embed),
         "recurrent": lambda: baselines.summaries(
-            components.answering.models.model("evaluate"), asked.summary_tokens, asked.summary_system
+            components.answering.model("evaluate"), asked.summary_tokens, asked.summary_system
         ),
     }
     answering = components.answering

@@ -94,6 +94,5 @@ class HeldOut:
 
 
 def read_evaluations(workdir: pathlib.Path) -> dict[str, Any]:
-    """The workdir's `evaluation.json`, by names of evaluations; empty if there is none."""
-    path = workdir / "evaluation.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Reads the workdir's `evaluation.json`, by names of evaluations; empty if there is none."""
+    return files.read_json(workdir / "evaluation.json", "delete it to evaluate again")

@@ -24,6 +24,7 @@ import tokenizers
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import transformers
 
+from finemem_jax.runtime import files
 from finemem_jax.types import Message
 
 
@@ -236,13 +237,13 @@ class BpeTokenizer:
             changed["chat_template"] = template
         before, after = seam
         if self.encode(before) + self.encode(after) != self.encode(before + after):
-            fields = read_json(folder / "tokenizer.json")
-            write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": _cut(fields["pre_tokenizer"], seam)})
+            fields = files.read_json(folder / "tokenizer.json", "fetch it again")
+            files.write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": _cut(fields["pre_tokenizer"], seam)})
             # A model's own class may take no notice of how the file splits text.
             changed["tokenizer_class"] = "PreTrainedTokenizerFast"
         if changed:
             path = folder / "tokenizer_config.json"
-            write_json(path, read_json(path) | changed)
+            files.write_json(path, files.read_json(path, "fetch it again") | changed)
 
     def _save_new(self, folder: pathlib.Path) -> None:
         """Writes the files of a tokenizer that did not come from a Hugging Face folder."""
@@ -258,9 +259,9 @@ class BpeTokenizer:
         for name in ("bos_token", "pad_token"):
             if name in named:
                 generation[f"{name}_id"] = _id_of(self._template_backend, named[name])
-        write_json(folder / "tokenizer_config.json", config)
-        write_json(folder / "special_tokens_map.json", named)
-        write_json(folder / "generation_config.json", generation)
+        files.write_json(folder / "tokenizer_config.json", config)
+        files.write_json(folder / "special_tokens_map.json", named)
+        files.write_json(folder / "generation_config.json", generation)
 
 
 DATE = "26 Jul 2024"
@@ -309,15 +310,10 @@ def _cut(pre_tokenizer: Any, seam: tuple[str, str]) -> dict[str, Any]:
 
 def uncut(folder: pathlib.Path, seam: tuple[str, str]) -> None:
     """Takes a seam that `save` wrote, now or before, out of a folder's tokenizer.json again, if it is there."""
-    fields = read_json(folder / "tokenizer.json")
+    fields = files.read_json(folder / "tokenizer.json", "fetch it again")
     own = (fields["pre_tokenizer"] or {}).get("pretokenizers", [None])[-1]
     if fields["pre_tokenizer"] == _cut(own, seam):
-        write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": own})
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON for people to read."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        files.write_json(folder / "tokenizer.json", fields | {"pre_tokenizer": own})
 
 
 def _id_of(backend: tokenizers.Tokenizer, token: str) -> int:
@@ -341,16 +337,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def _well_formed(text: str) -> str:
     """Replaces lone surrogates, which have no UTF-8 form, by U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; an empty one if there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again.") from error
 
 
 class ByteTokenizer:

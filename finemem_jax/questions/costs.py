@@ -1,4 +1,4 @@
-"""What making chunk questions takes, before anything is asked and while it is: tokens, money, budgets."""
+"""Estimates what making chunk questions takes in tokens and money, and checks that against the budget."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 
 from finemem_jax.config.sections import Prices
-from finemem_jax.questions import options as question_options
 from finemem_jax.questions import prompts
 from finemem_jax.questions.options import QuestionOptions
 from finemem_jax.types import Chat, Stream, StreamSource
@@ -22,7 +21,7 @@ class BudgetError(RuntimeError):
 
 @dataclasses.dataclass
 class Tokens:
-    """What went into and came out of both workers. What a chat template adds around messages is not counted."""
+    """What went into and came out of both models. What a chat template adds around messages is not counted."""
 
     generator_prompt: int = 0
     generator_new: int = 0
@@ -73,12 +72,13 @@ def estimate(
     streams: Sequence[Stream] | StreamSource,
     options: QuestionOptions,
     count_tokens: Callable[[str], int],
+    *,
     prices: Prices | None = None,
 ) -> Estimate:
-    """What questions for these streams will take, before anything is asked.
+    """Estimates what questions for these streams will take, before anything is asked.
 
     Args:
-        count_tokens: Length of a text in tokens, for both workers.
+        count_tokens: Length of a text in tokens, for both models.
 
     Raises:
         ValueError: there are no streams, or two with the same id.
@@ -86,34 +86,33 @@ def estimate(
     prices, expected, most = prices or Prices(), Tokens(), Tokens()
     count, names, chunks, asked = counter(count_tokens), set(), 0, 0
     per_proposal = count_tokens(prompts.proposal_line(*prompts.GENERATOR_EXAMPLE[1][0]) + "\n")
-    closed_book = options.closed_book * (count(question_options.closed_book_chat(options, "")) + per_proposal)
-    replies = per_proposal * options.proposals, _ANSWER_TOKENS
+    closed_book = options.closed_book * (count(options.closed_book_chat("")) + per_proposal)
+    # Tokens of a reply of the generator, and of the verifier.
     longest = options.proposal_tokens, options.answer_tokens
+    typical = min(per_proposal * options.proposals, longest[0]), min(_ANSWER_TOKENS, longest[1])
     for stream in (streams[i] for i in range(len(streams))):
         if stream.stream_id in names:
             raise ValueError(f"Two streams have the id {stream.stream_id!r}; ids must differ within a split.")
         names.add(stream.stream_id)
         chunks += len(stream.chunks)
         for chunk in stream.chunks:
-            needed = options.keep - len(question_options.existing(chunk, options))
+            needed = options.keep - len(options.existing(chunk))
             if needed <= 0:
                 continue
             asked += 1
-            proposed = count(question_options.generator_chat(options, chunk.text, 1))
-            verified = count(question_options.verifier_chat(options, chunk.text, "")) + per_proposal + closed_book
-            each = proposed, verified, options.closed_book
-            _add(expected, 1, min(2 * needed, options.proposals), *each, *map(min, replies, longest))
-            _add(most, options.rounds, options.rounds * options.proposals, *each, *longest)
+            proposing = count(options.generator_chat(chunk.text, 1))
+            verifying = count(options.verifier_chat(chunk.text, "")) + per_proposal + closed_book
+            for tokens, rounds, verified, (proposed, answered) in (
+                (expected, 1, min(2 * needed, options.proposals), typical),
+                (most, options.rounds, options.rounds * options.proposals, longest),
+            ):
+                tokens.generator_prompt += rounds * proposing
+                tokens.generator_new += rounds * proposed
+                tokens.verifier_prompt += verified * verifying
+                tokens.verifier_new += verified * answered * (1 + options.closed_book)
     if not names:
         raise ValueError("There are no streams to ask questions about; check the source and the number of streams.")
     return Estimate(len(names), chunks, asked, expected, expected.money(prices), most, most.money(prices))
-
-
-def _add(tokens, rounds, num_verified, proposed, verified, is_closed_book, proposal_tokens, answer_tokens):
-    tokens.generator_prompt += rounds * proposed
-    tokens.generator_new += rounds * proposal_tokens
-    tokens.verifier_prompt += num_verified * verified
-    tokens.verifier_new += num_verified * answer_tokens * (1 + is_closed_book)
 
 
 def check_budget(estimated: Estimate, options: QuestionOptions, prices: Prices) -> None:
@@ -127,14 +126,17 @@ def check_budget(estimated: Estimate, options: QuestionOptions, prices: Prices) 
             f"questions.max_money={options.max_money:g} cannot be kept to without prices; set "
             "questions.prices, or limit questions.max_tokens."
         )
-    remedy = "ask for fewer questions (questions.keep, questions.proposals) or of fewer streams"
-    for name, value in (("max_tokens", estimated.expected.total), ("max_money", estimated.money)):
-        limit = getattr(options, name)
-        if limit and value > limit:
-            raise ValueError(
-                f"questions.{name}={limit:,} will not do: this is estimated to take {estimated}. Raise "
-                f"questions.{name}, or {remedy}."
-            )
+    if name := exceeded(options, estimated.expected, estimated.money):
+        raise ValueError(
+            f"questions.{name}={getattr(options, name):,} will not do: this is estimated to take {estimated}. Raise "
+            f"questions.{name}, or ask for fewer questions (questions.keep, questions.proposals) or of fewer streams."
+        )
+
+
+def exceeded(options: QuestionOptions, tokens: Tokens, money: float) -> str:
+    """Names the first budget that is exceeded: "max_tokens", "max_money", or "" for none."""
+    used = (("max_tokens", tokens.total), ("max_money", money))
+    return next((name for name, value in used if 0 < getattr(options, name) < value), "")
 
 
 def counter(count_tokens: Callable[[str], int]) -> Callable[[Chat], int]:

@@ -1,4 +1,4 @@
-"""What is asked for where chunk questions are made: settings, and the chats that follow from them."""
+"""Says how chunk questions are made: the settings, and the chats that follow from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finemem_jax.types import Chat, Chunk, Question
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOptions(Questions):
-    """What is asked for, and what is kept: the section `questions`, and what goes with it.
+    """The settings `questions`, and what else decides which questions are made.
 
     Attributes:
         seed: Of the generator's first round; each further one adds 1.
@@ -46,27 +46,21 @@ class QuestionOptions(Questions):
                 f"questions.keep={self.keep}; raise one of the first two."
             )
 
+    def existing(self, chunk: Chunk) -> tuple[Question, ...]:
+        """Returns the questions that a chunk has already, where they stay."""
+        return chunk.questions if self.keep_existing else ()
 
-def generator_chat(options: QuestionOptions, text: str, turn: int) -> Chat:
-    """What the generator is asked about a chunk with this text in round `turn`, from 1."""
-    system = options.generator.system or prompts.GENERATOR_SYSTEM
-    messages = prompts.generator(text, options.proposals, options.num_examples, system)
-    return Chat(tuple(messages), options.proposal_tokens, options.temperature, options.seed + turn - 1)
+    def generator_chat(self, text: str, turn: int) -> Chat:
+        """Asks the generator about a chunk with this text in round `turn`, from 1."""
+        messages = prompts.generator(text, self.proposals, self.num_examples, system=self.generator.system)
+        return Chat(tuple(messages), self.proposal_tokens, self.temperature, self.seed + turn - 1)
 
+    def verifier_chat(self, text: str, question: str) -> Chat:
+        """Asks the verifier about a chunk with this text."""
+        messages = prompts.verifier(text, question, self.num_examples, system=self.verifier.system)
+        return Chat(tuple(messages), self.answer_tokens)
 
-def verifier_chat(options: QuestionOptions, text: str, question: str) -> Chat:
-    """What the verifier is asked about a chunk with this text."""
-    system = options.verifier.system or prompts.VERIFIER_SYSTEM
-    messages = prompts.verifier(text, question, options.num_examples, system)
-    return Chat(tuple(messages), options.answer_tokens)
-
-
-def closed_book_chat(options: QuestionOptions, question: str) -> Chat:
-    """What the verifier is asked without the chunk."""
-    system = options.closed_book_system or prompts.CLOSED_BOOK_SYSTEM
-    return Chat(tuple(prompts.closed_book(question, options.num_examples, system)), options.answer_tokens)
-
-
-def existing(chunk: Chunk, options: QuestionOptions) -> tuple[Question, ...]:
-    """The questions that a chunk has already, where they stay."""
-    return chunk.questions if options.keep_existing else ()
+    def closed_book_chat(self, question: str) -> Chat:
+        """Asks the verifier without the chunk."""
+        messages = prompts.closed_book(question, self.num_examples, system=self.closed_book_system)
+        return Chat(tuple(messages), self.answer_tokens)

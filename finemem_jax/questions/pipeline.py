@@ -1,11 +1,11 @@
-"""Chunk questions for any text: a generator proposes them, and a verifier must answer them from the chunk alone.
+"""Makes chunk questions for any text: a generator proposes them, and a verifier must answer them from the chunk alone.
 
 The generator is asked for questions about a chunk, with short answers. What it proposes goes through filters, the cheap
 ones first, and the first `keep` survivors in the order of proposal become the chunk's questions. Where too few survive,
 it is asked again with another seed.
 
 Which chats are asked, and what comes of them, depends on streams and options alone, not on the order in which replies
-come. So a rerun with workers that remember (`answers.Cached`) asks for nothing twice. Knows nothing of who replies.
+come. So a rerun with models that remember (`reply_cache.Cached`) asks for nothing twice. Knows nothing of who replies.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from finemem_jax.clients import chat
+from finemem_jax.clients import chat as chat_lib
+from finemem_jax.clients.chat import LanguageModel
+from finemem_jax.config.sections import Prices
 from finemem_jax.questions import costs, proposals
 from finemem_jax.questions import report as question_report
-from finemem_jax.questions.costs import BudgetError, Prices
-from finemem_jax.questions.options import QuestionOptions, closed_book_chat, existing, generator_chat, verifier_chat
+from finemem_jax.questions.costs import BudgetError
+from finemem_jax.questions.options import QuestionOptions
 from finemem_jax.questions.proposals import AskedBefore, Proposal, Worded
 from finemem_jax.questions.report import KEPT, Example, Report, plain
 from finemem_jax.reading import scoring
 from finemem_jax.runtime import files, workers
-from finemem_jax.runtime.workers import Worker
+from finemem_jax.runtime.workers import Pending
 from finemem_jax.types import Chat, Chunk, Malformed, Question, Stream, StreamSource, random_key, to_json
 
 KIND = "generated"
@@ -39,71 +41,23 @@ KIND = "generated"
 Progress = Callable[[int, int], None]
 
 
-def make(
-    streams: Sequence[Stream] | StreamSource,
-    options: QuestionOptions,
-    generator: Worker[Chat, str],
-    verifier: Worker[Chat, str],
-    count_tokens: Callable[[str], int],
-    prices: Prices | None = None,
-    progress: Progress | None = None,
-    servers: Collection[str] = (),
-) -> tuple[list[Stream], Report]:
-    """The streams with questions for each of their chunks, in their order, and what became of the proposals.
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Who is asked.
 
-    What either worker has done is taken as soon as it is there, and what can be asked then is asked at once.
-
-    Args:
+    Attributes:
         generator: Proposes questions.
         verifier: Answers them; may be the same worker.
         count_tokens: Length of a text in tokens, for both.
+        prices: Of what goes into and comes out of them.
         servers: Which of "generator" and "verifier" go on without being waited for.
-
-    Raises:
-        ValueError: the streams or the budget will not do; nothing has been asked then.
-        BudgetError: more was used than the budget allows. Replies from a file count as well, so that a limit holds for
-            a job and not for each of its runs.
     """
-    pipeline = _Pipeline(streams, options, generator, verifier, count_tokens, prices or Prices(), progress, servers)
-    return list(pipeline.run()), pipeline.report
 
-
-def write(
-    folder: pathlib.Path,
-    split: str,
-    streams: Sequence[Stream] | StreamSource,
-    options: QuestionOptions,
-    generator: Worker[Chat, str],
-    verifier: Worker[Chat, str],
-    count_tokens: Callable[[str], int],
-    prices: Prices | None = None,
-    progress: Progress | None = None,
-    servers: Collection[str] = (),
-) -> Report:
-    """Like `make`, but into files of a folder; returns the report.
-
-    `{split}.jsonl` holds a stream a line, as the builder "streams" reads them; `report_{split}.md` and `.json` the
-    report. The first is written last, whole or not at all: if it is there, all is done.
-    """
-    if not re.fullmatch(r"[\w-]+", split):
-        raise ValueError(f"a split's name must consist of letters, digits, _ and -, got {split!r}.")
-    pipeline = _Pipeline(streams, options, generator, verifier, count_tokens, prices or Prices(), progress, servers)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{split}.jsonl.partial"
-    try:
-        with temporary.open("wb") as file:
-            for stream in pipeline.run():
-                file.write(json.dumps(to_json(stream), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        report = pipeline.report
-        record = {"split": split, "acceptance": report.acceptance, "money": report.money} | to_json(report)
-        files.replace_text(
-            folder / f"report_{split}.json", plain(json.dumps(record, ensure_ascii=False, indent=1)) + "\n"
-        )
-        files.replace_text(folder / f"report_{split}.md", question_report.markdown(report, split))
-        os.replace(temporary, folder / f"{split}.jsonl")
-    finally:
-        temporary.unlink(missing_ok=True)
-    return report
+    generator: LanguageModel
+    verifier: LanguageModel
+    count_tokens: Callable[[str], int]
+    prices: Prices = dataclasses.field(default_factory=Prices)
+    servers: Collection[str] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -128,16 +82,16 @@ class _OpenChunk:
     exactly those are verified that would be one after the other, in whatever order the replies come.
     """
 
-    def __init__(self, stream, step, options):
+    def __init__(self, stream: _OpenStream, step: int, options: QuestionOptions):
         self.stream, self.step, self.chunk = stream, step, stream.stream.chunks[step]
-        self.existing = existing(self.chunk, options)
+        self.existing = options.existing(self.chunk)
         self.needed = max(options.keep - len(self.existing), 0)
         self.candidates: list[_Candidate] = []
         self.rounds, self.is_proposing = 0, False
         self.is_settling = False  # Whether it is being compared with the chunks before it, which are done.
         self._seen: set[tuple[str, str]] = set()
 
-    def add(self, replied, options):
+    def add(self, replied: Iterable[Proposal | Malformed], options: QuestionOptions) -> None:
         """Takes what a reply proposes, and decides what needs no model."""
         well_formed = 0
         for item in replied:
@@ -148,17 +102,17 @@ class _OpenChunk:
             flaw = "surplus" if well_formed > options.proposals else ""
             flaw = flaw or proposals.text_flaw(item, self.chunk.text, options.max_answer_words)
             if not flaw:
-                key = scoring.normalise(item.question), scoring.normalise(item.answer)
+                key = scoring.normalize(item.question), scoring.normalize(item.answer)
                 flaw = "duplicate" if key in self._seen else ""
                 self._seen.add(key)
             self.candidates.append(_Candidate(item, flaw))
 
-    def with_fate(self, fate):
+    def with_fate(self, fate: str) -> list[_Candidate]:
         return [candidate for candidate in self.candidates if candidate.fate == fate]
 
     @property
-    def is_ready(self):
-        """Whether nothing more is to come."""
+    def is_ready(self) -> bool:
+        """True if nothing more is to come."""
         return not self.is_proposing and (len(self.with_fate(KEPT)) >= self.needed or not self.with_fate(""))
 
 
@@ -168,39 +122,20 @@ class _OpenStream:
     Its chunks are worked on side by side, and compared with each other afterwards, from the first to the last.
     """
 
-    def __init__(self, stream, options):
+    def __init__(self, stream: Stream, options: QuestionOptions):
         self.stream = stream
         self.next_step = 0
         self.open: collections.deque[_OpenChunk] = collections.deque()
         self.asked = AskedBefore(options.duplicate)
         for chunk in stream.chunks:
-            for question in existing(chunk, options):
+            for question in options.existing(chunk):
                 self.asked.add(Worded.of(question.text, question.answers))
         self.done: list[Chunk] = []
         self.examples: dict[str, list[tuple[Any, Example]]] = {}
 
     @property
-    def is_done(self):
+    def is_done(self) -> bool:
         return len(self.done) == len(self.stream.chunks)
-
-
-class _Desk:
-    """One of the two workers, and what it has been asked."""
-
-    def __init__(self, name, worker, goes_on_alone):
-        self.name, self._worker, self.goes_on_alone = name, worker, goes_on_alone
-        self.asked: dict[int, Callable[[str], None]] = {}
-
-    def ask(self, chat, receive):
-        self.asked[self._worker.submit(chat)] = receive
-
-    def collect(self, wait):
-        return [(self, self.asked.pop(request_id), reply) for request_id, reply in self._worker.collect(wait)]
-
-    def cancel(self):
-        for request_id in self.asked:
-            self._worker.cancel(request_id)
-        self.asked.clear()
 
 
 # Between two looks at servers (s).
@@ -209,43 +144,97 @@ _PAUSE = 0.005
 _OPEN_STREAMS = 4
 
 
-class _Pipeline:
-    """`run` yields the finished streams in order; `report` says what has become of proposals so far."""
+class Pipeline:
+    """Makes the questions of some streams: `run` it once, or `write`, which runs it.
 
-    def __init__(self, streams, options, generator, verifier, count_tokens, prices, progress, servers):
+    What either model has done is taken as soon as it is there, and what can be asked then is asked at once.
+
+    Attributes:
+        report: What has become of the proposals so far.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream] | StreamSource,
+        options: QuestionOptions,
+        models: Models,
+        *,
+        progress: Progress | None = None,
+    ):
+        """Estimates what it will take; asks nothing yet.
+
+        Raises:
+            ValueError: the streams or the budget will not do.
+        """
         self._streams, self._options, self._progress = streams, options, progress
-        self._estimate = costs.estimate(streams, options, count_tokens, prices)
-        costs.check_budget(self._estimate, options, prices)
-        self.report = Report(options, prices)
-        if generator is verifier:
-            shared = workers.Shared(generator)
-            generator, verifier = shared.port(), shared.port()
-        self._generator = _Desk("generator", generator, "generator" in servers)
-        self._verifier = _Desk("verifier", verifier, "verifier" in servers)
-        self._desks = [self._verifier, self._generator]
-        self._count_tokens, self._count = count_tokens, costs.counter(count_tokens)
+        self._estimate = costs.estimate(streams, options, models.count_tokens, prices=models.prices)
+        costs.check_budget(self._estimate, options, models.prices)
+        self.report = Report(options, models.prices)
+        asked = {"verifier": models.verifier, "generator": models.generator}
+        if models.generator is models.verifier:
+            shared = workers.Shared(models.generator)
+            asked = {name: shared.port() for name in asked}
+        # Who has been asked, with the function that takes the reply; in the order in which they are looked at.
+        self._pending: dict[str, Pending[Chat, str, Callable[[str], None]]] = {
+            name: Pending(model) for name, model in asked.items()
+        }
+        self._servers = models.servers
+        self._count_tokens, self._count = models.count_tokens, costs.counter(models.count_tokens)
         self._loaded, self._in_flight = 0, 0
         self._open: collections.deque[_OpenStream] = collections.deque()
         # What orders them, and the examples of each fate.
         self._examples: dict[str, list[tuple[Any, Example]]] = {}
 
+    def write(self, folder: pathlib.Path, split: str) -> Report:
+        """Runs it, and writes the streams into files of a folder; returns the report.
+
+        `{split}.jsonl` holds a stream a line, as the builder "streams" reads them; `report_{split}.md` and `.json` the
+        report. The first is written last, whole or not at all: if it is there, all is done.
+
+        Raises:
+            ValueError: the name of the split is no part of a file's name. And as `run` does.
+        """
+        if not re.fullmatch(r"[\w-]+", split):
+            raise ValueError(f"a split's name must consist of letters, digits, _ and -, got {split!r}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{split}.jsonl.partial"
+        try:
+            with temporary.open("wb") as file:
+                for stream in self.run():
+                    file.write(json.dumps(to_json(stream), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            report = self.report
+            record = {"split": split, "acceptance": report.acceptance, "money": report.money} | to_json(report)
+            files.replace_text(
+                folder / f"report_{split}.json", plain(json.dumps(record, ensure_ascii=False, indent=1)) + "\n"
+            )
+            files.replace_text(folder / f"report_{split}.md", question_report.markdown(report, split))
+            os.replace(temporary, folder / f"{split}.jsonl")
+        finally:
+            temporary.unlink(missing_ok=True)
+        return report
+
     def run(self) -> Iterator[Stream]:
+        """Yields the streams with questions for each of their chunks, in their order.
+
+        Raises:
+            BudgetError: more was used than the budget allows. Replies from a file count as well, so that a limit holds
+                for a job and not for each of its runs.
+        """
         try:
             while self._admit():
                 while self._open and self._open[0].is_done:
                     yield self._close(self._open.popleft())
                 if self._in_flight:
-                    for desk, receive, reply in self._collect():
-                        self._spend(f"{desk.name}_new", self._count_tokens(reply))
+                    for receive, reply in self._collect():
                         receive(reply)
         except BaseException as error:
-            for desk in self._desks:
+            for pending in self._pending.values():
                 if isinstance(error, BudgetError):
-                    desk.collect(wait=False)  # What has been paid for goes on file.
-                desk.cancel()
+                    pending.collect(wait=False)  # What has been paid for goes on file.
+                pending.cancel_all()
             raise
 
-    def _admit(self):
+    def _admit(self) -> bool:
         """Begins with as many chunks as may be worked on together; returns whether there is anything left to do."""
         limit = self._options.chunks_in_flight
         while self._in_flight < limit:
@@ -262,23 +251,22 @@ class _Pipeline:
             self._go_on(chunk)
         return bool(self._open) or self._loaded < len(self._streams)
 
-    def _collect(self):
-        """Replies of either worker; neither is waited for while the other could go on."""
-        desks = [desk for desk in self._desks if desk.asked]
-        found = [reply for desk in desks for reply in desk.collect(wait=False)]
-        if found:
+    def _collect(self) -> list[tuple[Callable[[str], None], str]]:
+        """Takes replies of either model; neither is waited for while the other could go on."""
+        busy = {name: pending for name, pending in self._pending.items() if pending.busy}
+        if found := [reply for pending in busy.values() for reply in pending.collect(wait=False)]:
             return found
         # Who works in this process works while it is waited for, and by turns.
-        self._desks.reverse()
-        waiting = [desk for desk in self._desks if desk.asked and not desk.goes_on_alone] or desks
-        if len(waiting) == 1 or not waiting[0].goes_on_alone:
-            return waiting[0].collect(wait=True)
+        self._pending = dict(reversed(self._pending.items()))
+        here = [name for name in self._pending if name in busy and name not in self._servers]
+        if here or len(busy) == 1:
+            return busy[(here or list(busy))[0]].collect(wait=True)
         time.sleep(_PAUSE)
         return []
 
     # ---------------------------------------------------------------------------------- one chunk
 
-    def _go_on(self, chunk):
+    def _go_on(self, chunk: _OpenChunk) -> None:
         """Does all that can be done for a chunk, and for those behind it in the stream that wait for it."""
         self._select(chunk)
         waiting = chunk.stream.open
@@ -293,12 +281,12 @@ class _Pipeline:
             if first.is_ready:
                 self._finish(waiting.popleft())
 
-    def _select(self, chunk):
+    def _select(self, chunk: _OpenChunk) -> None:
         """Decides on near-duplicates, and asks for what is needed further."""
         options = self._options
         kept = [candidate.worded for candidate in chunk.with_fate(KEPT)]
 
-        def like_any(others):
+        def like_any(others: Iterable[Worded]) -> bool:
             return any(proposals.alike(worded, other, options.duplicate) for other in others)
 
         before = [Worded.of(question.text, question.answers) for question in chunk.existing] + kept
@@ -318,67 +306,69 @@ class _Pipeline:
         if is_short and not chunk.is_proposing and chunk.rounds < options.rounds:
             self._propose(chunk)
 
-    def _propose(self, chunk):
+    def _propose(self, chunk: _OpenChunk) -> None:
         chunk.rounds += 1
         chunk.is_proposing = True
 
-        def receive(reply):
+        def receive(reply: str) -> None:
             chunk.is_proposing = False
             chunk.add(proposals.parse(reply), self._options)
             self._go_on(chunk)
 
-        self._ask(self._generator, generator_chat(self._options, chunk.chunk.text, chunk.rounds), receive)
+        self._ask("generator", self._options.generator_chat(chunk.chunk.text, chunk.rounds), receive)
 
-    def _ask_closed_book(self, chunk, candidate):
-        def receive(reply):
+    def _ask_closed_book(self, chunk: _OpenChunk, candidate: _Candidate) -> None:
+        def receive(reply: str) -> None:
             if self._answers(chunk, candidate, reply):
                 candidate.fate = "closed_book"
                 self._go_on(chunk)
             else:
                 self._verify(chunk, candidate)
 
-        self._ask(self._verifier, closed_book_chat(self._options, candidate.proposal.question), receive)
+        self._ask("verifier", self._options.closed_book_chat(candidate.proposal.question), receive)
 
-    def _verify(self, chunk, candidate):
-        def receive(reply):
+    def _verify(self, chunk: _OpenChunk, candidate: _Candidate) -> None:
+        def receive(reply: str) -> None:
             candidate.fate = KEPT if self._answers(chunk, candidate, reply) else "unanswerable"
             self._go_on(chunk)
 
-        chat = verifier_chat(self._options, chunk.chunk.text, candidate.proposal.question)
-        self._ask(self._verifier, chat, receive)
+        chat = self._options.verifier_chat(chunk.chunk.text, candidate.proposal.question)
+        self._ask("verifier", chat, receive)
 
-    def _answers(self, chunk, candidate, reply):
-        """Whether a reply answers a candidate's question."""
-        candidate.reply = (chat.after_thinking(reply) or "").strip()
+    def _answers(self, chunk: _OpenChunk, candidate: _Candidate, reply: str) -> bool:
+        """Notes a reply; returns whether it answers the candidate's question."""
+        candidate.reply = (chat_lib.after_thinking(reply) or "").strip()
         return scoring.score(candidate.reply, self._question(chunk, candidate)) >= self._options.min_score
 
-    def _question(self, chunk, candidate):
+    def _question(self, chunk: _OpenChunk, candidate: _Candidate) -> Question:
         question, answer = candidate.proposal
         return Question(question, (answer,), self._options.metric, (chunk.step,), KIND)
 
     # ---------------------------------------------------------------------------------- the budget
 
-    def _ask(self, desk, chat, receive):
-        self._spend(f"{desk.name}_prompt", self._count(chat))
-        self.report.chats[desk.name] += 1
-        desk.ask(chat, receive)
+    def _ask(self, name: str, chat: Chat, receive: Callable[[str], None]) -> None:
+        def count_and_receive(reply: str) -> None:
+            self._spend(f"{name}_new", self._count_tokens(reply))
+            receive(reply)
 
-    def _spend(self, field, count):
+        self._spend(f"{name}_prompt", self._count(chat))
+        self.report.chats[name] += 1
+        self._pending[name].submit(chat, count_and_receive)
+
+    def _spend(self, field: str, count: int) -> None:
         report, options = self.report, self._options
         setattr(report.tokens, field, getattr(report.tokens, field) + count)
-        for name, value in (("max_tokens", report.tokens.total), ("max_money", report.money)):
-            limit = getattr(options, name)
-            if limit and value > limit:
-                raise BudgetError(
-                    f"questions.{name}={limit:,} is used up after {report.chunks:,} of {self._estimate.chunks:,} "
-                    f"chunks, with {report.kept:,} questions kept: {report.tokens.total:,} tokens, money "
-                    f"{report.money:,.2f}. The same command with a higher questions.{name} goes on; what is in the "
-                    "file of answers is not asked again, but counts."
-                )
+        if name := costs.exceeded(options, report.tokens, report.money):
+            raise BudgetError(
+                f"questions.{name}={getattr(options, name):,} is used up after {report.chunks:,} of "
+                f"{self._estimate.chunks:,} chunks, with {report.kept:,} questions kept: {report.tokens.total:,} "
+                f"tokens, money {report.money:,.2f}. The same command with a higher questions.{name} goes on; what is "
+                "in the file of answers is not asked again, but counts."
+            )
 
     # ---------------------------------------------------------------------------------- the results
 
-    def _finish(self, chunk):
+    def _finish(self, chunk: _OpenChunk) -> None:
         stream, options, report = chunk.stream, self._options, self.report
         for candidate in chunk.with_fate(""):
             candidate.fate = "surplus"
@@ -407,8 +397,8 @@ class _Pipeline:
         if self._progress:
             self._progress(report.chunks, self._estimate.chunks)
 
-    def _close(self, stream):
-        """The stream with its new questions; its examples compete for their places in the report."""
+    def _close(self, stream: _OpenStream) -> Stream:
+        """Returns the stream with its new questions; its examples compete for their places in the report."""
         report = self.report
         report.streams += 1
         for fate, examples in stream.examples.items():
@@ -419,5 +409,5 @@ class _Pipeline:
         return dataclasses.replace(stream.stream, chunks=tuple(stream.done))
 
 
-def _least(pairs, count):
+def _least(pairs: Iterable[tuple[Any, Example]], count: int) -> list[tuple[Any, Example]]:
     return sorted(pairs, key=lambda pair: pair[0])[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from finemem_jax.memory.prompts import MANAGER_EXAMPLES, chunk_part
 from finemem_jax.types import Message
@@ -42,53 +43,46 @@ VERIFIER_EXAMPLE = (MANAGER_EXAMPLES[0][0], "On which day of the week is Priya's
 CLOSED_BOOK_EXAMPLE = ("Which planet is nearest to the sun?", "Mercury")
 
 
-def generator(chunk: str, count: int, num_examples: int, system: str = GENERATOR_SYSTEM) -> list[Message]:
-    """The prompt that asks for `count` questions about a chunk, with their answers; `proposal_line` writes one.
+def generator(chunk: str, count: int, num_examples: int, *, system: str = "") -> list[Message]:
+    """Asks for `count` questions about a chunk, with their answers; `proposal_line` writes one.
 
     Args:
-        num_examples: Worked examples, 0 or 1.
+        num_examples: Worked examples, 0 or 1; so in the other prompts.
+        system: Replaces the system message if not empty; so in the other prompts.
     """
-    messages = [Message("system", (system,))]
-    if num_examples:
-        text, proposed = GENERATOR_EXAMPLE
-        written = "\n".join(proposal_line(question, answer) for question, answer in proposed)
-        messages += [
-            Message("user", (chunk_part(text), _count_part(len(proposed)))),
-            Message("assistant", (written,)),
-        ]
-    return [*messages, Message("user", (chunk_part(chunk), _count_part(count)))]
+    text, proposed = GENERATOR_EXAMPLE
+    written = "\n".join(proposal_line(question, answer) for question, answer in proposed)
+    example = (chunk_part(text), _count_part(len(proposed))), written
+    return _messages(system or GENERATOR_SYSTEM, [example][:num_examples], (chunk_part(chunk), _count_part(count)))
 
 
 def proposal_line(question: str, answer: str) -> str:
-    """How the generator is to write a question and its answer."""
+    """Writes a question and its answer as the generator is to write them."""
     return json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
 
 
-def _count_part(count):
+def _count_part(count: int) -> str:
     return f"Write {count} questions about this text, one JSON object per line."
 
 
-def verifier(chunk: str, question: str, num_examples: int, system: str = VERIFIER_SYSTEM) -> list[Message]:
-    """The prompt that asks for the answer to a question that a chunk should hold.
+def verifier(chunk: str, question: str, num_examples: int, *, system: str = "") -> list[Message]:
+    """Asks for the answer to a question that a chunk should hold."""
+    text, asked, answer = VERIFIER_EXAMPLE
+    example = (chunk_part(text), f"Question: {asked}"), answer
+    return _messages(system or VERIFIER_SYSTEM, [example][:num_examples], (chunk_part(chunk), f"Question: {question}"))
 
-    Args:
-        num_examples: Worked examples, 0 or 1.
-    """
+
+def closed_book(question: str, num_examples: int, *, system: str = "") -> list[Message]:
+    """Asks a question without anything to answer it from."""
+    asked, answer = CLOSED_BOOK_EXAMPLE
+    return _messages(
+        system or CLOSED_BOOK_SYSTEM, [((f"Question: {asked}",), answer)][:num_examples], (f"Question: {question}",)
+    )
+
+
+def _messages(system: str, examples: Sequence[tuple[tuple[str, ...], str]], user: tuple[str, ...]) -> list[Message]:
+    """Shows worked examples, the parts of what is asked and the reply, before it asks."""
     messages = [Message("system", (system,))]
-    if num_examples:
-        text, asked, answer = VERIFIER_EXAMPLE
-        messages += [Message("user", (chunk_part(text), f"Question: {asked}")), Message("assistant", (answer,))]
-    return [*messages, Message("user", (chunk_part(chunk), f"Question: {question}"))]
-
-
-def closed_book(question: str, num_examples: int, system: str = CLOSED_BOOK_SYSTEM) -> list[Message]:
-    """The prompt that asks a question without anything to answer it from.
-
-    Args:
-        num_examples: Worked examples, 0 or 1.
-    """
-    messages = [Message("system", (system,))]
-    if num_examples:
-        asked, answer = CLOSED_BOOK_EXAMPLE
-        messages += [Message("user", (f"Question: {asked}",)), Message("assistant", (answer,))]
-    return [*messages, Message("user", (f"Question: {question}",))]
+    for parts, reply in examples:
+        messages += [Message("user", parts), Message("assistant", (reply,))]
+    return [*messages, Message("user", user)]

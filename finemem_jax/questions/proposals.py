@@ -1,4 +1,4 @@
-"""Questions that a model proposes: read from its reply, and what can be held against them without asking anybody."""
+"""Reads the questions that a model proposes from its reply, and refuses what can be refused without asking anybody."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import json_repair
 
@@ -33,7 +33,7 @@ _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
 
 
 def parse(reply: str) -> list[Proposal | Malformed]:
-    """What a generator's reply proposes, in its order.
+    """Reads what a generator's reply proposes, in its order.
 
     Proposals are JSON objects, wherever they stand: one a line, in a list, in code fences, behind numbers, spread over
     lines. Broken ones are mended if they can be, but none that was cut off in its answer. Other lines that hold words
@@ -63,13 +63,13 @@ def parse(reply: str) -> list[Proposal | Malformed]:
     return found
 
 
-def _line_end(text, position):
+def _line_end(text: str, position: int) -> int:
     end = text.find("\n", position)
     return len(text) if end < 0 else end
 
 
-def _object_at(text, start):
-    """The object that starts with a brace, None if there is none to be made of it, and where it ends."""
+def _object_at(text: str, start: int) -> tuple[dict[str, Any] | None, int]:
+    """Reads the object that starts with a brace, None if there is none to be made of it; returns where it ends, too."""
     try:
         return _JSON.raw_decode(text, start)
     except (ValueError, RecursionError):
@@ -80,7 +80,7 @@ def _object_at(text, start):
         return _repaired(text[start:end]), end
 
 
-def _repaired(piece):
+def _repaired(piece: str) -> dict[str, Any] | None:
     if len(piece) > _MAX_REPAIR_CHARS or sum(map(piece.count, "{[(")) > _MAX_REPAIR_BRACKETS:
         return None
     # One that was cut off in its answer would be completed to another answer: "New" for "New York".
@@ -94,8 +94,8 @@ def _repaired(piece):
     return value if isinstance(value, dict) else None
 
 
-def _proposals(value, written) -> Iterator[Proposal | Malformed]:
-    """What an object proposes that was written so."""
+def _proposals(value: dict[str, Any], written: str) -> Iterator[Proposal | Malformed]:
+    """Yields what an object proposes that was written so."""
     # Repair reads numbers as numbers.
     fields = {key.strip().lower(): str(field) if type(field) in (int, float) else field for key, field in value.items()}
     missing = [name for name in Proposal._fields if name not in fields]
@@ -109,7 +109,7 @@ def _proposals(value, written) -> Iterator[Proposal | Malformed]:
         yield _malformed(written, "not texts")
     else:
         proposal = Proposal(*(" ".join(fields[name].split()) for name in Proposal._fields))
-        if not (scoring.normalise(proposal.question) and proposal.answer):
+        if not (scoring.normalize(proposal.question) and proposal.answer):
             yield _malformed(written, "nothing in it")
         elif any(map(_has_no_utf8, proposal)):
             yield _malformed(written, "half a surrogate pair")
@@ -117,12 +117,12 @@ def _proposals(value, written) -> Iterator[Proposal | Malformed]:
             yield proposal
 
 
-def _malformed(text, reason):
+def _malformed(text: str, reason: str) -> Malformed:
     text = text.strip()
     return Malformed(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " …", reason)
 
 
-def _has_no_utf8(text):
+def _has_no_utf8(text: str) -> bool:
     return text.encode("utf-8", "replace").decode("utf-8") != text
 
 
@@ -145,7 +145,7 @@ _REFERS = tuple(
 
 
 def text_flaw(proposal: Proposal, text: str, max_answer_words: int) -> str:
-    """The first of `REASONS` for which a proposal about a chunk with this text is refused by its words; "" for none."""
+    """Names the first of `REASONS` for which a proposal about a chunk is refused by its words; "" for none."""
     if len(proposal.answer.split()) > max_answer_words:
         return "too_long"
     if not scoring.supports(text, proposal.answer):
@@ -174,12 +174,12 @@ class Worded(NamedTuple):
     @classmethod
     def of(cls, question: str, answers: Iterable[str]) -> Worded:
         """Of a question as it is written."""
-        words = collections.Counter(scoring.normalise(question).split())
-        return cls(words, frozenset(map(scoring.normalise, answers)))
+        words = collections.Counter(scoring.normalize(question).split())
+        return cls(words, frozenset(map(scoring.normalize, answers)))
 
 
 def near_duplicates(first: tuple[str, str], second: tuple[str, str], threshold: float) -> bool:
-    """Whether two questions, each with its answer, are too much alike to be asked both.
+    """Tells whether two questions, each with its answer, are too much alike to be asked both.
 
     The F1 of their words (`scoring.token_f1`) must reach the threshold. With different answers, that is not enough: if
     each has a word that the other lacks, function words aside, they ask for different things ("Where does Ana live?",
@@ -189,7 +189,7 @@ def near_duplicates(first: tuple[str, str], second: tuple[str, str], threshold: 
 
 
 def alike(first: Worded, second: Worded, threshold: float) -> bool:
-    """See `near_duplicates`."""
+    """Does what `near_duplicates` does."""
     overlap = (first.words & second.words).total()
     if 2 * overlap < threshold * (first.words.total() + second.words.total()):
         return False
@@ -212,7 +212,7 @@ class AskedBefore:
         self._all.append(worded)
 
     def holds_like(self, worded: Worded) -> bool:
-        """Whether one of them is like this one."""
+        """Tells whether one of them is like this one."""
         # F1 = 2 o / (p + g) >= d and o <= g ask for an overlap o >= d p / (2 - d): once fewer words than that are left
         # to look up, no further question can be like it.
         needed = self._threshold * worded.words.total() / (2 - self._threshold)

@@ -1,12 +1,14 @@
-"""What became of the questions that were proposed, in numbers and examples, and as a page to read."""
+"""Reports what became of the questions that were proposed, in numbers and examples, and as a page to read."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from finemem_jax import config as config_lib
-from finemem_jax.questions.costs import Prices, Tokens
+from finemem_jax.config.sections import Prices
+from finemem_jax.questions.costs import Tokens
 from finemem_jax.questions.options import QuestionOptions
 
 # Why proposals are not kept, in the order in which it is found out. Each counts under one reason, the first.
@@ -44,7 +46,7 @@ class Report:
             `empty` none.
         existing: Questions that the chunks had before and kept.
         rejected: By reason, a key of `REASONS`.
-        chats: How often each worker was asked.
+        chats: How often each model was asked.
         examples: Some of those kept and of those rejected for each reason; spread over streams.
     """
 
@@ -74,18 +76,14 @@ class Report:
 
 
 def markdown(report: Report, split: str) -> str:
-    """The report as a page to read."""
+    """Writes the report as a page to read."""
     options, tokens, prices = report.options, report.tokens, report.prices
-    asked = [
-        [
-            worker,
-            f"{report.chats[worker]:,}",
-            *(f"{getattr(tokens, f'{worker}_{kind}'):,}" for kind in ("prompt", "new")),
-            *(f"{getattr(prices, f'{worker}_{kind}'):g}" for kind in ("prompt", "new")),
-        ]
-        for worker in report.chats
-    ]
+    asked = []
+    for name, chats in report.chats.items():
+        used, price = ([vars(of)[f"{name}_{kind}"] for kind in ("prompt", "new")] for of in (tokens, prices))
+        asked.append([name, f"{chats:,}", *(f"{value:,}" for value in used), *(f"{value:g}" for value in price)])
     fates = {KEPT: (report.kept, "")} | {name: (report.rejected[name], meaning) for name, meaning in REASONS.items()}
+    sizes = (f"with {options.keep} questions", report.full), ("with fewer", report.partial), ("with none", report.empty)
     lines = [
         f"# Chunk questions: {split}",
         "",
@@ -93,14 +91,7 @@ def markdown(report: Report, split: str) -> str:
         f"{report.chunks:,} chunks of {report.streams:,} streams.",
         *([f"{report.existing:,} that were there before stay."] if options.keep_existing else []),
         "",
-        *_table(
-            ["chunks", "number"],
-            [
-                [f"with {options.keep} questions", f"{report.full:,}"],
-                ["with fewer", f"{report.partial:,}"],
-                ["with none", f"{report.empty:,}"],
-            ],
-        ),
+        *_table(["chunks", "number"], [[name, f"{number:,}"] for name, number in sizes]),
         "",
         "## What became of the proposals",
         "",
@@ -132,18 +123,18 @@ def markdown(report: Report, split: str) -> str:
     return plain("\n".join(lines) + "\n")
 
 
-def _table(header, rows):
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(map(_cell, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
 _MARKS = re.compile(r"([\\|<>`*_\[\]#])")
 
 
-def _cell(text):
+def _cell(text: str) -> str:
     # What a model wrote must not pass for markup, nor end its row.
     return text if text == "---" else _MARKS.sub(r"\\\1", " ".join(text.split()))
 
 
 def plain(text: str) -> str:
-    """A text without what has no UTF-8 form."""
+    """Replaces what has no UTF-8 form in a text."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,11 +1,10 @@
-"""`--mode=questions`: makes chunk questions for the streams of a config, and writes streams that training reads."""
+"""Runs --mode=questions: makes chunk questions for the streams of a config, and writes streams that training reads."""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable
 
 from finemem_jax import build as build_lib
 from finemem_jax import input_pipeline
@@ -14,9 +13,10 @@ from finemem_jax.clients.language_models import LanguageModels
 from finemem_jax.config import checks
 from finemem_jax.config.sections import Config
 from finemem_jax.memory import build
-from finemem_jax.questions import costs, pipeline
-from finemem_jax.questions import options as question_options
+from finemem_jax.models.tokenizer import Tokenizer
+from finemem_jax.questions import costs
 from finemem_jax.questions.options import QuestionOptions
+from finemem_jax.questions.pipeline import Models, Pipeline, Progress
 from finemem_jax.questions.report import Report
 from finemem_jax.runtime import checkpoint
 from finemem_jax.runtime.display import Display
@@ -46,38 +46,27 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     checkpoint.check(workdir, config)
     checkpoint.claim(workdir, config)
     folder, lines = workdir / "questions", []
-    models = LanguageModels(config, build_lib.frozen(config, loaded), workdir)
-    with contextlib.closing(models):
-        asked = config.questions
-        generator = models.model("questions.generator", asked.generator)
-        verifier = models.model("questions.verifier", asked.verifier)
-        both = {"generator": asked.generator, "verifier": asked.verifier}
-        servers = [name for name, role in both.items() if role.kind == "server"]
+    roles = {"generator": config.questions.generator, "verifier": config.questions.verifier}
+    with contextlib.closing(LanguageModels(config, build_lib.frozen(config, loaded), workdir)) as models:
+        asked = Models(
+            **{name: models.model(f"questions.{name}", role) for name, role in roles.items()},
+            count_tokens=environment.count_tokens,
+            prices=prices,
+            servers=[name for name, role in roles.items() if role.kind == "server"],
+        )
         if models.generates:
-            _warm_up(models, environment, options, config)
+            _warm_up(models, environment.tokenizer, options, chunk_tokens=config.manager.chunk_tokens)
         for split, found in streams.items():
-            print(f"{split}: {costs.estimate(found, options, environment.count_tokens, prices)}", flush=True)
+            print(f"{split}: {costs.estimate(found, options, environment.count_tokens, prices=prices)}", flush=True)
         with Display(0) as display:
             for split, found in streams.items():
-                progress = _progress(display, split)
-                report = pipeline.write(
-                    folder,
-                    split,
-                    found,
-                    options,
-                    generator,
-                    verifier,
-                    environment.count_tokens,
-                    prices,
-                    progress,
-                    servers,
-                )
+                report = Pipeline(found, options, asked, progress=_progress(display, split)).write(folder, split)
                 lines += _closing_lines(folder, split, report)
     return [*lines, f"train on them  --config.data.name=streams --config.data.source_dir={folder}"]
 
 
 def options_of(config: Config) -> QuestionOptions:
-    """What the settings ask for.
+    """Takes the options from the settings.
 
     Raises:
         ValueError: a setting that cannot be.
@@ -85,24 +74,21 @@ def options_of(config: Config) -> QuestionOptions:
     return QuestionOptions(**vars(config.questions), seed=config.seed)
 
 
-def _warm_up(models, environment, options, config: Config):
-    sampler = models.sampler()
-    chats = (question_options.generator_chat(options, "", 1), question_options.verifier_chat(options, "", ""))
-    prompts = [chat.encode(environment.tokenizer, one) for one in chats]
+def _warm_up(models: LanguageModels, tokens: Tokenizer, options: QuestionOptions, *, chunk_tokens: int) -> None:
+    prompts = [chat.encode(tokens, one) for one in (options.generator_chat("", 1), options.verifier_chat("", ""))]
     shared_prefix = max(prompt.cuts[0] for prompt in prompts)
     own = max(len(prompt.ids) - prompt.cuts[0] for prompt in prompts)
+    positions = own + chunk_tokens + max(options.proposal_tokens, options.answer_tokens + 64)
     with Display(0) as display:
-        sampler.warm_up(
-            shared_prefix,
-            own + config.manager.chunk_tokens + max(options.proposal_tokens, options.answer_tokens + 64),
-            lambda done, total: display.phase(f"compiling: {done} of {total} programs"),
+        models.sampler().warm_up(
+            shared_prefix, positions, lambda done, total: display.phase(f"compiling: {done} of {total} programs")
         )
 
 
-def _progress(display, split) -> Callable[[int, int], None]:
+def _progress(display: Display, split: str) -> Progress:
     said = began = time.monotonic()
 
-    def progress(done, total):
+    def progress(done: int, total: int) -> None:
         nonlocal said
         display.phase(f"{split}: {done:,} of {total:,} chunks")
         if time.monotonic() - said > _QUIET:
@@ -112,7 +98,7 @@ def _progress(display, split) -> Callable[[int, int], None]:
     return progress
 
 
-def _closing_lines(folder, split, report: Report):
+def _closing_lines(folder: pathlib.Path, split: str, report: Report) -> list[str]:
     return [
         f"{split:14} {report.kept:,} questions kept of {report.proposed:,} proposed ({report.acceptance:.1%}); of "
         f"{report.chunks:,} chunks {report.full:,} have all, {report.empty:,} none; {report.tokens.total:,} tokens, "

@@ -1,4 +1,4 @@
-"""Which metric each published data source is scored by: as published, bugs and all, or with the bugs mended."""
+"""Names the metric that each published data source is scored by: as published, or with the bugs mended."""
 
 from __future__ import annotations
 

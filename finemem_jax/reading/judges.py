@@ -1,4 +1,4 @@
-"""Language models as judges: of what was written, and of answers that no rule can score.
+"""Has language models judge what was written, and answers that no rule can score.
 
 A judge may come to no verdict. It is then asked again, and in the end that is what is returned, never a low score.
 """
@@ -6,15 +6,17 @@ A judge may come to no verdict. It is then asked again, and in the end that is w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
 
+from finemem_jax.clients.chat import LanguageModel
+from finemem_jax.config import sections
 from finemem_jax.reading import prompts
 from finemem_jax.runtime import workers
-from finemem_jax.runtime.workers import Worker
-from finemem_jax.types import Chat, Operation, Question
+from finemem_jax.runtime.workers import Pending, Worker
+from finemem_jax.types import Chat, Message, Operation, Question
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Hashable)
 
 # Of a judge that is asked again: at its own, low one it would say the same once more.
 _LEAST_TEMPERATURE = 0.7
@@ -34,40 +36,29 @@ ContentJudge = Worker[Operation, bool | None]
 AnswerJudge = Worker[JudgedAnswer, bool | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class JudgeOptions:
-    """How a judge is asked; see `config.default()`. `system` replaces its system message if not empty."""
+def content_judge(model: LanguageModel, settings: sections.Judge) -> Judge[Operation]:
+    """Makes Mem-alpha's judge of contents (2509.25911)."""
 
-    max_new_tokens: int
-    temperature: float
-    tries: int
-    system: str = ""
+    def ask(operation: Operation) -> Chat:
+        return _chat(prompts.content_judge(operation, settings.content_system), settings)
 
-
-def content_judge(model: Worker[Chat, str], options: JudgeOptions) -> Judge[Operation]:
-    """Mem-alpha's judge of contents (2509.25911)."""
-    system = options.system or prompts.JUDGE_SYSTEM
-
-    def asked(operation: Operation) -> Chat:
-        return _chat(prompts.content_judge(operation, system), options)
-
-    return Judge(model, asked, prompts.verdict, options.tries)
+    return Judge(model, ask, prompts.verdict, tries=settings.tries)
 
 
-def answer_judge(model: Worker[Chat, str], options: JudgeOptions) -> Judge[JudgedAnswer]:
-    """A judge of answers, by the metric and kind of their questions: LongMemEval's, and a general one."""
-    system = options.system or prompts.ANSWER_JUDGE_SYSTEM
+def answer_judge(model: LanguageModel, settings: sections.Judge) -> Judge[JudgedAnswer]:
+    """Makes a judge of answers, by the metric and kind of their questions: LongMemEval's, and a general one."""
 
-    def asked(item: JudgedAnswer) -> Chat:
-        question = item.question
-        messages = prompts.answer_judge(question.text, question.answers, item.answer, rule_of(question), system)
-        return _chat(messages, options)
+    def ask(item: JudgedAnswer) -> Chat:
+        messages = prompts.answer_judge(
+            item.question, item.answer, rule=rule_of(item.question), system=settings.answer_system
+        )
+        return _chat(messages, settings)
 
-    return Judge(model, asked, prompts.yes_or_no, options.tries)
+    return Judge(model, ask, prompts.yes_or_no, tries=settings.tries)
 
 
 def rule_of(question: Question) -> str:
-    """Which of `prompts.ANSWER_RULES` a question is judged by."""
+    """Names which of `prompts.ANSWER_RULES` a question is judged by."""
     if question.metric == "judge_preference":
         return "single-session-preference"
     if question.metric == "judge_longmemeval":
@@ -76,8 +67,12 @@ def rule_of(question: Question) -> str:
     return ""
 
 
-def _chat(messages, options):
-    return Chat(tuple(messages), options.max_new_tokens, options.temperature)
+def _chat(messages: Sequence[Message], settings: sections.Judge) -> Chat:
+    return Chat(tuple(messages), settings.max_new_tokens, settings.temperature)
+
+
+# What a `Judge` counts.
+COUNTS = ("retried", "undecided")
 
 
 class Judge(Generic[Item]):
@@ -89,66 +84,60 @@ class Judge(Generic[Item]):
     """
 
     def __init__(
-        self,
-        model: Worker[Chat, str],
-        ask: Callable[[Item], Chat],
-        read: Callable[[str], bool | None],
-        tries: int,
+        self, model: LanguageModel, ask: Callable[[Item], Chat], read: Callable[[str], bool | None], *, tries: int
     ):
-        """Args:
-        ask: The chat that asks about an item; is asked again with other seeds.
-        read: What a reply says; None for nothing, or for both.
-        tries: How often to ask in all; at least 1.
+        """Puts a judge in front of a language model.
+
+        Args:
+            ask: The chat that asks about an item; is asked again with other seeds.
+            read: What a reply says; None for nothing, or for both.
+            tries: How often to ask in all; at least 1.
         """
         self.retried = self.undecided = 0
-        self._worker = workers.Memoized(
-            workers.Transformed(_Retry(self, model, read, tries), ask, lambda verdict: verdict)
+        retrying: Worker[Chat, bool | None] = _Retry(self, model, read, tries=tries)
+        self._worker: Worker[Item, bool | None] = workers.Memoized(
+            workers.Transformed(retrying, ask, lambda verdict: verdict)
         )
         self.submit, self.collect, self.cancel = self._worker.submit, self._worker.collect, self._worker.cancel
 
 
 class _Retry:
-    """Asks for a verdict until there is one, or patience ends."""
+    """Asks for a verdict until there is one, or for the last time."""
 
-    def __init__(self, counts, model, read, tries):
-        self._counts, self._model, self._read, self._tries = counts, model, read, tries
+    def __init__(self, counts: Judge[Any], model: LanguageModel, read: Callable[[str], bool | None], *, tries: int):
+        self._counts, self._read, self._tries = counts, read, tries
         self._last_id = 0
-        # What the model has been given, by its request ids: our own, the chat, tries so far; and back.
-        self._asked: dict[int, tuple[int, Chat, int]] = {}
-        self._asked_as: dict[int, int] = {}
+        # What the model has been asked, for which of our own request ids and at which try; and its id of that.
+        self._pending: Pending[Chat, str, tuple[int, Chat, int]] = Pending(model)
+        self._asked: dict[int, int] = {}
 
     def submit(self, chat: Chat) -> int:
         self._last_id += 1
         self._ask(self._last_id, chat, 1)
         return self._last_id
 
-    def _ask(self, request_id, chat, number):
+    def _ask(self, request_id: int, chat: Chat, number: int) -> None:
         again = max(chat.temperature, _LEAST_TEMPERATURE)
         put = chat if number == 1 else dataclasses.replace(chat, seed=chat.seed + number - 1, temperature=again)
-        self._asked_as[request_id] = asked = self._model.submit(put)
-        self._asked[asked] = request_id, chat, number
+        self._asked[request_id] = self._pending.submit(put, (request_id, chat, number))
 
     def collect(self, wait: bool = True) -> list[tuple[int, bool | None]]:
         done: list[tuple[int, bool | None]] = []
-        while self._asked and not done:
-            replies = self._model.collect(wait)
-            for asked, reply in replies:
-                request_id, chat, number = self._asked.pop(asked)
+        while self._pending.busy and not done:
+            replied = self._pending.collect(wait)
+            for (request_id, chat, number), reply in replied:
                 verdict = self._read(reply)
                 if verdict is None and number < self._tries:
                     self._counts.retried += 1
                     self._ask(request_id, chat, number + 1)
                     continue
                 self._counts.undecided += verdict is None
-                del self._asked_as[request_id]
+                del self._asked[request_id]
                 done.append((request_id, verdict))
-            if not (wait and replies):
+            if not (wait and replied):
                 break
         return done
 
     def cancel(self, request_id: int) -> bool:
-        asked = self._asked_as.pop(request_id, None)
-        if asked is None:
-            return False
-        del self._asked[asked]
-        return self._model.cancel(asked)
+        asked = self._asked.pop(request_id, None)
+        return asked is not None and self._pending.cancel(asked)

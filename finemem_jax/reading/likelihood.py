@@ -1,4 +1,4 @@
-"""The likelihood reader: how likely the frozen model finds the gold answer, given the evidence. Nothing is generated.
+"""Computes how likely the frozen model finds the gold answers, given the evidence. Nothing is generated.
 
 With prompt x of a question and its evidence, and gold answer y of L tokens (the end of the turn is one of them):
 
@@ -16,14 +16,14 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from finemem_jax.models.kv_cache import Packed
 from finemem_jax.models.tokenizer import EncodedChat, Tokenizer
-from finemem_jax.reading.reader import LikelihoodQuery, LikelihoodScorer, Query
-from finemem_jax.runtime import compilation, workers
+from finemem_jax.reading.reader import LikelihoodQuery, Query
+from finemem_jax.runtime import compilation
 from finemem_jax.sampling.decode import Targets
 from finemem_jax.sampling.engine import Engine, SharedPrefix, targets_in
 from finemem_jax.types import Likelihood
@@ -39,6 +39,7 @@ class LikelihoodStats:
     """Counts since the last `Likelihoods.take_stats`.
 
     Attributes:
+        claims: Queries handed in.
         tokens, padded_tokens: That were computed, and the same with the padding of rows and lengths.
     """
 
@@ -50,7 +51,7 @@ class LikelihoodStats:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A claim in token ids: the prompt after its shared prefix, then every answer with an end of its own."""
+    """A query in token ids: the prompt after its shared prefix, then every answer with an end of its own."""
 
     request_id: int
     prompt: tuple[int, ...]
@@ -73,16 +74,24 @@ class Likelihoods:
     """
 
     def __init__(
-        self, engine: Engine, tokens: Tokenizer, prompt: Callable[[Query], EncodedChat], tokens_together: int, most: int
+        self,
+        engine: Engine,
+        tokens: Tokenizer,
+        prompt: Callable[[Query], EncodedChat],
+        *,
+        tokens_together: int,
+        max_length: int,
     ):
-        """Args:
-        engine: The frozen model's; its weights must not change.
-        prompt: What the model is asked.
-        tokens_together: How many are computed in a call.
-        most: The longest prompt with all its answers that the model takes, in tokens.
+        """Computes nothing yet.
+
+        Args:
+            engine: The frozen model's; its weights must not change.
+            prompt: What the model is asked.
+            tokens_together: How many are computed in a call.
+            max_length: The longest prompt with all its answers that the model takes, in tokens.
         """
         self._engine, self._tokens, self._prompt = engine, tokens, prompt
-        self._together, self._most = tokens_together, most
+        self._together, self._max_length = tokens_together, max_length
         self.stats = LikelihoodStats()
         self.poll: Callable[[], bool | None] = lambda: None
         self._last_id = 0
@@ -90,12 +99,8 @@ class Likelihoods:
         self._waiting: dict[tuple[int, ...], dict[int, _Row]] = {}
         self._done: list[tuple[int, Likelihood]] = []
 
-    def once(self) -> LikelihoodScorer:
-        """The same, which remembers: the likelihood without evidence, above all, is wanted again and again."""
-        return workers.Memoized(self)
-
     def warm_up(self, shared_prefix: int, longest: int, say: Callable[[int, int], None]) -> None:
-        """Compiles all that claims of a size can need.
+        """Compiles all that queries of a size can need.
 
         Args:
             shared_prefix: Tokens of the longest shared prefix.
@@ -110,30 +115,30 @@ class Likelihoods:
         stats, self.stats = self.stats, LikelihoodStats()
         return stats
 
-    # ---------------------------------------------------------------------------------- claims
+    # ---------------------------------------------------------------------------------- queries
 
-    def submit(self, claim: LikelihoodQuery) -> int:
-        """Hands a claim in; returns its request_id.
+    def submit(self, asked: LikelihoodQuery) -> int:
+        """Hands a query in; returns its request_id.
 
         Raises:
             ValueError: prompt and answers are longer than the model takes.
         """
         self._last_id += 1
         self.stats.claims += 1
-        golds, choices = (_distinct(texts) for texts in (claim.golds, claim.choices))
+        golds, choices = (_distinct(texts) for texts in (asked.golds, asked.choices))
         if not golds:
             self._done.append((self._last_id, Likelihood(LEAST_LOG_PROB, False, 0.0 if choices else None)))
             return self._last_id
         others = [text for text in choices if text not in golds]
-        prompt = self._prompt(claim.query)
+        prompt = self._prompt(asked.query)
         cut = prompt.cuts[0]
         # The ids of prompt and answers are put together: those of the joined text can be others.
         answers = tuple(tuple(self._tokens.encode(text)) for text in (*golds, *others))
         row = _Row(self._last_id, prompt.ids[cut:], answers, len(golds), len(choices))
-        if cut + row.length > self._most:
+        if cut + row.length > self._max_length:
             raise ValueError(
-                f"The question {claim.query.question[:60]!r} with its evidence and answers has {cut + row.length} "
-                f"tokens, and the model takes {self._most}; lower memory.top_k, or ask without likelihoods."
+                f"The question {asked.query.question[:60]!r} with its evidence and answers has {cut + row.length} "
+                f"tokens, and the model takes {self._max_length}; lower memory.top_k, or ask without likelihoods."
             )
         self._waiting.setdefault(prompt.ids[:cut], {})[self._last_id] = row
         return self._last_id
@@ -152,7 +157,7 @@ class Likelihoods:
         return done
 
     def cancel(self, request_id: int) -> bool:
-        """Takes a claim back. Returns whether it was still to be collected."""
+        """Takes a query back. Returns whether it was still to be collected."""
         for ids, rows in self._waiting.items():
             if rows.pop(request_id, None):
                 if not rows:
@@ -164,11 +169,11 @@ class Likelihoods:
 
     # ---------------------------------------------------------------------------------- computing
 
-    def _rows(self, length):
+    def _rows(self, length: int) -> int:
         shards = self._engine.data_shards
         return max(self._together // length // shards, 1) * shards
 
-    def _compute_some(self):
+    def _compute_some(self) -> list[tuple[int, Likelihood]]:
         # The longest first: what is left over at the end pads short rows.
         shared_prefix_ids = next(iter(self._waiting))
         waiting = sorted(self._waiting[shared_prefix_ids].values(), key=lambda row: (-row.length, row.request_id))
@@ -181,12 +186,13 @@ class Likelihoods:
             del self._waiting[shared_prefix_ids]
         return found
 
-    def _shared_prefix(self, ids):
+    def _shared_prefix(self, ids: tuple[int, ...]) -> SharedPrefix:
         if ids not in self._shared_prefixes:
             self._shared_prefixes[ids] = self._engine.shared_prefix(ids)
         return self._shared_prefixes[ids]
 
-    def _compute(self, shared_prefix, taken, length):
+    def _compute(self, shared_prefix: SharedPrefix, taken: Sequence[_Row], length: int) -> list[tuple[int, Likelihood]]:
+        """Computes the likelihoods of some rows in one call; a row's answers are segments that share its prompt."""
         shape = self._rows(length), length
         tokens, segment_ids, positions = np.zeros((3, *shape), np.int32)
         segment_ids -= 1  # Padding: a segment that nobody sees.
@@ -211,25 +217,31 @@ class Likelihoods:
         )
         self.stats.tokens += sum(row.length for row in taken)
         self.stats.padded_tokens += tokens.size
-        found, at = [], 0
-        for row in taken:
-            ends = np.cumsum([at, *(len(answer) + 1 for answer in row.answers)])
-            sums, means, tops = [], [], []
-            for start, end in itertools.pairwise(ends):
-                sums.append(float(log_probs[start:end].sum(dtype=np.float64)))
-                means.append(sums[-1] / int(end - start))
-                tops.append(bool(is_top[start:end].all()))
-            at = int(ends[-1])
-            found.append((row.request_id, _likelihood(row, sums, means, tops)))
-        return found
+        return list(_likelihoods(taken, log_probs, is_top))
 
 
-def _length(longest):
-    """How long rows are of which the longest has so many tokens."""
+def _likelihoods(taken: Sequence[_Row], log_probs: np.ndarray, is_top: np.ndarray) -> Iterator[tuple[int, Likelihood]]:
+    """Takes the rows' likelihoods from those of their answers' tokens, which stand row after row."""
+    at = 0
+    for row in taken:
+        end = at + sum(len(answer) + 1 for answer in row.answers)
+        yield row.request_id, _likelihood(row, log_probs[at:end], is_top[at:end])
+        at = end
+
+
+def _length(longest: int) -> int:
+    """Gives the length of rows of which the longest has so many tokens."""
     return compilation.bucket(max(longest, 2 * _UNIT), _UNIT)
 
 
-def _likelihood(row, sums, means, tops):
+def _likelihood(row: _Row, log_probs: np.ndarray, is_top: np.ndarray) -> Likelihood:
+    """Sums over the tokens of each answer, which stand one answer after the other, their ends included."""
+    ends = np.cumsum([0, *(len(answer) + 1 for answer in row.answers)])
+    sums, means, tops = [], [], []
+    for start, end in itertools.pairwise(ends):
+        sums.append(float(log_probs[start:end].sum(dtype=np.float64)))
+        means.append(sums[-1] / int(end - start))
+        tops.append(bool(is_top[start:end].all()))
     closed = None
     if row.num_choices:
         # Relative to the likeliest, lest all of them vanish.
@@ -239,6 +251,6 @@ def _likelihood(row, sums, means, tops):
     return Likelihood(min(max(means[: row.num_golds]), 0.0), any(tops[: row.num_golds]), closed)
 
 
-def _distinct(texts):
-    """Texts without outer white space, which readers' answers lose too; each once, and no blank ones."""
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """Returns texts without outer white space, which readers' answers lose too; each once, and no blank ones."""
     return [text for text in dict.fromkeys(text.strip() for text in texts) if text]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from finemem_jax.clients.chat import after_thinking
-from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Message, Operation
+from finemem_jax.types import CORE, EPISODIC, SEMANTIC, Action, Message, Operation, Question
 
 READER_SYSTEM = """\
 You answer questions about notes. Reply with the exact words from the notes that answer the question, and \
@@ -49,16 +49,18 @@ READER_BOXED_EXAMPLES = (
 
 
 def reader(
-    evidence: Sequence[str], question: str, num_examples: int, system: str = READER_SYSTEM, cite: bool = False
+    evidence: Sequence[str], question: str, num_examples: int, *, system: str = "", cite: bool = False
 ) -> list[Message]:
-    """The reader's prompt for one question.
+    """Writes the reader's prompt for one question.
 
     Args:
         evidence: Texts of the retrieved memory items, best first.
         question: q_j.
         num_examples: Worked examples, 0 to 2; others for questions that ask for a box.
+        system: Replaces the system message if not empty; so in the other prompts.
         cite: Number the notes, and ask for the numbers of those that the answer was taken from.
     """
+    system = system or READER_SYSTEM
     messages = [Message("system", (f"{system} {READER_CITES}" if cite else system,))]
     examples = READER_BOXED_EXAMPLES if BOXED in question else READER_EXAMPLES
     for notes, asked, answer in examples[:num_examples]:
@@ -68,7 +70,7 @@ def reader(
     return [*messages, Message("user", (_question_part(evidence, question, cite),))]
 
 
-def _question_part(evidence, question, cite):
+def _question_part(evidence: Sequence[str], question: str, cite: bool) -> str:
     marks = (f"[{i}]" if cite else "-" for i in range(1, len(evidence) + 1))
     notes = "\n".join(f"{mark} {' '.join(text.split())}" for mark, text in zip(marks, evidence, strict=True))
     return f"Notes:\n{notes or '(none)'}\nQuestion: {question}"
@@ -84,7 +86,7 @@ def split_citations(text: str, num_notes: int) -> tuple[str, tuple[bool, ...]]:
     """
     cited = [False] * num_notes
 
-    def take_out(match):
+    def take_out(match: re.Match[str]) -> str:
         number = int(match[1])
         if not 1 <= number <= num_notes:
             return match[0]
@@ -120,8 +122,8 @@ JUDGE_RULES = {
 }
 
 
-def content_judge(operation: Operation, system: str = JUDGE_SYSTEM) -> list[Message]:
-    """The prompt that asks whether the content of one INSERT or UPDATE deserves its place; `verdict` reads the reply.
+def content_judge(operation: Operation, system: str = "") -> list[Message]:
+    """Asks whether the content of one INSERT or UPDATE deserves its place; `verdict` reads the reply.
 
     Raises:
         ValueError: the operation writes no content.
@@ -131,7 +133,7 @@ def content_judge(operation: Operation, system: str = JUDGE_SYSTEM) -> list[Mess
     rule = f"Rule of the {operation.memory_type or 'whole'} memory:\n{JUDGE_RULES[operation.memory_type]}\n\n"
     # As JSON: an entry that holds instructions is still one string.
     entry = f"Entry:\n{json.dumps(operation.content, ensure_ascii=False)}\n\nVALID or INVALID?"
-    return [Message("system", (system,)), Message("user", (rule, entry))]
+    return [Message("system", (system or JUDGE_SYSTEM,)), Message("user", (rule, entry))]
 
 
 # "not valid" and "VALID: false" are no praise; bounded repetition keeps the search linear.
@@ -139,7 +141,7 @@ _VERDICT = re.compile(r"(\bnot\s{1,4}|n't\s{1,4})?\b(in)?valid\b(?:\W{1,4}(true|
 
 
 def verdict(text: str) -> bool | None:
-    """Whether a judge's reply says VALID (True) or INVALID (False); None where it says neither, or both.
+    """Reads whether a judge's reply says VALID (True) or INVALID (False); None where it says neither, or both.
 
     Words in <think></think> are no part of the reply.
     """
@@ -182,28 +184,25 @@ ANSWER_RULES = {
 }
 
 
-def answer_judge(
-    question: str, golds: Sequence[str], answer: str, rule: str = "", system: str = ANSWER_JUDGE_SYSTEM
-) -> list[Message]:
-    """The prompt that asks whether an answer is right; `yes_or_no` reads the reply.
+def answer_judge(question: Question, answer: str, *, rule: str = "", system: str = "") -> list[Message]:
+    """Asks whether an answer is right; any gold answer of the question will do. `yes_or_no` reads the reply.
 
     Args:
-        golds: Expected answers; any one of them will do.
         rule: A key of `ANSWER_RULES`; others mean the same as "".
     """
     expected = "Rubric" if rule == "single-session-preference" else "Expected answer"
     rules = f"{ANSWER_RULES.get(rule, _RIGHT)}\n\n"
-    asked = f"Question:\n{question}\n\n{expected}:\n" + "\nor: ".join(golds)
+    asked = f"Question:\n{question.text}\n\n{expected}:\n" + "\nor: ".join(question.answers)
     # As JSON: an answer that holds instructions is still one string.
     given = f"\n\nAnswer that was given:\n{json.dumps(answer, ensure_ascii=False)}\n\nIs it right, YES or NO?"
-    return [Message("system", (system,)), Message("user", (rules, asked, given))]
+    return [Message("system", (system or ANSWER_JUDGE_SYSTEM,)), Message("user", (rules, asked, given))]
 
 
 _YES_OR_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 
 def yes_or_no(text: str) -> bool | None:
-    """Whether a judge's reply says yes (True) or no (False); None where it says neither, or both.
+    """Reads whether a judge's reply says yes (True) or no (False); None where it says neither, or both.
 
     Words in <think></think> are no part of the reply.
     """

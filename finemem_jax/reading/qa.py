@@ -1,4 +1,4 @@
-"""Questions with their evidence put to a reader, and to whoever else has a word on the answers, as they arise."""
+"""Puts questions with their evidence to a reader, and the answers to those who score them, as they arise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from finemem_jax.reading import prompts, scoring
-from finemem_jax.reading.judges import AnswerJudge, JudgedAnswer
+from finemem_jax.reading.judges import AnswerJudge, ContentJudge, JudgedAnswer
 from finemem_jax.reading.reader import AnswerFn, LikelihoodScorer, Query, Reader, likelihood_query
 from finemem_jax.runtime import workers
-from finemem_jax.runtime.workers import Worker
-from finemem_jax.types import Answer, Likelihood, MemoryItem, Question
+from finemem_jax.runtime.workers import Pending, Worker
+from finemem_jax.types import Answer, Likelihood, MemoryItem, Operation, Question
 
 
 @dataclasses.dataclass(eq=False)
@@ -34,115 +34,100 @@ class PendingAnswer:
         return Answer(self.question, self.items, self.text, self.score, self.cited, self.likelihood)
 
 
-class Pending:
-    """A worker with what it has been handed, and what is to be done with each result."""
-
-    def __init__(self, worker: Worker | None):
-        self._worker: Any = worker
-        self._wanted: dict[int, Callable[[Any], None]] = {}
-
-    @property
-    def has_worker(self) -> bool:
-        """Whether there is a worker."""
-        return self._worker is not None
-
-    @property
-    def busy(self) -> bool:
-        """Whether results are still to come."""
-        return bool(self._wanted)
-
-    def submit(self, item: Any, receive: Callable[[Any], None]) -> None:
-        """Hands an item to the worker; `receive` is called with its result."""
-        self._wanted[self._worker.submit(item)] = receive
-
-    def collect(self, wait: bool) -> None:
-        """Takes in the results that there are; at least one if `wait`."""
-        for request_id, result in self._worker.collect(wait) if self._wanted else ():
-            self._wanted.pop(request_id)(result)
-
-    def cancel(self) -> None:
-        """Gives up all that is still to come."""
-        for request_id in self._wanted:
-            self._worker.cancel(request_id)
-        self._wanted.clear()
-
-
 class QuestionAnswering:
-    """Readers and judges at work on answers_to_come: the answer, its score, its likelihood."""
+    """Has questions answered and the answers scored by a reader, judges and a likelihood scorer.
+
+    What is asked for (`ask`, `judge_content`) is filled in as results come: call `collect` now and then, `finish` in
+    the end, or `cancel` to give up what is still to come.
+    """
 
     def __init__(
         self,
         reader: Reader | AnswerFn,
-        mark: AnswerJudge | None = None,
-        likely: LikelihoodScorer | None = None,
+        *,
+        content_judge: ContentJudge | None = None,
+        answer_judge: AnswerJudge | None = None,
+        likelihood_scorer: LikelihoodScorer | None = None,
         cited_by: str = "",
     ):
-        """Initializes.
+        """Asks nothing yet.
 
         Args:
-            mark: Judges answers that no rule can score (`scoring.JUDGED`).
-            likely: Computes likelihoods, where they are asked for.
+            content_judge: Says whether operations were worth writing.
+            answer_judge: Judges answers that no rule can score (`scoring.JUDGED`).
+            likelihood_scorer: Computes likelihoods, where they are asked for.
             cited_by: Who says which evidence an answer rests on: the "reader", word "overlap", or "" nobody.
         """
         self._cited_by = cited_by
-        reader = workers.Batched(reader) if callable(reader) else reader
-        self._reader, self._mark, self._likely = map(Pending, (reader, mark, likely))
+        # What each has been asked, with the function that takes the result. In the order in which they are looked at:
+        # an answer may have to be judged, and what this machine computes can be computed while servers answer.
+        given: dict[str, Worker[Any, Any] | None] = {
+            "likelihood": likelihood_scorer,
+            "reader": workers.as_worker(reader),
+            "answer judge": answer_judge,
+            "content judge": content_judge,
+        }
+        self._pending: dict[str, Pending[Any, Any, Callable[[Any], None]]] = {
+            name: Pending(worker) for name, worker in given.items() if worker is not None
+        }
 
-    @property
-    def pending(self) -> tuple[Pending, ...]:
-        """In the order in which they are looked at."""
-        # What is answered may have to be marked; and what this machine computes can be computed while servers answer.
-        return self._likely, self._reader, self._mark
-
-    def put(self, answers_to_come: Sequence[PendingAnswer], answers: bool = True, likelihoods: bool = False) -> None:
-        """Asks for the answers to some answers, for the likelihoods of the right ones, or for both."""
-        for draft in answers_to_come:
+    def ask(self, pending: Sequence[PendingAnswer], answers: bool = True, likelihoods: bool = False) -> None:
+        """Asks for the answers to some questions, for the likelihoods of their gold answers, or for both."""
+        for one in pending:
             if answers:
-                query = Query(draft.question.prompt, draft.texts)
-                self._reader.submit(query, functools.partial(self._answered, draft))
+                query = Query(one.question.prompt, one.texts)
+                self._pending["reader"].submit(query, functools.partial(self._answered, one))
             if likelihoods:
-                self._likely.submit(
-                    likelihood_query(draft.question, draft.texts), functools.partial(setattr, draft, "likelihood")
-                )
+                query = likelihood_query(one.question, one.texts)
+                self._pending["likelihood"].submit(query, functools.partial(setattr, one, "likelihood"))
 
-    def _answered(self, draft, text):
-        draft.text = text
+    def _answered(self, one: PendingAnswer, text: str) -> None:
+        one.text = text
         if self._cited_by == "reader":
-            draft.text, draft.cited = prompts.split_citations(text, len(draft.items))
+            one.text, one.cited = prompts.split_citations(text, len(one.items))
         elif self._cited_by:
-            draft.cited = tuple(scoring.supports(item.text, text) for item in draft.items)
-        if draft.question.metric not in scoring.JUDGED:
-            draft.score = scoring.score(draft.text, draft.question)
-        elif self._mark.has_worker:
-            self._mark.submit(JudgedAnswer(draft.question, draft.text), functools.partial(_marked, draft))
+            one.cited = tuple(scoring.supports(item.text, text) for item in one.items)
+        if one.question.metric not in scoring.JUDGED:
+            one.score = scoring.score(one.text, one.question)
+        elif "answer judge" in self._pending:
+            self._pending["answer judge"].submit(
+                JudgedAnswer(one.question, one.text), functools.partial(_set_verdict, one)
+            )
         else:
-            raise ValueError(f"The metric {draft.question.metric!r} of {draft.question.text!r} needs a judge.")
+            raise ValueError(f"The metric {one.question.metric!r} of {one.question.text!r} needs a judge.")
+
+    def judge_content(self, operation: Operation, receive: Callable[[bool | None], None]) -> None:
+        """Asks whether an INSERT or UPDATE was worth writing; `receive` is called with the verdict."""
+        assert "content judge" in self._pending, "the rule needs a content judge"
+        self._pending["content judge"].submit(operation, receive)
+
+    def collect(self, wait: bool) -> None:
+        """Takes in the results that there are.
+
+        Args:
+            wait: Wait until there is one, of whomever; False: do no work.
+        """
+        for pending in self._pending.values():
+            _receive(pending, wait=False)
+        busy = next((pending for pending in self._pending.values() if pending.busy), None)
+        if wait and busy is not None:
+            _receive(busy, wait=True)
+
+    def finish(self) -> None:
+        """Waits until all that was asked for is filled in."""
+        while any(pending.busy for pending in self._pending.values()):
+            self.collect(wait=True)
+
+    def cancel(self) -> None:
+        """Gives up all that is still to come."""
+        for pending in self._pending.values():
+            pending.cancel_all()
 
 
-def _marked(draft, verdict):
-    draft.score = None if verdict is None else float(verdict)
+def _set_verdict(one: PendingAnswer, verdict: bool | None) -> None:
+    one.score = None if verdict is None else float(verdict)
 
 
-def collect(pending: Sequence[Pending], wait: bool) -> None:
-    """Takes in what there is at some pending.
-
-    Args:
-        wait: Until something is there, at whichever.
-    """
-    for one in pending:
-        one.collect(wait=False)
-    busy = next((one for one in pending if one.busy), None)
-    if wait and busy is not None:
-        busy.collect(wait=True)
-
-
-def finish(pending: Sequence[Pending]) -> None:
-    """Waits until nothing is left to come at any one."""
-    while any(one.busy for one in pending):
-        collect(pending, wait=True)
-
-
-def cancel(pending: Sequence[Pending]) -> None:
-    """Gives up all that is still to come."""
-    for one in pending:
-        one.cancel()
+def _receive(pending: Pending[Any, Any, Callable[[Any], None]], wait: bool) -> None:
+    for receive, result in pending.collect(wait):
+        receive(result)

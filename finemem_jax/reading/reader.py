@@ -1,4 +1,4 @@
-"""The frozen reader: questions with evidence in, answers out. Knows nothing of memories or rewards."""
+"""Answers questions from evidence: the frozen reader. Knows nothing of memories or rewards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from finemem_jax.clients import chat as chat_lib
 from finemem_jax.clients.chat import LanguageModel
+from finemem_jax.config import sections
 from finemem_jax.reading import prompts
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Worker
@@ -29,7 +30,7 @@ Reader = Worker[Query, str]
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodQuery:
-    """That a question, asked with some evidence, has these answers.
+    """Asks how likely these answers are to a question with some evidence.
 
     Attributes:
         golds: Any of them is right.
@@ -45,7 +46,7 @@ LikelihoodScorer = Worker[LikelihoodQuery, Likelihood]
 
 
 def likelihood_query(question: Question, evidence: Sequence[str]) -> LikelihoodQuery:
-    """What is claimed of a question."""
+    """Asks for the likelihood of a question's gold answers."""
     query = Query(question.prompt, tuple(evidence))
     # Where the question asks for a box, the reader is not asked for a bare label.
     boxed = prompts.BOXED in question.prompt
@@ -53,43 +54,29 @@ def likelihood_query(question: Question, evidence: Sequence[str]) -> LikelihoodQ
     return LikelihoodQuery(query, golds, choices)
 
 
-def _in_box(text):
+def _in_box(text: str) -> str:
     return f"\\boxed{{{text}}}"
 
 
-@dataclasses.dataclass(frozen=True)
-class ReaderOptions:
-    """How a language model is asked questions; see `config.default()`.
-
-    Attributes:
-        cite: Have it name the notes it answers from (`prompts.split_citations` reads that).
-        system: Replaces its system message if not empty.
-    """
-
-    max_new_tokens: int
-    temperature: float
-    num_examples: int
-    cite: bool = False
-    system: str = ""
-
-
-def language_model(model: LanguageModel, options: ReaderOptions) -> Reader:
-    """A reader that is a language model. Equal queries are put to it once.
+def language_model(model: LanguageModel, settings: sections.Reader, cite: bool = False) -> Reader:
+    """Makes a reader of a language model. Equal queries are put to it once.
 
     Rollouts of a group often hold the same facts, and early on hold nothing at all.
+
+    Args:
+        cite: Have it name the notes it answers from (`prompts.split_citations` reads that).
     """
-    return workers.Memoized(workers.Transformed(model, lambda query: to_chat(query, options), _answer))
+    return workers.Memoized(workers.Transformed(model, lambda query: to_chat(query, settings, cite), _answer))
 
 
-def to_chat(query: Query, options: ReaderOptions) -> Chat:
-    """What a language model is asked."""
-    system = options.system or prompts.READER_SYSTEM
-    messages = prompts.reader(query.evidence, query.question, options.num_examples, system, options.cite)
-    return Chat(tuple(messages), options.max_new_tokens, options.temperature)
+def to_chat(query: Query, settings: sections.Reader, cite: bool = False) -> Chat:
+    """Writes what a language model is asked; arguments as of `language_model`."""
+    messages = prompts.reader(query.evidence, query.question, settings.num_examples, system=settings.system, cite=cite)
+    return Chat(tuple(messages), settings.max_new_tokens, settings.temperature)
 
 
 def evidence(cite: bool = False) -> AnswerFn:
-    """A reader without a model: its answer is what was retrieved, word for word, best item first.
+    """Makes a reader without a model: its answer is what was retrieved, word for word, best item first.
 
     So a score says whether the gold answer stands in the evidence: for quick work, and for tests.
 
@@ -105,6 +92,6 @@ def evidence(cite: bool = False) -> AnswerFn:
     return answer
 
 
-def _answer(reply):
+def _answer(reply: str) -> str:
     # Thinking that never came to an end is no answer.
     return (chat_lib.after_thinking(reply) or "").strip()

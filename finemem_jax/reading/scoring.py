@@ -69,18 +69,18 @@ def score(prediction: str, question: Question) -> float:
 
 
 def substring(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the prediction holds a gold as whole words, both normalised; else 0. "art" is not in "party".
+    """1 if the prediction holds a gold as whole words, both normalized; else 0. "art" is not in "party".
 
-    A gold of which normalising leaves nothing is compared less strictly. Articles alone ("A", of a multiple choice)
+    A gold of which normalizing leaves nothing is compared less strictly. Articles alone ("A", of a multiple choice)
     are looked for as words; punctuation alone ("?") is looked for as it stands.
     """
     return float(any(_holds(prediction, gold) for gold in golds))
 
 
 def supports(text: str, answer: str) -> bool:
-    """Whether every word of an answer stands in a text, both normalised; a blank answer is supported by nothing."""
-    wanted = normalise(answer).split()
-    return bool(wanted) and set(wanted) <= set(normalise(text).split())
+    """Tells whether every word of an answer stands in a text, both normalized; nothing supports a blank answer."""
+    wanted = normalize(answer).split()
+    return bool(wanted) and set(wanted) <= set(normalize(text).split())
 
 
 def contains(prediction: str, golds: Sequence[str]) -> float:
@@ -94,7 +94,7 @@ def contains(prediction: str, golds: Sequence[str]) -> float:
 
 
 def exact(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the prediction equals a gold, both normalised (a gold that this empties: as in `substring`); else 0."""
+    """1 if the prediction equals a gold, both normalized (a gold that this empties: as in `substring`); else 0."""
     return float(any(_equals(prediction, gold) for gold in golds))
 
 
@@ -154,8 +154,8 @@ def parts_cased(prediction: str, golds: Sequence[str]) -> float:
 def parsed_substring(prediction: str, golds: Sequence[str]) -> float:
     """1 if the prediction, or the answer parsed from it, holds a gold; else 0. "art" is in "party".
 
-    All normalised as in `squad_exact`. MemoryAgentBench's rule for RULER, and its default. The parsed answer is what
-    follows "Answer:" on its line, or else the first line. A gold that normalising empties ("A", "?") matches nothing;
+    All normalized as in `squad_exact`. MemoryAgentBench's rule for RULER, and its default. The parsed answer is what
+    follows "Answer:" on its line, or else the first line. A gold that normalizing empties ("A", "?") matches nothing;
     published, it is in every prediction.
     """
     return _squad_substring(_readings(prediction), golds)
@@ -212,25 +212,25 @@ def token_f1(prediction: str, golds: Sequence[str]) -> float:
 
         F1 = 2 P R / (P + R) = 2 |p ∩ g| / (|p| + |g|)
 
-    p and g are the normalised words of prediction and gold, as multisets (a gold that normalising empties: as in
+    p and g are the normalized words of prediction and gold, as multisets (a gold that normalizing empties: as in
     `substring`).
     """
     return max(_token_f1(prediction, gold) for gold in golds)
 
 
 def squad_exact(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the prediction equals a gold, both normalised by SQuAD v1.1's script; else 0.
+    """1 if the prediction equals a gold, both normalized by SQuAD v1.1's script; else 0.
 
     Lowercase, ASCII punctuation deleted, a, an, the deleted as words, one space between words. “” and – stay, where
     `exact` deletes them. Golds that this empties ("The") equal each other and the empty prediction.
     """
-    return float(_squad_normalise(prediction) in {_squad_normalise(gold) for gold in golds if gold.strip()})
+    return float(_squad_normalize(prediction) in {_squad_normalize(gold) for gold in golds if gold.strip()})
 
 
 def squad_f1(prediction: str, golds: Sequence[str]) -> float:
     """`token_f1` under the normalisation of `squad_exact`; the best over the golds."""
-    predicted = _squad_normalise(prediction).split()
-    return max(_overlap_f1(predicted, _squad_normalise(gold).split()) for gold in golds)
+    predicted = _squad_normalize(prediction).split()
+    return max(_overlap_f1(predicted, _squad_normalize(gold).split()) for gold in golds)
 
 
 def hotpot_f1(prediction: str, golds: Sequence[str]) -> float:
@@ -238,8 +238,8 @@ def hotpot_f1(prediction: str, golds: Sequence[str]) -> float:
 
     HotpotQA's script, which gives "no" nothing against "no one".
     """
-    predicted = _squad_normalise(prediction)
-    rivals = [_squad_normalise(gold) for gold in golds]
+    predicted = _squad_normalize(prediction)
+    rivals = [_squad_normalize(gold) for gold in golds]
     fair = [gold for gold in rivals if gold == predicted or _NO_PARTIAL_CREDIT.isdisjoint((gold, predicted))]
     return max((_overlap_f1(predicted.split(), gold.split()) for gold in fair), default=0.0)
 
@@ -311,7 +311,7 @@ METRICS: Mapping[str, MetricFn] = {
 JUDGED = ("judge", "judge_longmemeval", "judge_preference")
 
 
-def normalise(text: str, keep_articles: bool = False) -> str:
+def normalize(text: str, keep_articles: bool = False) -> str:
     """Brings a text into the form in which answers are compared.
 
     Lowercase, Unicode NFC, ASCII punctuation and “”‘’–— deleted (not replaced: "well-known" gives "wellknown"), the
@@ -323,10 +323,10 @@ def normalise(text: str, keep_articles: bool = False) -> str:
 
 def _comparable(prediction: str, gold: str) -> tuple[str, str]:
     """Normalises both as far as leaves something of the gold; an empty second value means that it is blank."""
-    if normalise(gold):
-        return normalise(prediction), normalise(gold)
-    if normalise(gold, keep_articles=True):
-        return normalise(prediction, keep_articles=True), normalise(gold, keep_articles=True)
+    if normalize(gold):
+        return normalize(prediction), normalize(gold)
+    if normalize(gold, keep_articles=True):
+        return normalize(prediction, keep_articles=True), normalize(gold, keep_articles=True)
     return " ".join(prediction.lower().split()), " ".join(gold.lower().split())
 
 
@@ -334,7 +334,7 @@ def _holds(prediction: str, gold: str) -> bool:
     predicted, wanted = _comparable(prediction, gold)
     if not wanted:
         return False
-    if not normalise(gold, keep_articles=True):  # Punctuation, which sticks to words.
+    if not normalize(gold, keep_articles=True):  # Punctuation, which sticks to words.
         return wanted in predicted
     return f" {wanted} " in f" {predicted} "
 
@@ -363,12 +363,12 @@ def _parsed(prediction: str) -> str:
 
 
 def _squad_substring(texts: Iterable[str], golds: Sequence[str]) -> float:
-    held = [_squad_normalise(text) for text in texts]
-    wanted = filter(None, map(_squad_normalise, golds))
+    held = [_squad_normalize(text) for text in texts]
+    wanted = filter(None, map(_squad_normalize, golds))
     return float(any(gold in text for gold in wanted for text in held))
 
 
-def _squad_normalise(text: str) -> str:
+def _squad_normalize(text: str) -> str:
     # By \b, an article ends at any character that is no letter or digit: "the–cat" loses its "the".
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_ASCII_DELETED)).split())
 

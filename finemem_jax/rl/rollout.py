@@ -16,9 +16,8 @@ from finemem_jax.memory import retrieval
 from finemem_jax.memory.environment import Environment
 from finemem_jax.memory.retrieval import EmbedFn
 from finemem_jax.models.tokenizer import EncodedChat
-from finemem_jax.reading import qa
 from finemem_jax.reading.judges import AnswerJudge, ContentJudge
-from finemem_jax.reading.qa import Pending, PendingAnswer, QuestionAnswering
+from finemem_jax.reading.qa import PendingAnswer, QuestionAnswering
 from finemem_jax.reading.reader import AnswerFn, LikelihoodScorer, Reader
 from finemem_jax.rl import probes
 from finemem_jax.runtime import workers
@@ -205,9 +204,8 @@ class _Manager:
     """Runs the manager: observe, sample, apply."""
 
     def __init__(self, options: RolloutOptions, players: Players, key: Sequence[int | str]):
-        policy = players.policy
         self._options, self._environment, self._key = options, players.environment, key
-        self._policy: Policy = workers.Batched(policy) if callable(policy) else policy
+        self._policy: Policy = workers.as_worker(players.policy)
         # What has been submitted, by request id.
         self._waiting: dict[int, tuple[RolloutState, EncodedChat]] = {}
         # Rollouts of a group often hold equal memories (at t = 0, all of them): they share one prompt object. By stream
@@ -260,9 +258,13 @@ class _Questions:
     def __init__(self, options: RolloutOptions, players: Players):
         self._options, self._embed = options, players.embed
         cited_by = options.cited_by if "citations" in options.needs else ""
-        self._answers = QuestionAnswering(players.reader, players.answer_judge, players.likelihood_scorer, cited_by)
-        self._judge = Pending(players.content_judge)
-        self._pending = (*self._answers.pending, self._judge)
+        self._answers = QuestionAnswering(
+            players.reader,
+            content_judge=players.content_judge,
+            answer_judge=players.answer_judge,
+            likelihood_scorer=players.likelihood_scorer,
+            cited_by=cited_by,
+        )
         # The questions that a credit rule asks beyond the ones that are scored: each once, whatever rollouts ask it.
         self._planner = probes.Planner(options.needs, options.top_k, full=options.probe_likelihoods)
         self._probes: list[PendingAnswer] = []
@@ -278,10 +280,10 @@ class _Questions:
             state.verdicts.append(self._judge_content(state.steps[-1]))
             pending = self._with_evidence(state, state.stream.chunks[len(state.steps) - 1].questions)
             state.chunk_answers.append(pending)
-            self._answers.put(pending, options.chunk_answers, options.chunk_likelihoods)
+            self._answers.ask(pending, options.chunk_answers, options.chunk_likelihoods)
             if state.is_written:
                 state.answers = self._with_evidence(state, state.asked)
-                self._answers.put(state.answers, True, options.final_likelihoods)
+                self._answers.ask(state.answers, True, options.final_likelihoods)
                 self._plans.append((state, self._probe(state)))
 
     def _with_evidence(self, state: RolloutState, questions: Sequence[Question]) -> list[PendingAnswer]:
@@ -295,11 +297,10 @@ class _Questions:
         """Asks for a verdict on every INSERT and UPDATE that is well-formed; returns where the verdicts will be."""
         if "content" not in self._options.needs:
             return []
-        assert self._judge.has_worker, "the rule needs a content judge"
         verdicts: list[bool | None] = [None] * len(step.outcomes)
         for place, outcome in enumerate(step.outcomes):
             if isinstance(outcome.operation, Operation) and outcome.operation.action in (Action.INSERT, Action.UPDATE):
-                self._judge.submit(outcome.operation, functools.partial(verdicts.__setitem__, place))
+                self._answers.judge_content(outcome.operation, functools.partial(verdicts.__setitem__, place))
         return verdicts
 
     def _probe(self, state: RolloutState) -> probes.Plan:
@@ -309,16 +310,16 @@ class _Questions:
         plan = self._planner.plan(state.steps, final, state.index)
         pending = [PendingAnswer(*pair) for pair in self._planner.pairs[known:]]
         self._probes += pending
-        self._answers.put(pending, not options.probe_likelihoods, options.probe_likelihoods)
+        self._answers.ask(pending, not options.probe_likelihoods, options.probe_likelihoods)
         return plan
 
     def collect(self, wait: bool) -> None:
-        """Takes in what has been answered; see `qa.collect`."""
-        qa.collect(self._pending, wait)
+        """Takes in what has been answered; see `QuestionAnswering.collect`."""
+        self._answers.collect(wait)
 
     def finish(self) -> None:
         """Waits for all answers, and fills in what they say of the probes."""
-        qa.finish(self._pending)
+        self._answers.finish()
         if self._options.probe_likelihoods:
             scores = [one.likelihood.value if one.likelihood else None for one in self._probes]
         else:
@@ -331,7 +332,7 @@ class _Questions:
 
     def cancel(self) -> None:
         """Gives up all answers that are still to come."""
-        qa.cancel(self._pending)
+        self._answers.cancel()
 
 
 def _global_questions(stream: Stream, options: RolloutOptions, key: Sequence[int | str]) -> tuple[Question, ...]:

@@ -31,7 +31,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from finemem_jax import config as config_lib
 from finemem_jax.config.sections import Config
-from finemem_jax.models.decoder import Params
 from finemem_jax.runtime import checksums, files
 from finemem_jax.runtime.distributed import Processes
 
@@ -278,8 +277,7 @@ def versions() -> dict[str, str]:
 
 def _about(folder: pathlib.Path) -> dict[str, Any]:
     """Returns what a checkpoint's folder says about it; {} where it was written without."""
-    path = folder / "about" / "metadata"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return files.read_json(folder / "about" / "metadata", "delete this checkpoint")
 
 
 def _saved_sums(folder: pathlib.Path) -> dict[str, str]:
@@ -334,7 +332,7 @@ def newest(workdir: pathlib.Path) -> int | None:
         return manager.latest_step()
 
 
-def load_params(workdir: pathlib.Path, like: Params) -> Params:
+def load_params(workdir: pathlib.Path, like: Any) -> Any:
     """Loads the trained parameters of a run's newest checkpoint: all of them, or with LoRA the adapters.
 
     Args:
@@ -365,7 +363,7 @@ def load_params(workdir: pathlib.Path, like: Params) -> Params:
     return params
 
 
-def _check_shapes(workdir: pathlib.Path, stored: Any, like: Params) -> None:
+def _check_shapes(workdir: pathlib.Path, stored: Any, like: Any) -> None:
     """Raises ValueError, naming the first difference, if stored parameters have other names or shapes than `like`."""
     found, wanted = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}

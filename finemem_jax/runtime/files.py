@@ -1,6 +1,6 @@
-"""Writes files of a workdir so that a kill or a full disk leaves the old file or the new one, and reads metrics.
+"""Writes files so that a kill or a full disk leaves the old file or the new one, and reads JSON and metrics.
 
-Both writers fill a file beside the target and rename it, which POSIX does atomically.
+All writers fill a file beside the target and rename it, which POSIX does atomically.
 """
 
 from __future__ import annotations
@@ -11,6 +11,31 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+
+def read_json(path: pathlib.Path, remedy: str, required: bool = False) -> dict[str, Any]:
+    """Reads a JSON object; an empty one if there is no such file and none is `required`.
+
+    Args:
+        remedy: What to do if it is broken; ends the message.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    if not (required or path.is_file()):
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}); {remedy}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object; {remedy}.")
+    return found
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object for people and other programs to read."""
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -1,4 +1,8 @@
-"""Work that is handed in piece by piece and comes back as it is done: of samplers, readers, and plain functions."""
+"""Hands work to samplers, readers, judges and servers item by item, and takes results in whatever order they come.
+
+All of these are a `Worker`. The classes below put something in front of one (`Transformed`, `Memoized`, `Shared`), make
+one of a plain function (`Batched`), or remember who waits for which result (`Pending`).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,10 @@ Out = TypeVar("Out")
 Inner = TypeVar("Inner")
 InnerOut = TypeVar("InnerOut")
 Key = TypeVar("Key", bound=Hashable)
+Owner = TypeVar("Owner")
 In_contra = TypeVar("In_contra", contravariant=True)
 
-# Answers that `Once` remembers.
+# Results that `Memoized` remembers; beyond these the least recently used go.
 _REMEMBERED = 100_000
 
 
@@ -53,6 +58,46 @@ def run_all(worker: Worker[In, Out], items: Sequence[In]) -> list[Out]:
     return [results[request_id] for request_id in request_ids]
 
 
+class Pending(Generic[In, Out, Owner]):
+    """A worker with the items it has been handed, and who waits for each result: a callback, a state, a key, ….
+
+    Attributes:
+        worker: What does the work. Only this object should use it, or a port of a `Shared` one.
+    """
+
+    def __init__(self, worker: Worker[In, Out]):
+        self.worker = worker
+        self._waiting: dict[int, tuple[In, Owner]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """True while results are still to come."""
+        return bool(self._waiting)
+
+    def submit(self, item: In, owner: Owner) -> int:
+        """Hands an item to the worker; `collect` returns its result with the owner. Returns its request_id."""
+        request_id = self.worker.submit(item)
+        self._waiting[request_id] = item, owner
+        return request_id
+
+    def collect(self, wait: bool = True) -> list[tuple[Owner, Out]]:
+        """Returns what is done, as (owner, result); see `Worker.collect`. The worker is not asked if nothing is due."""
+        done = self.worker.collect(wait) if self._waiting else []
+        return [(self._waiting.pop(request_id)[1], result) for request_id, result in done]
+
+    def cancel(self, request_id: int) -> bool:
+        """Takes an item back; see `Worker.cancel`."""
+        self._waiting.pop(request_id, None)
+        return self.worker.cancel(request_id)
+
+    def cancel_all(self) -> list[tuple[In, Owner]]:
+        """Takes back all that is still to come, and returns it as (item, owner)."""
+        waiting, self._waiting = self._waiting, {}
+        for request_id in waiting:
+            self.worker.cancel(request_id)
+        return list(waiting.values())
+
+
 class Batched(Generic[In, Out]):
     """A function of many items as a worker: it is called for all that have been handed in, when results are wanted."""
 
@@ -78,12 +123,12 @@ class Batched(Generic[In, Out]):
 
 
 def as_worker(asked: Worker[In, Out] | Callable[[list[In]], Sequence[Out]]) -> Worker[In, Out]:
-    """A worker as it is; a function of many items as `Batched`."""
+    """Returns a worker as it is; a function of many items as `Batched`."""
     return Batched(asked) if callable(asked) else asked
 
 
 class Transformed(Generic[In, Out, Inner, InnerOut]):
-    """A worker with another in front: what it is given, and what it returns, go through a function each."""
+    """A worker of one kind of items made of a worker of another: items and results go through a function each."""
 
     def __init__(
         self, worker: Worker[Inner, InnerOut], before: Callable[[In], Inner], after: Callable[[InnerOut], Out]
@@ -104,15 +149,13 @@ class Memoized(Generic[Key, Out]):
     """A worker that is given equal items only once, whenever they come, and remembers the results."""
 
     def __init__(self, worker: Worker[Key, Out]):
-        self._worker = worker
+        self._pending: Pending[Key, Out, Key] = Pending(worker)
         self._last_id = 0
         self._known: OrderedDict[Key, Out] = OrderedDict()
-        # What the worker has been given, by its request_ids, and the other way round.
-        self._asked: dict[int, Key] = {}
-        self._asked_as: dict[Key, int] = {}
-        # By request_ids of our own: what waits for the worker, also by its key, and what has a result.
+        # Our own request ids of what the worker has been given: by item, with the worker's id of it; and back.
+        self._waiters: dict[Key, tuple[int, list[int]]] = {}
         self._waiting: dict[int, Key] = {}
-        self._waiters: dict[Key, list[int]] = {}
+        # Results by our own request ids.
         self._ready: dict[int, Out] = {}
 
     def submit(self, item: Key) -> int:
@@ -121,27 +164,24 @@ class Memoized(Generic[Key, Out]):
             self._known.move_to_end(item)
             self._ready[self._last_id] = self._known[item]
             return self._last_id
-        self._waiting[self._last_id] = item
         if item not in self._waiters:
-            self._waiters[item] = []
-            asked = self._worker.submit(item)
-            self._asked[asked], self._asked_as[item] = item, asked
-        self._waiters[item].append(self._last_id)
+            self._waiters[item] = self._pending.submit(item, item), []
+        self._waiters[item][1].append(self._last_id)
+        self._waiting[self._last_id] = item
         return self._last_id
 
     def collect(self, wait: bool = True) -> list[tuple[int, Out]]:
         if self._waiting and not self._ready:
             try:
-                results = self._worker.collect(wait)
+                results = self._pending.collect(wait)
             except BaseException:
                 # What else it was given may be lost with it: nothing is being asked now, and whoever asks again may.
-                for request_id in self._asked:
-                    self._worker.cancel(request_id)
-                for waiting in (self._asked, self._asked_as, self._waiters, self._waiting):
-                    waiting.clear()
+                self._pending.cancel_all()
+                self._waiters.clear()
+                self._waiting.clear()
                 raise
-            for request_id, result in results:
-                self._keep(self._asked.pop(request_id), result)
+            for item, result in results:
+                self._keep(item, result)
         ready, self._ready = self._ready, {}
         return list(ready.items())
 
@@ -152,18 +192,16 @@ class Memoized(Generic[Key, Out]):
         item = self._waiting.pop(request_id, None)
         if item is None:
             return False
-        self._waiters[item].remove(request_id)
-        if not self._waiters[item]:
+        asked, waiters = self._waiters[item]
+        waiters.remove(request_id)
+        if not waiters:
             del self._waiters[item]
-            asked = self._asked_as.pop(item)
-            del self._asked[asked]
-            self._worker.cancel(asked)
+            self._pending.cancel(asked)
         return True
 
-    def _keep(self, item, result):
+    def _keep(self, item: Key, result: Out) -> None:
         self._known[item] = result
-        del self._asked_as[item]
-        for request_id in self._waiters.pop(item):
+        for request_id in self._waiters.pop(item)[1]:
             del self._waiting[request_id]
             self._ready[request_id] = result
         while len(self._known) > _REMEMBERED:
@@ -178,7 +216,7 @@ class Shared(Generic[In, Out]):
         self.owners: dict[int, _Port[In, Out]] = {}
 
     def port(self) -> Worker[In, Out]:
-        """The worker as one more user sees it."""
+        """Makes a port for one more user of the worker."""
         return _Port(self)
 
     def collect(self, wait: bool) -> bool:

@@ -388,7 +388,7 @@ class _Indexed:
 
 def _read_copies(path: pathlib.Path) -> dict[str, tuple[Memory, int]]:
     """Reads {user: (memory, steps taken)} from a file that `MemoryAgent.save` wrote."""
-    found = load_lib.read_json(path)
+    found = files.read_json(path, load_lib.REMEDY, required=True)
     try:
         if found["format"] != _COPY_FORMAT:
             raise ValueError(f"its format is {found['format']!r}, and only {_COPY_FORMAT} can be read")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import pathlib
 import re
 from typing import Any
@@ -26,7 +25,7 @@ from finemem_jax.models import decoder, lora, sharding, tokenizer
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
 from finemem_jax.models.tokenizer import Tokenizer
-from finemem_jax.runtime import checkpoint
+from finemem_jax.runtime import checkpoint, files
 from finemem_jax.serving import load, model_card
 from finemem_jax.types import Chunk, Memory, Message
 from finemem_jax.weights import gguf_export, hf_config, hf_weights, peft, pretrained
@@ -157,7 +156,8 @@ class _Papers:
     def save(self, folder: pathlib.Path) -> None:
         self.tokens.save(folder, _opening(self.config, self.tokens), SEAM)
         path = folder / "generation_config.json"
-        _write_json(path, generation(_read_json(path), self.tokens.end_ids, self.config.rollout.max_new_tokens))
+        saved = files.read_json(path, "fetch it again")
+        files.write_json(path, generation(saved, self.tokens.end_ids, self.config.rollout.max_new_tokens))
         self.describe(folder)
 
     def describe(self, folder: pathlib.Path) -> None:
@@ -170,14 +170,17 @@ class _Papers:
             "versions": versions,
             "config": config_lib.flatten(config),
         }
-        _write_json(folder / load.EXPORTED, about)
+        files.write_json(folder / load.EXPORTED, about)
         example = conversation(config, self.tokens, model_card.EXAMPLE)[-1]
         text = model_card.write(
             config,
             self.step,
             message="".join(example.parts),
             with_base=(folder / BASE).is_dir(),
-            results={name: _read_json(self.workdir / f"{name}.json") for name in ("evaluation", "benchmark")},
+            results={
+                name: files.read_json(self.workdir / f"{name}.json", "evaluate again")
+                for name in ("evaluation", "benchmark")
+            },
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -205,12 +208,3 @@ def _published(config: Config) -> str | None:
 
 def _mesh(config: Config) -> Mesh:
     return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-
-
-def _read_json(path) -> dict[str, Any]:
-    """A JSON object; an empty one if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

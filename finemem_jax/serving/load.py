@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import runpy
 from typing import Any
 
 from finemem_jax import config as config_lib
 from finemem_jax.config.sections import Config, Mesh
+from finemem_jax.runtime import files
 
 # Written by --mode=export beside a model's files: how its manager was trained to work.
 EXPORTED, FORMAT = "finemem.json", 1
+# What to do about a file that cannot be read.
+REMEDY = "name a whole folder or file of ours"
 # Weights and tokenizer in an export for llama.cpp.
 GGUF = "model.gguf"
 
@@ -33,7 +35,8 @@ def find(path: str) -> tuple[Config, pathlib.Path | None]:
             f"{path!r} is neither a run's workdir with checkpoints nor an exported model (a folder with {EXPORTED}); "
             "train one with --mode=train, or name another folder."
         )
-    return _saved_config(read_json(folder / "config.json"), folder / "config.json"), folder
+    saved = folder / "config.json"
+    return _saved_config(files.read_json(saved, REMEDY, required=True), saved), folder
 
 
 def _experiment(path: str, file: pathlib.Path, argument: str) -> Config:
@@ -47,7 +50,7 @@ def _experiment(path: str, file: pathlib.Path, argument: str) -> Config:
 
 def _exported(folder: pathlib.Path) -> Config:
     path = folder / EXPORTED
-    found = read_json(path)
+    found = files.read_json(path, REMEDY, required=True)
     if found.get("format") != FORMAT:
         raise ValueError(
             f"{path} has the format {found.get('format')!r}, and only {FORMAT} can be read; export the run "
@@ -93,10 +96,3 @@ def for_use(config: Config, overrides: dict[str, Any]) -> Config:
     if config.credit.rule != "cited":  # That one is asked for citations in evaluation too.
         changes |= {"credit.rule": "outcome", "credit.rule_args": ""}
     return config_lib.changed(config, changes | overrides)
-
-
-def read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); name a whole folder or file of ours.") from error

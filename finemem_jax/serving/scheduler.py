@@ -1,4 +1,4 @@
-"""Calls of many threads, served by one that owns a manager and a reader: all that is pending is decoded together."""
+"""Serves the calls of many threads in one, which owns manager and reader: all that is pending is decoded together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from finemem_jax.reading.reader import Query
-from finemem_jax.runtime.workers import Worker
+from finemem_jax.runtime.workers import Pending, Worker
 from finemem_jax.types import Request
 
 # What a call does. It hands out what the manager is to complete, or the reader to answer, and is sent the result.
@@ -28,15 +28,60 @@ class _Call:
 
     user: str
     work: Work
-    done: Future = dataclasses.field(default_factory=Future)
+    done: Future[Any] = dataclasses.field(default_factory=Future)
+
+
+class _Isolating:
+    """A worker with the calls that wait for it; where it fails, that is for the one call that makes it fail.
+
+    A worker does not say because of which item it fails: those it was serving are handed in again, one after the other,
+    and what fails alone is the cause.
+    """
+
+    def __init__(self, worker: Worker[Any, Any]):
+        self.pending: Pending[Request | Query, Any, _Call] = Pending(worker)
+        self._suspects: collections.deque[tuple[Request | Query, _Call]] = collections.deque()
+
+    @property
+    def busy(self) -> bool:
+        return self.pending.busy or bool(self._suspects)
+
+    def submit(self, item: Request | Query, call: _Call) -> None:
+        """Hands in what a call needs; after the suspects, if there are some."""
+        if self._suspects:
+            self._suspects.append((item, call))
+        else:
+            self.pending.submit(item, call)
+
+    def collect(self, wait: bool) -> list[tuple[_Call, Any]]:
+        """Returns what is done: calls with their results, or with the exception that one has caused."""
+        if self._suspects and not self.pending.busy:
+            self.pending.submit(*self._suspects.popleft())
+        try:
+            return self.pending.collect(wait)
+        except Exception as error:
+            served = self.pending.cancel_all()
+            if len(served) == 1:
+                return [(served[0][1], error)]
+            self._suspects.extend(served)
+            return []
+
+    def cancel_all(self) -> None:
+        """Gives up all that is still to come."""
+        self.pending.cancel_all()
+        self._suspects.clear()
 
 
 class Calls:
     """The one thread that owns manager and reader, and all that have called it."""
 
-    def __init__(self, manager: Worker, reader: Worker, waits: bool):
-        self._manager, self._reader = _Counter(manager, True), _Counter(reader, waits)
-        self._waits = waits
+    def __init__(self, manager: Worker[Request, Any], reader: Worker[Query, str], waits: bool):
+        """Starts the thread.
+
+        Args:
+            waits: Whether the reader works while it is waited for; else it works by itself, and is only looked at.
+        """
+        self._manager, self._reader, self._waits = _Isolating(manager), _Isolating(reader), waits
         # None asks the thread to end.
         self._new: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._lines: dict[str, collections.deque[_Call]] = {}
@@ -58,7 +103,7 @@ class Calls:
         return call.done.result()
 
     def is_wanted(self) -> bool:
-        """Whether there is more to do than what a worker is doing, so that it should come back before that is done."""
+        """Tells whether there is more to do than what a worker is doing: it should come back before that is done."""
         return not self._new.empty() or (self._manager.busy and self._reader.busy)
 
     def close(self) -> None:
@@ -68,16 +113,17 @@ class Calls:
             self._new.put(None)
         self._thread.join()
 
-    def _run(self):
+    def _run(self) -> None:
         try:
             while self._enter_new():
-                for counter in (self._manager, self._reader):
-                    for call, result in counter.collect():
-                        self._go_on(call, result)
+                for call, result in self._manager.collect(wait=True):
+                    self._go_on(call, result)
+                for call, result in self._reader.collect(self._waits):
+                    self._go_on(call, result)
         finally:
             self._end_all()
 
-    def _enter_new(self):
+    def _enter_new(self) -> bool:
         """Lets in who has come, and waits for somebody if nobody is there; returns whether to go on."""
         if self._manager.busy or (self._reader.busy and self._waits):
             patience = 0.0
@@ -94,7 +140,7 @@ class Calls:
             return False
         return True
 
-    def _go_on(self, call, result):
+    def _go_on(self, call: _Call | None, result: Any) -> None:
         """Takes a call on to where it has to wait again. If it ends, its user's next one is due."""
         while call is not None:
             try:
@@ -104,7 +150,7 @@ class Calls:
             except Exception as error:  # Whatever it is, it is for who called.
                 call.done.set_exception(error)
             else:
-                (self._manager if isinstance(item, Request) else self._reader).put(call, item)
+                (self._manager if isinstance(item, Request) else self._reader).submit(item, call)
                 return
             line = self._lines[call.user]
             line.popleft()
@@ -112,11 +158,11 @@ class Calls:
                 del self._lines[call.user]
             call, result = (line[0] if line else None), None
 
-    def _end_all(self):
+    def _end_all(self) -> None:
         with self._lock:
             self._open = False  # Should the thread end by itself, nobody else is let in to wait for ever.
-        self._manager.cancel()
-        self._reader.cancel()
+        self._manager.cancel_all()
+        self._reader.cancel_all()
         waiting = [call for line in self._lines.values() for call in line]
         while not self._new.empty():
             call = self._new.get()
@@ -128,57 +174,5 @@ class Calls:
                 call.done.set_exception(error)
 
 
-def _closed():
+def _closed() -> RuntimeError:
     return RuntimeError("This agent has been closed; load it again.")
-
-
-class _Counter:
-    """A worker, and the calls that wait for it."""
-
-    def __init__(self, worker: Worker, waits: bool):
-        """Args:
-        waits: Whether `collect` has it work until something is done; else it works by itself, and is only looked at.
-        """
-        self._worker, self._waits = worker, waits
-        self._served: dict[int, tuple[_Call, Request | Query]] = {}
-        # A worker that fails does not say because of whom: those it was serving come again, one after the other.
-        self._suspects: collections.deque[tuple[_Call, Request | Query]] = collections.deque()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._served or self._suspects)
-
-    def put(self, call: _Call, item: Request | Query) -> None:
-        """Hands in what a call needs."""
-        if self._suspects:
-            self._suspects.append((call, item))
-        else:
-            self._served[self._worker.submit(item)] = call, item
-
-    def collect(self) -> list[tuple[_Call, Any]]:
-        """What is done: calls with their results, or with the exception that one has caused."""
-        if self._suspects and not self._served:
-            suspect = self._suspects.popleft()
-            self._served[self._worker.submit(suspect[1])] = suspect
-        if not self._served:
-            return []
-        try:
-            done = self._worker.collect(self._waits)
-        except Exception as error:
-            served = list(self._served.values())
-            self._give_up()
-            if len(served) == 1:
-                return [(served[0][0], error)]
-            self._suspects.extend(served)
-            return []
-        return [(self._served.pop(request_id)[0], result) for request_id, result in done]
-
-    def cancel(self) -> None:
-        """Gives up all that is still to come."""
-        self._give_up()
-        self._suspects.clear()
-
-    def _give_up(self):
-        for request_id in self._served:
-            self._worker.cancel(request_id)
-        self._served.clear()

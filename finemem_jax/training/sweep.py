@@ -347,10 +347,4 @@ def write(comparison: Mapping[str, Any], workdir: pathlib.Path) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file; {} if there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete its folder to train the member anew.") from error
+    return files.read_json(path, "delete its folder to train the member anew")

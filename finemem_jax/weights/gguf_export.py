@@ -24,7 +24,7 @@ import tokenizers
 from finemem_jax.models import decoder, lora
 from finemem_jax.models.decoder import Params
 from finemem_jax.models.presets import DecoderConfig
-from finemem_jax.models.tokenizer import read_json
+from finemem_jax.runtime import files
 from finemem_jax.weights import gguf_weights, hf_weights, tokenizer_files
 from finemem_jax.weights.hf_weights import ExportedTokenizer
 
@@ -244,7 +244,8 @@ def vocabulary(tokenizer: ExportedTokenizer, num_rows: int) -> Vocabulary:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         tokenizer.save(folder)
-        fields, named = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
+        names = ("tokenizer.json", "tokenizer_config.json")
+        fields, named = (files.read_json(folder / name, "fetch it again") for name in names)
         own = folder / "chat_template.jinja"
         template = own.read_text(encoding="utf-8") if own.is_file() else named.get("chat_template")
     if not isinstance(template, str):

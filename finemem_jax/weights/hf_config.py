@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 from finemem_jax.models.presets import DecoderConfig, RopeScaling
+from finemem_jax.runtime import files
 
 FILE = "config.json"
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -24,18 +24,12 @@ def read(folder: pathlib.Path) -> DecoderConfig:
             this decoder has not.
     """
     path = folder / FILE
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise ValueError(
             f"{folder} has no {FILE}, so it is no Hugging Face model; set model.weights to a folder with {FILE}, "
             "tokenizer.json and *.safetensors."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold a JSON object; fetch it again.")
-    return from_fields(fields, path)
+        )
+    return from_fields(files.read_json(path, "fetch it again"), path)
 
 
 def from_fields(fields: dict[str, Any], path: pathlib.Path) -> DecoderConfig:

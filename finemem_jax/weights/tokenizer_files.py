@@ -9,7 +9,8 @@ import gguf
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from finemem_jax.models.tokenizer import BpeTokenizer, ChatTemplate, read_json
+from finemem_jax.models.tokenizer import BpeTokenizer, ChatTemplate
+from finemem_jax.runtime import files
 
 
 def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
@@ -22,7 +23,7 @@ def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
         ValueError: a file is missing or broken, the tokenizer is no byte-level BPE, or there is no chat template.
     """
     path = folder / "tokenizer.json"
-    fields = read_json(path)
+    fields = files.read_json(path, "fetch it again")
     if not fields:
         raise ValueError(f"{folder} has no tokenizer.json; put the model's own there (transformers writes it).")
     kind = (fields.get("model") or {}).get("type"), (fields.get("decoder") or {}).get("type")
@@ -35,7 +36,7 @@ def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The library knows no narrower one.
         raise ValueError(f"{path} cannot be read ({error}); fetch it again.") from error
-    config = read_json(folder / "tokenizer_config.json")
+    config = files.read_json(folder / "tokenizer_config.json", "fetch it again")
     named = {
         name: config[name]["content"] if isinstance(config[name], dict) else config[name]
         for name in ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -43,7 +44,7 @@ def from_folder(folder: pathlib.Path, thinking: bool = False) -> BpeTokenizer:
     }
     ends: list[str] = []
     for source in ("generation_config.json", "config.json"):
-        found = read_json(folder / source).get("eos_token_id")
+        found = files.read_json(folder / source, "fetch it again").get("eos_token_id")
         if found is not None:
             for token_id in found if isinstance(found, list) else [found]:
                 token = backend.id_to_token(token_id)

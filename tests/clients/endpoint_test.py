@@ -13,14 +13,16 @@ import pytest
 
 from fault_server import FAULTS, FaultServer, ask_all, chat, reply_to
 from finemem_jax.clients import endpoint, reply_cache
-from finemem_jax.clients.endpoint import Endpoint, EndpointError, EndpointOptions
+from finemem_jax.clients.endpoint import Endpoint, EndpointError
+from finemem_jax.config.sections import Server
 from finemem_jax.runtime import workers
 
 KEY = "sk-9f3e-very-secret/4477"
 
 
 def options(*servers, **more):
-    return EndpointOptions(tuple(server.url for server in servers), "a-model", **{"call_seconds": 0.5} | more)
+    urls = ",".join(server.url for server in servers)
+    return Server(urls=urls, model="a-model", **{"call_seconds": 0.5} | more)
 
 
 # --------------------------------------------------------------------------------------
@@ -30,7 +32,7 @@ def options(*servers, **more):
 
 def test_what_a_server_gets(monkeypatch):
     monkeypatch.setenv("MY_KEY", f"{KEY}\n")
-    more = {"key_variable": "MY_KEY", "extra": {"top_p": 0.5}}
+    more = {"key_variable": "MY_KEY", "extra": '{"top_p": 0.5}'}
     with FaultServer() as server, Endpoint(options(server, **more)) as client:
         request_id = client.submit(chat("Where?", temperature=0.1, seed=3))
         assert client.collect() == [(request_id, reply_to("Where?"))]
@@ -173,7 +175,7 @@ def test_a_server_that_is_down_for_good(fault, monkeypatch):
 
 
 def test_nobody_listens():
-    with Endpoint(EndpointOptions(("http://127.0.0.1:9/v1",), "m", total_seconds=0.2)) as client:
+    with Endpoint(Server(urls="http://127.0.0.1:9/v1", model="m", total_seconds=0.2)) as client:
         client.submit(chat("Where?"))
         with pytest.raises(EndpointError, match=r"127.0.0.1:9.*Connect.*the same command goes on"):
             client.collect()
@@ -274,25 +276,25 @@ def test_no_reply_shows_the_key(monkeypatch):
 @pytest.mark.parametrize(
     ("urls", "message"),
     [
-        ((), "needs a URL"),
-        (("localhost:8000",), "no URL of a server"),
-        (("ftp://localhost/v1",), "no URL of a server"),
-        (("http://[::1/v1",), "no URL"),
-        (("http://user:sk-9f3e@localhost/v1",), "at 'localhost' holds a password.*OPENAI_API_KEY"),
-        ((f"http://user:{KEY}@localhost/v1?x",), "'localhost/v1' is no URL"),
-        ((f"http://localhost/v1?key={KEY}",), "at 'localhost' holds a password"),
+        ("", "needs a URL"),
+        ("localhost:8000", "no URL of a server"),
+        ("ftp://localhost/v1", "no URL of a server"),
+        ("http://[::1/v1", "no URL"),
+        ("http://user:sk-9f3e@localhost/v1", "at 'localhost' holds a password.*OPENAI_API_KEY"),
+        (f"http://user:{KEY}@localhost/v1?x", "'localhost/v1' is no URL"),
+        (f"http://localhost/v1?key={KEY}", "at 'localhost' holds a password"),
     ],
 )
 def test_urls_that_cannot_be(urls, message):
     with pytest.raises(ValueError, match=message) as caught:
-        EndpointOptions(urls, "m")
+        Endpoint(Server(urls=urls, model="m"))
     assert "sk-" not in str(caught.value)
 
 
 def test_keys_that_cannot_be(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\nX-Other: header")
     with pytest.raises(ValueError, match="OPENAI_API_KEY holds characters") as caught:
-        Endpoint(EndpointOptions(("http://localhost/v1",), "m"))
+        Endpoint(Server(urls="http://localhost/v1", model="m"))
     assert "sk-" not in str(caught.value)
 
 
@@ -300,11 +302,12 @@ KILLED = """
 import pathlib, sys
 sys.path[:0] = ["tests"]
 from finemem_jax.clients import endpoint, reply_cache as answers
+from finemem_jax.config.sections import Server
 import fault_server
 url, path, count = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
-file = answers.Answers(path, 10**9)
-keep = lambda chat, reply: answers.keep(file, "m", chat, reply)
-with endpoint.Endpoint(endpoint.EndpointOptions((url,), "m", concurrency=8), keep) as client:
+file = answers.ReplyCache(path, 10**9)
+keep = lambda chat, reply: file.keep("m", chat, reply)
+with endpoint.Endpoint(Server(urls=url, model="m", concurrency=8), keep) as client:
     worker = answers.Cached(client, file, "m", stores=False)
     print(*fault_server.ask_all(worker, count), sep="\\n")
 print("misses", worker.misses)

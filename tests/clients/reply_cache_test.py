@@ -107,7 +107,7 @@ def test_a_worker_is_asked_what_is_not_on_file(file):
 def test_what_another_has_stored_is_not_stored_again(file):
     cached = Cached(Asked(), file, "m", stores=False)
     assert workers.run_all(cached, [question(0)]) == ["QUESTION 0"] and len(file) == 0
-    reply_cache.keep(file, "m", question(0), "Kept")
+    file.keep("m", question(0), "Kept")
     assert workers.run_all(cached, [question(0)]) == ["Kept"]
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from finemem_jax import input_pipeline
-from finemem_jax.questions import pipeline
+from finemem_jax.questions.options import QuestionOptions
+from finemem_jax.questions.pipeline import Models, Pipeline
 from finemem_jax.reading import scoring
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chunk, Question, Stream, StreamSpec, to_json
@@ -111,8 +112,8 @@ def test_any_stream_comes_back_from_the_pipeline(tmp_path, data):
     """With the questions it had: a generator without ideas, and all that is there stays."""
     written = [data.draw(streams(i)) for i in range(data.draw(st.integers(1, 3)))]
     silent = workers.Batched(lambda chats: [""] * len(chats))
-    options = pipeline.QuestionOptions(keep_existing=True, rounds=1)
-    pipeline.write(tmp_path, "train", written, options, silent, silent, len)
+    options = QuestionOptions(keep_existing=True, rounds=1)
+    Pipeline(written, options, Models(silent, silent, len)).write(tmp_path, "train")
     assert read(tmp_path) == written
 
 

@@ -8,12 +8,13 @@ import re
 import pytest
 
 from finemem_jax.clients import reply_cache
-from finemem_jax.config.sections import QuestionModel
+from finemem_jax.config.sections import Prices, QuestionModel
 from finemem_jax.questions import costs, prompts, proposals
 from finemem_jax.questions import pipeline as pipeline_lib
 from finemem_jax.questions import report as question_report
-from finemem_jax.questions.costs import BudgetError, Prices, Tokens
+from finemem_jax.questions.costs import BudgetError, Tokens
 from finemem_jax.questions.options import QuestionOptions
+from finemem_jax.questions.pipeline import Models, Pipeline
 from finemem_jax.reading import scoring
 from finemem_jax.runtime import workers
 from finemem_jax.types import Chat, Chunk, Malformed, Question, Stream, to_json
@@ -127,9 +128,10 @@ def count_tokens(text):
 
 def ask(streams, options=None, generator=None, verifier=None, **more):
     options = options or QuestionOptions(keep=3, proposals=8)
-    return pipeline_lib.make(
-        streams, options, generator or batched(generate), verifier or batched(verify), count_tokens, **more
-    )
+    progress = more.pop("progress", None)
+    models = Models(generator or batched(generate), verifier or batched(verify), count_tokens, **more)
+    pipeline = Pipeline(streams, options, models, progress=progress)
+    return list(pipeline.run()), pipeline.report
 
 
 def adds_up(report):
@@ -446,7 +448,7 @@ def test_only_so_many_chunks_are_in_flight(shape, limit):
     streams = fact_streams(*shape)
     generator, options = Newest(generate, 3), QuestionOptions(keep=2, proposals=9, chunks_in_flight=limit)
     watched = Watched(streams)
-    pipeline = pipeline_lib._Pipeline(watched, options, generator, batched(verify), count_tokens, Prices(), None, ())
+    pipeline = Pipeline(watched, options, Models(generator, batched(verify), count_tokens))
     watched.loaded, taken = 0, 0
     for i, _ in enumerate(pipeline.run()):
         assert watched.loaded <= i + 1 + pipeline_lib._OPEN_STREAMS * limit
@@ -596,9 +598,8 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path, after):
             return reply_cache.Cached(Shuffled(mortal(function), seed), file, name)
 
         try:
-            return pipeline_lib.write(
-                folder, "train", streams, options, worker(generate, "g", 1), worker(verify, "v", 2), count_tokens
-            )
+            models = Models(worker(generate, "g", 1), worker(verify, "v", 2), count_tokens)
+            return Pipeline(streams, options, models).write(folder, "train")
         finally:
             file.close()
 
@@ -644,7 +645,7 @@ def test_money_by_hand():
 def test_estimate_by_hand():
     stream = Stream("one", "", (Chunk("a b c"), Chunk("d e f", (Question("Q?", ("d",)),) * 3)))
     options = QuestionOptions(keep=3, proposals=4, rounds=2, proposal_tokens=100, answer_tokens=9, num_examples=0)
-    got = costs.estimate([stream], options, count_tokens, PRICES)
+    got = costs.estimate([stream], options, count_tokens, prices=PRICES)
     per_proposal = count_tokens(prompts.proposal_line(*prompts.GENERATOR_EXAMPLE[1][0]))
     # "New text: a b c" are 5, "Write 4 questions about …" 11, "Question:" 1.
     proposing = count_tokens(prompts.GENERATOR_SYSTEM) + 5 + 11
@@ -653,7 +654,7 @@ def test_estimate_by_hand():
     assert got.expected == Tokens(2 * proposing, 2 * 4 * per_proposal, 2 * 4 * verifying, 2 * 4 * 6)
     assert got.most == Tokens(4 * proposing, 4 * 100, 16 * verifying, 16 * 9)
     assert got.money == pytest.approx(got.expected.money(PRICES)) and (got.streams, got.chunks, got.asked) == (1, 2, 2)
-    kept = costs.estimate([stream], dataclasses.replace(options, keep_existing=True), count_tokens, PRICES)
+    kept = costs.estimate([stream], dataclasses.replace(options, keep_existing=True), count_tokens, prices=PRICES)
     assert kept.asked == 1 and kept.expected.total * 2 == got.expected.total
     closed = costs.estimate([stream], dataclasses.replace(options, closed_book=True), count_tokens)
     assert closed.expected.verifier_new == 2 * got.expected.verifier_new and closed.money == 0
@@ -705,14 +706,12 @@ def test_a_budget_that_is_used_up_stops_and_can_be_raised(tmp_path, name):
         generator = reply_cache.Cached(Shuffled(noting(generate), 1), file, "g")
         verifier = reply_cache.Cached(Shuffled(noting(lambda chat: verify(chat) + " well" * 200), 2), file, "v")
         try:
-            return pipeline_lib.write(
-                tmp_path / "out", "test", streams, dataclasses.replace(options, **limit), generator, verifier,
-                count_tokens, PRICES,
-            )  # fmt: skip
+            models = Models(generator, verifier, count_tokens, PRICES)
+            return Pipeline(streams, dataclasses.replace(options, **limit), models).write(tmp_path / "out", "test")
         finally:
             file.close()
 
-    estimated = costs.estimate(streams, options, count_tokens, PRICES)
+    estimated = costs.estimate(streams, options, count_tokens, prices=PRICES)
     limit = estimated.expected.total if name == "max_tokens" else estimated.money
     with pytest.raises(BudgetError) as caught:
         run(**{name: limit})
@@ -784,9 +783,8 @@ def test_files(tmp_path):
     streams, folder = fact_streams(2, 2), tmp_path / "new" / "folder"
     streams[0] = dataclasses.replace(streams[0], stream_id="s0 | *x*\n\ud83d <b>")
     options = QuestionOptions(keep=3, proposals=8)
-    report = pipeline_lib.write(
-        folder, "train", streams, options, batched(generate), batched(verify), count_tokens, PRICES
-    )
+    models = Models(batched(generate), batched(verify), count_tokens, PRICES)
+    report = Pipeline(streams, options, models).write(folder, "train")
     assert sorted(path.name for path in folder.iterdir()) == ["report_train.json", "report_train.md", "train.jsonl"]
     page = (folder / "report_train.md").read_text(encoding="utf-8")
     record = json.loads((folder / "report_train.json").read_text(encoding="utf-8"))
@@ -804,17 +802,13 @@ def test_files(tmp_path):
 
 
 def test_a_run_replaces_what_was_there(tmp_path):
+    models = Models(batched(generate), batched(verify), count_tokens)
     for keep in (2, 1):
-        pipeline_lib.write(
-            tmp_path, "train", fact_streams(1, 1), QuestionOptions(keep=keep), batched(generate), batched(verify),
-            count_tokens,
-        )  # fmt: skip
+        Pipeline(fact_streams(1, 1), QuestionOptions(keep=keep), models).write(tmp_path, "train")
         (row,) = (tmp_path / "train.jsonl").read_text().splitlines()
         assert len(json.loads(row)["chunks"][0]["questions"]) == keep
     with pytest.raises(ValueError, match="a split's name must consist of letters"):
-        pipeline_lib.write(
-            tmp_path, "../x", fact_streams(1, 1), QuestionOptions(), batched(generate), batched(verify), count_tokens
-        )
+        Pipeline(fact_streams(1, 1), QuestionOptions(), models).write(tmp_path, "../x")
 
 
 # --------------------------------------------------------------------------------------

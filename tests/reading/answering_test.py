@@ -49,7 +49,7 @@ def built(workdir=None, **changes):
 def test_the_frozen_model():
     with built() as parts:
         assert (
-            parts.answering.models.has_sampler
+            parts.answering.generates
             and parts.answering.likelihood_scorer is None
             and parts.answering.content_judge is None
         )
@@ -61,7 +61,7 @@ def test_the_frozen_model():
 def test_the_evidence_alone():
     with built(**{"reader.kind": "evidence"}) as parts:
         assert (
-            not parts.answering.models.has_sampler
+            not parts.answering.generates
             and parts.answering.answer_judge is None
             and parts.answering.take_metrics() == {}
         )
@@ -74,13 +74,13 @@ def test_the_evidence_alone():
         assert (
             parts.answering.content_judge is not None
             and parts.answering.answer_judge is not None
-            and parts.answering.models.has_sampler
+            and parts.answering.generates
         )
 
 
 def test_servers_for_all(monkeypatch):
     with FaultServer() as server, built(**servers(server.url) | {"credit.rule": "mem_alpha"}) as parts:
-        assert not parts.answering.models.has_sampler
+        assert not parts.answering.generates
         (answer,) = workers.run_all(parts.answering.answer, [Query("Where?", ("Here.",))])
         assert answer == reply_to("Notes:\n- Here.\nQuestion: Where?").strip()
         workers.run_all(parts.answering.content_judge, [Operation(Action.INSERT, "x")])
@@ -306,6 +306,6 @@ def test_training_on_likelihoods(tmp_path, changes):
 
 def test_chats_are_shared_out_to_their_askers():
     with FaultServer() as server, built(**servers(server.url)) as parts:
-        one, other = (parts.answering.models.model("reader", config(**servers("x")).reader) for _ in range(2))
+        one, other = (parts.answering.model("reader", config(**servers("x")).reader) for _ in range(2))
         first, second = (port.submit(Chat((Message("user", (text,)),), 5)) for port, text in ((one, "a"), (other, "b")))
         assert other.collect() == [(second, reply_to("b"))] and one.collect() == [(first, reply_to("a"))]

@@ -5,12 +5,13 @@ import random
 
 import pytest
 
+from finemem_jax.config import sections
 from finemem_jax.reading import judges, prompts
-from finemem_jax.reading.judges import JudgedAnswer, JudgeOptions
+from finemem_jax.reading.judges import JudgedAnswer
 from finemem_jax.runtime import workers
 from finemem_jax.types import Action, Operation, Question
 
-OPTIONS = JudgeOptions(max_new_tokens=9, temperature=0.0, tries=3)
+OPTIONS = sections.Judge(max_new_tokens=9, temperature=0.0, tries=3)
 WRITTEN = [Operation(Action.INSERT, f"fact {i}") for i in range(3)]
 
 
@@ -98,7 +99,7 @@ def test_yes_or_no(reply, verdict):
 
 
 def test_another_system_message():
-    options = dataclasses.replace(OPTIONS, system="Judge!")
+    options = dataclasses.replace(OPTIONS, answer_system="Judge!", content_system="Judge!")
     for judge, item in (
         (judges.content_judge(replying(["VALID"], seen := []), options), WRITTEN[0]),
         (judges.answer_judge(replying(["YES"], seen), options), JudgedAnswer(Question("?", ("a",), "judge"), "a")),

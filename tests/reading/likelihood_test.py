@@ -20,14 +20,14 @@ from finemem_jax.models import decoder, presets
 from finemem_jax.models.tokenizer import ByteTokenizer, EncodedChat
 from finemem_jax.reading import likelihood, reader
 from finemem_jax.reading.likelihood import LEAST_LOG_PROB, Likelihoods
-from finemem_jax.reading.reader import LikelihoodQuery, Query, ReaderOptions
+from finemem_jax.reading.reader import LikelihoodQuery, Query
 from finemem_jax.runtime import compilation, workers
 from finemem_jax.sampling.sampler import Sampler
 from finemem_jax.types import Likelihood, Request
 
 TINY = presets.preset("tiny")
 TOKENS = ByteTokenizer()
-OPTIONS = ReaderOptions(max_new_tokens=8, temperature=0.0, num_examples=0)
+OPTIONS = sections.Reader(max_new_tokens=8, temperature=0.0, num_examples=0)
 
 
 def random_params(seed=0):
@@ -50,7 +50,7 @@ def prompt(query):
 
 
 def likelihoods(params, together=256, most=1024, tokens=TOKENS, end_ids=TOKENS.end_ids, prompt=prompt):
-    return Likelihoods(make_sampler(params, end_ids).engine, tokens, prompt, together, most)
+    return Likelihoods(make_sampler(params, end_ids).engine, tokens, prompt, tokens_together=together, max_length=most)
 
 
 @jax.jit
@@ -193,7 +193,7 @@ def test_company_and_order_do_not_matter(params):
 
 def test_equal_claims_are_computed_once(params):
     worker = likelihoods(params)
-    remembering = worker.once()
+    remembering = workers.Memoized(worker)
     null = LikelihoodQuery(Query("Where does Ana live?", ()), ("Oslo",))
     assert len(set(workers.run_all(remembering, [null, LikelihoodQuery(QUERY, ("Oslo",)), null]))) == 2
     workers.run_all(remembering, [null])

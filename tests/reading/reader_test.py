@@ -3,21 +3,22 @@
 import pytest
 
 from finemem_jax.clients import chat
+from finemem_jax.config import sections
 from finemem_jax.models.tokenizer import ByteTokenizer
 from finemem_jax.reading import reader
-from finemem_jax.reading.reader import LikelihoodQuery, Query, ReaderOptions
+from finemem_jax.reading.reader import LikelihoodQuery, Query
 from finemem_jax.runtime import workers
 from finemem_jax.runtime.workers import Batched
 from finemem_jax.types import Chat, Completion, Message, Question, Refusal, random_key
 
 TOKENS = ByteTokenizer()
-OPTIONS = ReaderOptions(max_new_tokens=9, temperature=0.1, num_examples=0)
+OPTIONS = sections.Reader(max_new_tokens=9, temperature=0.1, num_examples=0)
 
 
-def ask(generate, queries, **settings):
+def ask(generate, queries, cite=False, **settings):
     """What a language model that is this function of chats answers."""
-    options = ReaderOptions(**{"max_new_tokens": 9, "temperature": 0.1, "num_examples": 0} | settings)
-    return workers.run_all(reader.language_model(Batched(generate), options), queries)
+    options = sections.Reader(**{"max_new_tokens": 9, "temperature": 0.1, "num_examples": 0} | settings)
+    return workers.run_all(reader.language_model(Batched(generate), options, cite), queries)
 
 
 def sampled(generate, seed=0):
@@ -111,7 +112,7 @@ def test_a_citing_reader_is_asked_to_cite():
     seen = []
 
     def generate(chats):
-        seen.extend(TOKENS.decode(chat.encode(TOKENS, chat).ids) for chat in chats)
+        seen.extend(TOKENS.decode(chat.encode(TOKENS, one).ids) for one in chats)
         return ["Porto [1]" for _ in chats]
 
     query = Query("Where?", ("In Porto.", "Rain."))

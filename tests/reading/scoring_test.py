@@ -46,8 +46,8 @@ def short(value):
         ("", ""),
     ],
 )
-def test_normalise(text, expected):
-    assert scoring.normalise(text) == expected
+def test_normalize(text, expected):
+    assert scoring.normalize(text) == expected
 
 
 @pytest.mark.parametrize(

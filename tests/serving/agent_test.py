@@ -286,7 +286,7 @@ def test_a_question_does_not_wait_for_another_s_text():
     done, asking = [], []
     changes = {"rollout.max_new_tokens": 256, "manager.chunk_tokens": 256}
     with agent.MemoryAgent.from_config(smoke_run.config(**changes, seed=5)) as made:
-        engine = cast(Any, made._calls._manager._worker).engine
+        engine = cast(Any, made._calls._manager.pending.worker).engine
         decode = engine.decode
 
         def ask():

@@ -10,7 +10,6 @@ import os
 import pytest
 
 import smoke_run
-from finemem_jax.clients import language_models
 from finemem_jax.clients.endpoint import Endpoint, EndpointError
 from finemem_jax.evaluation import held_out
 from finemem_jax.runtime import files, workers
@@ -31,7 +30,7 @@ def chat(text, **more):
 
 
 def test_it_replies():
-    with Endpoint(language_models.endpoint_options(config(), "main")) as client:
+    with Endpoint(config().servers["main"]) as client:
         chats = [chat(f"What colour has grass in garden {i}?") for i in range(12)]
         first, second = (workers.run_all(client, chats) for _ in range(2))
         assert all(first) and first == second, "greedy replies are the same each time"
@@ -43,7 +42,7 @@ def test_it_replies():
 def test_what_it_cannot_answer():
     more = {"extra": '{"top_p": "nucleus"}', "total_seconds": 2.0}
     settings = config(**{f"servers.main.{name}": value for name, value in more.items()})
-    with Endpoint(language_models.endpoint_options(settings, "main")) as client:
+    with Endpoint(settings.servers["main"]) as client:
         client.submit(chat("x"))
         # Some servers call this their own error (500), and are asked again.
         with pytest.raises(EndpointError, match="answered [45].*(Asking again|the same command)"):
