@@ -1,26 +1,41 @@
-"""Floating-point operations of a decoder's products, by formula. A multiplication with its addition counts two.
+"""Counts the floating-point operations of a decoder by formula; a multiplication with its addition counts two.
 
-Compilers' own counts do not serve: they count the body of a loop over layers once. Norms, rotations and the softmax are
-left out, which are below a hundredth.
+Compilers' own counts do not serve: they count the body of a loop over layers once. Norms, rotations and the softmax,
+below a hundredth of it all, are left out.
 
 Sizes: P, C, L tokens of a shared prefix, a group prefix and a suffix; see `batching.Batch`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 from finemem_jax.models.presets import DecoderConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Holds lengths in tokens: of what all prompts share, of a chunk, and of the memory view with the response."""
+
+    shared_prefix: int
+    group_prefix: int
+    view: int
+    response: int
+
+    @property
+    def suffix(self) -> int:
+        return self.view + self.response
+
+
 class Work(NamedTuple):
-    """What one pass over some tokens has to do.
+    """Tells what one pass over some tokens has to do.
 
     Attributes:
         tokens: Tokens that go through the layers.
         predicted: Tokens that meet the output head.
-        visible: Σ over tokens of the keys that it may see.
-        computed: Σ over tokens of the keys whose logits are computed: what is masked included.
+        visible: Σ over tokens of the keys that each attends to.
+        computed: Σ over tokens of the keys whose logits are computed, masked ones included.
     """
 
     tokens: float
@@ -28,34 +43,29 @@ class Work(NamedTuple):
     visible: float
     computed: float
 
-    def times(self, n: float) -> Work:
-        return Work(*(n * x for x in self))
 
-
-def tree(
-    shared_prefix: int, group_prefix: int, suffix: int, groups: int, rows: int, predicted: int, triangular: bool
-) -> Work:
-    """The tokens of one share: a shared prefix, `groups` group prefixes, and `rows` suffixes for each.
+def tree(lengths: Lengths, groups: int, rows: int, *, triangular: bool) -> Work:
+    """Returns the work of one shard: a shared prefix, `groups` group prefixes, and `rows` suffixes for each.
 
     Args:
-        predicted: Tokens of each suffix that are predicted.
         triangular: Whether a kernel leaves out blocks that causality masks.
     """
+    shared_prefix, group_prefix, suffix = lengths.shared_prefix, lengths.group_prefix, lengths.suffix
     tokens = shared_prefix + groups * (group_prefix + rows * suffix)
     above = groups * (group_prefix * shared_prefix + rows * suffix * (shared_prefix + group_prefix))
     own = shared_prefix**2 + groups * (group_prefix**2 + rows * suffix**2)
     visible = above + (own + tokens) / 2
-    return Work(tokens, groups * rows * predicted, visible, visible if triangular else above + own)
+    return Work(tokens, groups * rows * lengths.response, visible, visible if triangular else above + own)
 
 
 def matrices(model: DecoderConfig) -> int:
-    """Elements of the matrices of all layers."""
+    """Counts the elements of the matrices of all layers."""
     heads = 2 * model.num_heads + 2 * model.num_kv_heads
     return model.num_layers * model.embed_dim * (model.head_dim * heads + 3 * model.mlp_dim)
 
 
 def adapters(model: DecoderConfig) -> int:
-    """Elements of the adapters of all layers."""
+    """Counts the elements of the adapters of all layers."""
     if model.lora is None:
         return 0
     d, f, c = model.embed_dim, model.mlp_dim, model.head_dim
@@ -68,7 +78,7 @@ def adapters(model: DecoderConfig) -> int:
 
 
 def forward(model: DecoderConfig, work: Work, pairs: float) -> float:
-    """2 N tokens + 4 · heads · head_dim · layers · pairs + 2 V D predicted, N the elements of the matrices.
+    """Counts 2 N tokens + 4 · heads · head_dim · layers · pairs + 2 V D predicted, N the elements of the matrices.
 
     Args:
         pairs: `work.visible`, or `work.computed`.
@@ -78,7 +88,7 @@ def forward(model: DecoderConfig, work: Work, pairs: float) -> float:
 
 
 def useful(model: DecoderConfig, work: Work) -> float:
-    """What training on these tokens needs and no more: nothing recomputed, nothing masked. The numerator of MFU.
+    """Counts what training on these tokens needs and no more: nothing recomputed or masked. The numerator of MFU.
 
     Three times the forward pass, 6 N tokens + …; beside a frozen model the gradients of its matrices are not needed.
     """
@@ -88,8 +98,8 @@ def useful(model: DecoderConfig, work: Work) -> float:
     return total
 
 
-def executed(model: DecoderConfig, work: Work, remat: str, attention: str) -> float:
-    """What training runs: with what the backward pass recomputes, and with what is masked only afterwards.
+def executed(model: DecoderConfig, work: Work, *, remat: str, attention: str) -> float:
+    """Counts what training runs, including what the backward pass recomputes and what is masked only afterwards.
 
     Kernels of attention compute the logits again for the gradients: 7 products instead of 4 with "splash", whose
     gradients of queries and of keys are two kernels, 5 with the others. The gradient of the head recomputes the logits
@@ -100,11 +110,11 @@ def executed(model: DecoderConfig, work: Work, remat: str, attention: str) -> fl
     head = 2 * model.vocab_size * model.embed_dim * work.predicted
     matrix = 2 * matrices(model) * work.tokens
     low_rank = 2 * adapters(model) * work.tokens
-    # What "blocked" attention gives is kept by all but "full".
+    # The results of "blocked" attention are kept by all but "full".
     again = {"none": 0.0, "full": matrix + low_rank + kernel}.get(remat, 0.0 if attention == "blocked" else kernel)
     passes = 3 if model.lora is None else 2
     return passes * matrix + 3 * low_rank + (1 + backward) * kernel + 4 * head + again
 
 
-def _attention(model, pairs):
+def _attention(model: DecoderConfig, pairs: float) -> float:
     return 4 * model.num_heads * model.head_dim * model.num_layers * pairs

@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' public specifications. One table; knows nothing of models."""
+"""Lists what accelerators can do, from their makers' public specifications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator chip. Rates are peaks, which no program reaches.
+    """Describes an accelerator chip. Rates are peaks, which no program reaches.
 
     Attributes:
         name: As in a topology ("v5e:8x8"), or a short name.
@@ -50,5 +50,5 @@ GPUS = (
 
 
 def gpu(kind: str) -> Chip | None:
-    """The GPU that JAX calls `kind`, or None if the table does not have it."""
+    """Returns the GPU that JAX calls `kind`, or None if the table does not have it."""
     return next((chip for chip in GPUS if kind.startswith(chip.kind)), None)

@@ -1,10 +1,11 @@
-"""What a compiled program sends between devices, read from the text of its optimised HLO. Knows nothing of models."""
+"""Counts what a compiled program sends between devices, from the text of its optimized HLO."""
 
 from __future__ import annotations
 
 import collections
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -23,10 +24,11 @@ _CHAIN = re.compile(r'chain_id="(\d+)"')
 _ROOT = "ROOT"
 # Instructions of a computation by name; its result stands there under _ROOT as well.
 Computation = dict[str, str]
+Computations = dict[str, Computation]
 
 
 class Traffic(NamedTuple):
-    """Collectives of one run of a program.
+    """Sums up the collectives of one run of a program.
 
     Attributes:
         sent: Bytes that leave each device, by kind of collective.
@@ -49,9 +51,9 @@ def traffic(text: str) -> Traffic:
     A device among n sends, by the algorithms that send least, of an array of b bytes: all-gather and all-to-all
     b (n - 1) / n, reduce-scatter the same of what it takes, all-reduce twice as much, collective-permute b.
 
-    How often a loop runs is what its backend wrote beside it, else it is read off its condition. TPU programs spread
-    one collective over several fused instructions, some of them inside loops that run meanwhile; these have a "chain"
-    in common, which counts once.
+    How often a loop runs is taken from the compiler's note beside it, else from its condition. TPU programs spread one
+    collective over several fused instructions, some of them in loops that run meanwhile; these have a "chain" in
+    common, which counts once.
     """
     computations = _computations(text)
     devices = math.prod(map(int, re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])))
@@ -59,7 +61,7 @@ def traffic(text: str) -> Traffic:
     runs: dict[str, float] = collections.defaultdict(float)
     largest, chains = 0.0, set()
 
-    def walk(name, times):
+    def walk(name: str, times: float) -> None:
         nonlocal largest
         for key, line in computations.get(name, {}).items():
             found = _COLLECTIVE.match(line)
@@ -72,9 +74,9 @@ def traffic(text: str) -> Traffic:
                 if chain:
                     chains.add(chain[1])
                 kind, group = found[2], _group_size(line, devices)
-                whole = _whole_bytes(found[1], kind, bool(found[3]), group)
+                whole = _whole_bytes(found[1], kind, group, started=bool(found[3]))
                 largest = max(largest, whole if group > 1 else 0)
-                sent[kind] += times * whole * _share(kind, group)
+                sent[kind] += times * whole * _sent_fraction(kind, group)
                 runs[kind] += times
             elif loop := _WHILE.search(line):
                 (body,) = _called(line)
@@ -88,9 +90,9 @@ def traffic(text: str) -> Traffic:
     return Traffic(dict(sent), dict(runs), largest)
 
 
-def _computations(text) -> dict[str, Computation]:
-    """All computations; the program itself is called ""."""
-    found: dict[str, Computation] = {}
+def _computations(text: str) -> Computations:
+    """Parses all computations; the program itself is called ""."""
+    found: Computations = {}
     current: Computation = {}
     for line in text.splitlines():
         head = _COMPUTATION.match(line)
@@ -103,8 +105,8 @@ def _computations(text) -> dict[str, Computation]:
     return found
 
 
-def _trips(computations, condition, body) -> int:
-    """How often a loop runs whose counter starts at 0: the limit in its condition, by what its body adds."""
+def _trips(computations: Computations, condition: str, body: str) -> int:
+    """Counts how often a loop runs whose counter starts at 0: the limit in its condition, by what its body adds."""
     limit = max(_constants(computations, condition), default=1)
     held = computations.get(condition, {})
     indices = [
@@ -120,13 +122,13 @@ def _trips(computations, condition, body) -> int:
     return -(-limit // step)
 
 
-def _operands(computation, name):
+def _operands(computation: Computation, name: str) -> list[str]:
     found = _OPERANDS.search(computation.get(name, ""))
     return re.findall(r"%([\w.\-]+)", found[1]) if found else []
 
 
-def _constants(computations, name):
-    """The integers that a computation, or one that it calls, compares with."""
+def _constants(computations: Computations, name: str) -> Iterator[int]:
+    """Finds the integers that a computation, or one that it calls, compares with."""
     for line in computations.get(name, {}).values():
         if constant := _CONSTANT.match(line):
             yield int(constant[1])
@@ -134,28 +136,29 @@ def _constants(computations, name):
             yield from _constants(computations, called)
 
 
-def _called(line):
+def _called(line: str) -> list[str]:
     return [name.lstrip("%") for names in _CALLED.findall(line) for name in names.split(", ")]
 
 
-def _group_size(line, devices):
+def _group_size(line: str, devices: int) -> int:
+    """Reads how many devices take part, in any of the three notations of replica_groups."""
     groups = re.search(r"replica_groups=(.*)", line)
     if not groups:
         return 2  # collective-permute: pairs
     text = groups[1]
-    if text.startswith("mesh["):
+    if text.startswith("mesh["):  # mesh['a'=2,'b'=4] {'a','b':(1)2}
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", text.partition("]")[0]))
         named = re.search(r"\{([^}]*)\}", text.partition("]")[2])
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[1] if named else "")
         return math.prod(int(part or sizes[name]) for name, part in parts)
-    if text.startswith("["):
+    if text.startswith("["):  # [groups,devices]<=[...]
         return int(re.match(r"\[\d+,(\d+)\]", text)[1])  # type: ignore[index]
-    first = re.match(r"\{\{([\d,]*)\}", text)
+    first = re.match(r"\{\{([\d,]*)\}", text)  # {{0,1},{2,3}}
     return len(first[1].split(",")) if first else devices
 
 
-def _whole_bytes(result, kind, started, group):
-    """Bytes of the array that is gathered, reduced, scattered or sent, as a whole."""
+def _whole_bytes(result: str, kind: str, group: int, *, started: bool) -> float:
+    """Counts the bytes of the array that is gathered, reduced, scattered or sent, as a whole."""
     total = _bytes(result)
     if kind == "reduce-scatter":
         return total * group
@@ -166,7 +169,7 @@ def _whole_bytes(result, kind, started, group):
     return total
 
 
-def _bytes(result):
+def _bytes(result: str) -> float:
     total = 0.0
     for dtype, shape in _ARRAY.findall(result):
         if dtype == "u32" and not shape:
@@ -176,7 +179,8 @@ def _bytes(result):
     return total
 
 
-def _share(kind, group):
+def _sent_fraction(kind: str, group: int) -> float:
+    """Returns what a device sends, as a fraction of the whole array."""
     if kind == "collective-permute":
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (group - 1) / group

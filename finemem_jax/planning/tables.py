@@ -1,10 +1,11 @@
-"""A plan for people to read, and as plain values."""
+"""Shows a plan (--mode=plan) as tables, and writes it as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from finemem_jax.config.sections import Config
@@ -57,7 +58,7 @@ def show(plan: Plan) -> None:
         print(line)
 
 
-def _memory_rows(plan):
+def _memory_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
     names = dict.fromkeys(name for program in plan.programs for name in program.memory)
     for name in sorted(names, key="temporaries".__eq__):
         yield (name, *(f"{p.memory[name] / GIB:.2f}" if name in p.memory else "" for p in plan.programs))
@@ -66,8 +67,8 @@ def _memory_rows(plan):
     yield (f"free of {limit / GIB:.2f}", *(f"{(limit - p.total) / GIB:.2f}" for p in plan.programs))
 
 
-def _cost_rows(plan):
-    def row(title, form, values):
+def _cost_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
+    def row(title: str, form: str, values: Iterable[float]) -> tuple[str, ...]:
         return (title, *(form.format(value) for value in values))
 
     programs, chip = plan.programs, plan.target.chip
@@ -83,7 +84,7 @@ def _cost_rows(plan):
         yield row("all runs of a step, s", "{:.3g}", [p.runs * p.roofline(chip) for p in programs])
 
 
-def _verdict(plan):
+def _verdict(plan: Plan) -> Iterator[str]:
     for program in plan.programs:
         if program.problem:
             yield f"{program.name} was refused by the compiler: {program.problem}"
@@ -106,7 +107,7 @@ def _verdict(plan):
 
 
 def record(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values: bytes, FLOPs and seconds, per device."""
+    """Returns the plan as plain values: bytes, FLOPs and seconds, per device."""
     chip = plan.target.chip
     return {
         "experiment": plan.config.experiment,

@@ -1,4 +1,4 @@
-"""Devices to compile for, which need not be here. Knows nothing of models."""
+"""Finds devices to compile for, which need not be here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from finemem_jax.planning.hardware import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for.
+    """Names devices to compile for, and what they can do.
 
     Attributes:
-        chip: One device's share of a chip; None where nothing is published (CPUs).
-        hbm_bytes: What one device's programs may use.
+        chip: One device, which may be a part of a chip; None where nothing is published (CPUs).
+        hbm_bytes: Memory that programs on one device may use.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Target:
 
 
 def find(topology: str) -> Target:
-    """Devices to compile for, by name: "v5e:8x8" (a TPU of `hardware.TPUS`), "cpu:8", or "gpu" (this machine's).
+    """Finds devices to compile for by name: "v5e:8x8" (a TPU of `hardware.TPUS`), "cpu:8", or "gpu" (this machine's).
 
     Raises:
         ValueError: an unknown name, or its compiler or devices are not here; the message says what to do.
@@ -50,19 +50,18 @@ def find(topology: str) -> Target:
         return _gpu()
     raise ValueError(
         f"--topology must be a TPU's name and shape ({', '.join(hardware.TPUS)}; e.g. v5e:8x8 or v5p:2x2x4), "
-        "cpu:N for N "
-        f"simulated devices, or gpu for this machine's; got {topology!r}."
+        f"cpu:N for N simulated devices, or gpu for this machine's; got {topology!r}."
     )
 
 
-def _tpu(topology, chip, num_chips):
+def _tpu(topology: str, chip: Chip, num_chips: int) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"--topology={topology} needs libtpu, the TPU compiler, which runs anywhere: "
             "uv pip install -e '.[tpu]' (the tpu extra) brings it."
         )
-    # Compiling needs no TPU: nothing is to be asked of a cloud, and other processes may compile beside this one. The
-    # names are only there to keep libtpu from complaining that there are none.
+    # Compiling needs no TPU: libtpu must not query a cloud's metadata, and other processes may compile beside this one.
+    # The host name and type are only there because libtpu complains without them.
     quiet = {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -79,12 +78,12 @@ def _tpu(topology, chip, num_chips):
             f"--topology={topology}: the TPU compiler knows no such slice ({str(error).splitlines()[0]}); take a shape "
             "of whole hosts, e.g. v5e:4x4, v6e:8x8 or v5p:2x2x4."
         ) from error
-    share = num_chips / len(devices)  # Devices of v4 are cores, half a chip each.
-    return Target(topology, devices, _scaled(chip, share), chip.hbm_bytes * share)
+    fraction = num_chips / len(devices)  # Devices of v4 are cores, half a chip each.
+    return Target(topology, devices, _scaled(chip, fraction), chip.hbm_bytes * fraction)
 
 
-def _cpu(topology, count):
-    # Before the first use of JAX its number of CPU devices can still be chosen.
+def _cpu(topology: str, count: int) -> Target:
+    # Works only before the first use of JAX. The other way to set their number, a flag of XLA, must not contradict it.
     os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\S*", "", os.environ.get("XLA_FLAGS", ""))
     _only_cpu(count)
     devices = jax.devices("cpu")
@@ -94,7 +93,7 @@ def _cpu(topology, count):
     return Target(topology, devices[:count], None, memory / count)
 
 
-def _gpu():
+def _gpu() -> Target:
     try:
         devices = jax.devices("gpu")
     except RuntimeError as error:
@@ -107,15 +106,15 @@ def _gpu():
     return Target(f"gpu:{len(devices)} ({devices[0].device_kind})", devices, chip, limit)
 
 
-def _only_cpu(count=None):
+def _only_cpu(count: int | None = None) -> None:
     try:
         jax.config.update("jax_platforms", "cpu")
         if count:
             jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        pass  # JAX has been used already, and has what it has.
+        pass  # JAX has been used already: its devices stay what they are.
 
 
-def _scaled(chip, share):
+def _scaled(chip: Chip, fraction: float) -> Chip:
     names = ("hbm_bytes", "flops", "hbm_bandwidth", "link_bandwidth")
-    return dataclasses.replace(chip, **{name: share * getattr(chip, name) for name in names})
+    return dataclasses.replace(chip, **{name: fraction * getattr(chip, name) for name in names})

@@ -1,4 +1,4 @@
-"""What a training step is described by: named numbers, from rewards, operations, samplers and compiler."""
+"""Computes the metrics of a training step, from rewards, operations, answers, samplers and compilation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def of_rewards(inputs: RewardInputs, rewards: Rewards, advantages: Advantages) -
         "reward/compression": float(rewards.compression.sum() / count),
         "reward/content": float(rewards.content.sum() / count),
         "reward/kl": float(rewards.kl.sum() / count),
-        # Means over what was asked: chunks without questions, and streams without them, say nothing here.
+        # Means over chunks and rollouts that have questions.
         "reward/chunk": float(rewards.chunk[with_questions].mean()) if with_questions.any() else 0.0,
         "reward/likelihood": float(rewards.likelihood.sum() / count),
         "reward/outcome": float(rewards.outcome[asked].mean()) if asked.any() else 0.0,
@@ -43,7 +43,7 @@ def of_rewards(inputs: RewardInputs, rewards: Rewards, advantages: Advantages) -
 
 
 def of_operations(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-    """Which operations the manager wrote, as shares of all, and how long its responses are (tokens)."""
+    """Counts the operations that the manager wrote, as fractions of all, and the tokens of its responses."""
     steps = [step for rollouts in trajectories for one in rollouts for step in one.steps]
     outcomes = [outcome for step in steps for outcome in step.outcomes]
     total = max(len(outcomes), 1)
@@ -65,10 +65,10 @@ def of_operations(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, flo
 
 
 def of_answers(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-    """How likelihoods of gold answers go with scores of generated ones, where both are there, and what has no score.
+    """Compares likelihoods of gold answers with scores of generated ones, and counts answers without a score.
 
     The rank correlation, Spearman's, is over the questions of a data source; there is none where all are alike. Below
-    about 0.5, likelihoods measure something else than the task.
+    about 0.5, likelihoods measure something else than the task does.
     """
     by_source: dict[str, list[tuple[float, float]]] = {}
     unscored = total = 0
@@ -93,10 +93,10 @@ def of_answers(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, float]
 
 
 def of_sampler_difference(groups: Sequence[Group], measured: Mapping[str, float]) -> dict[str, float]:
-    """|log π_trainer - log π_sampler|, mean and largest.
+    """Computes |log π_trainer - log π_sampler|, mean and largest.
 
-    Where the trainer's were not computed apart, the first update's log ratio is this: its policy is still the one that
-    sampled.
+    Where the trainer's log-probabilities were not computed separately, the log ratio of the first update stands for it:
+    its policy is still the one that sampled.
     """
     differences = [
         np.abs(old - np.asarray(step.completion.log_probs))
@@ -115,19 +115,19 @@ def of_sampler_difference(groups: Sequence[Group], measured: Mapping[str, float]
 
 
 def together(stats: Sequence[SamplerStats]) -> SamplerStats:
-    """What samplers did that worked at the same time: sums, and the seconds of the slowest."""
+    """Adds up the stats of samplers that worked at the same time: sums, and the seconds of the slowest."""
     merged = {field.name: [getattr(one, field.name) for one in stats] for field in dataclasses.fields(SamplerStats)}
     return SamplerStats(**{name: (max if "seconds" in name else sum)(values) for name, values in merged.items()})
 
 
 def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of what several processes measured, the mean over those that did."""
+    """Averages what several processes measured, each metric over those that did."""
     names = sorted({name for one in found for name in one})
     return {name: float(np.mean([one[name] for one in found if name in one])) for name in names}
 
 
 def of_samplers(manager: SamplerStats, reader: SamplerStats) -> dict[str, float]:
-    """What generating cost since the stats were last taken; times in seconds."""
+    """Describes what generating cost since the stats were last taken; times in seconds."""
     return {
         "time/new_tokens_per_second": manager.new_tokens / max(manager.seconds, 1e-9),
         "time/manager_seconds": manager.seconds,
@@ -140,6 +140,6 @@ def of_samplers(manager: SamplerStats, reader: SamplerStats) -> dict[str, float]
 
 
 def of_compilation(before: compilation.Counts) -> dict[str, float]:
-    """Programs compiled since `before`; after the first steps, only a new length of training rows needs one."""
+    """Counts programs compiled since `before`; after the first steps, only new lengths of training rows need some."""
     now = compilation.counts()
     return {"compile/programs": float(now.programs - before.programs), "compile/seconds": now.seconds - before.seconds}

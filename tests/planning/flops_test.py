@@ -10,6 +10,7 @@ import pytest
 from finemem_jax.models import decoder, lora, presets
 from finemem_jax.models.decoder import Compute
 from finemem_jax.planning import flops
+from finemem_jax.planning.flops import Lengths
 
 TINY = presets.preset("tiny")
 # Lengths of shared prefix, group prefixes and suffixes; two group prefixes, three suffixes on each.
@@ -48,7 +49,7 @@ def traced(remat, config=TINY, backward=True):
 
 
 def work():
-    return flops.tree(SHARED_PREFIX, GROUP_PREFIX, SUFFIX, GROUPS, ROWS, 0, triangular=False)
+    return flops.tree(Lengths(SHARED_PREFIX, GROUP_PREFIX, SUFFIX, 0), GROUPS, ROWS, triangular=False)
 
 
 def test_a_tree_by_hand():
@@ -56,7 +57,8 @@ def test_a_tree_by_hand():
     # 2 (8 · 16 + 36 · 24) = 1984; own squares 256 + 2 (64 + 3 · 144) = 1248, of which causality leaves
     # (1248 + 104) / 2 = 676.
     assert work() == (104, 0, 1984 + 676, 1984 + 1248)
-    assert flops.tree(SHARED_PREFIX, GROUP_PREFIX, SUFFIX, GROUPS, ROWS, 5, triangular=True) == (104, 30, 2660, 2660)
+    lengths = Lengths(SHARED_PREFIX, GROUP_PREFIX, SUFFIX - 5, 5)
+    assert flops.tree(lengths, GROUPS, ROWS, triangular=True) == (104, 30, 2660, 2660)
 
 
 def test_the_forward_pass_is_what_is_traced():
@@ -67,19 +69,19 @@ def test_the_forward_pass_is_what_is_traced():
 def test_the_backward_pass_is_what_is_traced(remat):
     # Recomputing a layer need not recompute its very last product, which nothing of its gradient reads.
     spared = 2 * TINY.num_layers * TINY.mlp_dim * TINY.embed_dim * work().tokens if remat == "full" else 0
-    assert flops.executed(TINY, work(), remat, "xla") == pytest.approx(traced(remat), abs=spared)
+    assert flops.executed(TINY, work(), remat=remat, attention="xla") == pytest.approx(traced(remat), abs=spared)
 
 
 def test_a_frozen_model_costs_two_passes_and_its_adapters_three():
     config = dataclasses.replace(TINY, lora=lora.parse(4, 8.0, "all"))
-    ours = flops.executed(config, work(), "none", "xla")
+    ours = flops.executed(config, work(), remat="none", attention="xla")
     # The first layer's inputs need no gradient, which the formula counts.
     assert ours == pytest.approx(traced("none", config), rel=0.15)
-    assert ours < flops.executed(TINY, work(), "none", "xla")
+    assert ours < flops.executed(TINY, work(), remat="none", attention="xla")
 
 
 def test_six_times_parameters_times_tokens():
     model = presets.preset("qwen3_4b")
-    long = flops.tree(0, 0, 1, 1, 1_000_000, 1, triangular=True)
+    long = flops.tree(Lengths(0, 0, 0, 1), 1, 1_000_000, triangular=True)
     # Short rows: attention is nothing, and what is left is 6 N a token (the embedding is the head).
     assert flops.useful(model, long) == pytest.approx(6 * model.num_parameters * long.tokens, rel=1e-3)

@@ -8,10 +8,10 @@ import re
 import jax
 import pytest
 
-import programs
+import programs as commands
 import smoke_run
 from finemem_jax.models import decoder, lora, presets, sharding
-from finemem_jax.planning import hardware, plan
+from finemem_jax.planning import hardware, plan, programs
 from finemem_jax.planning import topology as topology_lib
 from finemem_jax.planning.topology import Target
 from finemem_jax.rl import learner
@@ -52,20 +52,20 @@ def held(tree):
 @pytest.mark.parametrize("rank", [0, 4])
 def test_memory_is_what_a_state_really_holds(rank, small):
     settings = config(**{"lora.rank": rank})
-    shapes = plan._Shapes(
+    shapes = programs.Shapes(
         settings,
         model := dataclasses.replace(TINY, lora=lora.parse(rank, 8.0, "all")),
         mesh := sharding.make_mesh(1, 2, 1),
-        plan._lengths(settings, TINY),
+        lengths=plan._lengths(settings, TINY),
     )
     params = sharding.place(model, decoder.init(model, 0), mesh)
     state = learner.init(lora.split(params)[1], learner.make_optimizer(settings.optimizer))
-    assert plan._bytes(shapes.params) == held(params)
-    assert plan._bytes(shapes.state) == held(state)
+    assert programs.num_bytes(shapes.params) == held(params)
+    assert programs.num_bytes(shapes.state) == held(state)
     # All but the norms stands on two devices by halves: V D + 2 · (D C (2 H + 2 K) + 3 D F) = 18,432 + 46,080 elements,
     # and 2 · 2 D + D = 240 whole; 4 bytes each.
     if not rank:
-        assert plan._bytes(shapes.params) == 4 * ((18_432 + 46_080) / 2 + 240)
+        assert programs.num_bytes(shapes.params) == 4 * ((18_432 + 46_080) / 2 + 240)
 
 
 def test_programs_and_their_totals(made):
@@ -99,7 +99,7 @@ def test_a_plan_without_peaks_has_no_times(made):
 
 def test_a_refused_program_does_not_fit(made):
     message = "Ran out of memory on HBM, the total memory required for HLO temporaries (2.50G) exceeds available HBM"
-    assert plan._needed(message) == 2.5 * 2**30
+    assert programs._needed(message) == 2.5 * 2**30
     refused = dataclasses.replace(made.programs[0], problem=message)
     assert not dataclasses.replace(made, programs=(refused,)).fits
 
@@ -142,7 +142,7 @@ def test_settings_that_cannot_work(changes, message, small):
 
 
 def test_eight_devices_from_the_command_line(tmp_path):
-    result = programs.main(
+    result = commands.main(
         "--mode=plan", "--topology=cpu:8", f"--workdir={tmp_path}", "--config.train.groups_per_microbatch=8",
         "--config.mesh.tensor=2", "--config.model.name=tiny",
     )  # fmt: skip
@@ -165,7 +165,7 @@ def test_eight_devices_from_the_command_line(tmp_path):
     ],
 )
 def test_bad_command_lines(arguments, message):
-    result = programs.main(*arguments)
+    result = commands.main(*arguments)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert re.search(message, result.stderr, re.DOTALL), result.stderr
@@ -185,7 +185,7 @@ def test_a_slice_that_does_not_exist():
 @needs_libtpu
 @pytest.mark.slow
 def test_the_tpu_compiler(tmp_path):
-    result = programs.main(
+    result = commands.main(
         "--mode=plan", "--topology=v5e:2x4", f"--workdir={tmp_path}", "--config.train.groups_per_microbatch=8",
         "--config.model.attention=xla",
     )  # fmt: skip
