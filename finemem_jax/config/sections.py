@@ -516,7 +516,7 @@ class Config:
     experiment: str = field("", "Name shown in reports; experiments set it.")
     model: Model = section(Model, "")
     lora: Lora = section(Lora, "")
-    mesh: Mesh = section(Mesh, "")
+    mesh: Mesh = section(Mesh, "", resumable=True)
     data: Data = section(Data, "")
     memory: Memory = section(Memory, "")
     manager: Manager = section(Manager, "")
