@@ -162,7 +162,7 @@ def _evaluate(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack
     benchmarks = benchmark.load(config)
     parts = _build(config, workdir, stack)
     checkpoint.claim(workdir, config)
-    return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, parts, benchmarks))
+    return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, parts, benchmarks=benchmarks))
 
 
 def _follow(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:

@@ -84,7 +84,7 @@ def manager(options: RolloutOptions, players: Players, key: Sequence[int | str])
             reader_calls=len(trajectory.answers) + sum(map(len, chunk_answers)),
         )
 
-    return lambda streams: [result(trajectory) for trajectory in evaluate.run(streams, options, players, key)]
+    return lambda streams: [result(trajectory) for trajectory in evaluate.run(streams, options, players, key=key)]
 
 
 @dataclasses.dataclass(frozen=True)

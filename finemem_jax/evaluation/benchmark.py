@@ -110,7 +110,7 @@ def load(config: Config) -> list[Benchmark]:
     return found
 
 
-def run(config: Config, workdir: pathlib.Path, components: Components, benchmarks: Sequence[Benchmark]) -> list[str]:
+def run(config: Config, workdir: pathlib.Path, components: Components, *, benchmarks: Sequence[Benchmark]) -> list[str]:
     """Plays what is not on file yet, writes `benchmark.json` and `benchmark.md`, and returns lines to print."""
     with Display(0) as display:
         # So that seconds are of playing. What the long prompts of some methods need is compiled when they come.

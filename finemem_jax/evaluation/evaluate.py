@@ -31,7 +31,7 @@ class Estimate:
 
 
 def run(
-    streams: Sequence[Stream], options: RolloutOptions, players: Players, key: Sequence[int | str]
+    streams: Sequence[Stream], options: RolloutOptions, players: Players, *, key: Sequence[int | str]
 ) -> list[Trajectory]:
     """Rolls out each stream once; arguments as of `rollout.run`."""
     return [group[0] for group in rollout.run(streams, options, players, key)]

@@ -54,7 +54,7 @@ class HeldOut:
         ]
         trajectories = input_pipeline.interleave(
             components.processes.all_gather(
-                evaluate.run(mine, options, components.players, (self._config.seed, "evaluate"))
+                evaluate.run(mine, options, components.players, key=(self._config.seed, "evaluate"))
             )
         )
         # What evaluation generated must not count among the next training step's tokens.

@@ -23,7 +23,7 @@ def run(workdir, **changes):
     parts = smoke_run.prepare(settings, workdir)[0]
     with contextlib.closing(parts.answering):
         checkpoint.claim(workdir, settings)
-        benchmark.run(settings, workdir, parts, benchmarks)
+        benchmark.run(settings, workdir, parts, benchmarks=benchmarks)
     return json.loads((workdir / "benchmark.json").read_text()), benchmark.read(workdir)
 
 

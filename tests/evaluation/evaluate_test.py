@@ -136,7 +136,7 @@ def test_run_rolls_each_stream_out_once():
     )
     asked = Question("Where does Ana live?", ("Oslo",))
     streams = [Stream(name, "made up", (Chunk("c", (asked,)), Chunk("d")), (asked,)) for name in ("a", "b")]
-    got = evaluate.run(streams, options, Players(ENVIRONMENT, policy, reader), (0, "evaluate"))
+    got = evaluate.run(streams, options, Players(ENVIRONMENT, policy, reader), key=(0, "evaluate"))
     assert [one.stream.stream_id for one in got] == ["a", "b"]
     assert evaluate.summary(got, ENVIRONMENT)["estimates"]["score"]["mean"] == 1.0
     # The second INSERT says the same again.

@@ -91,7 +91,7 @@ def test_it_does_what_evaluation_does(smoke):
     pieces = [f"Ship {i} came into the harbour with {goods}." for i, goods in enumerate(("tea", "silk", "tin", "oil"))]
     question = Question("Which ship came with tea?", ("0",))
     stream = Stream("s", "test", tuple(map(Chunk, pieces)), (question,))
-    (trajectory,) = evaluate.run([stream], options, parts.players, (0,))
+    (trajectory,) = evaluate.run([stream], options, parts.players, key=(0,))
     with agent.MemoryAgent(parts, options) as made:
         seen = [made.observe(piece) for piece in pieces]
         reply = made.ask(question.text)
