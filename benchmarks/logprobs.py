@@ -78,7 +78,7 @@ def temporary_share(mesh: Mesh | None, dtype: Any) -> float:
         abstract((vocab, width), dtype, "tensor", "fsdp"),
         abstract((n,), jnp.int32, rows),
     )
-    compiled = with_slopes(log_probs.token_log_probs, mesh=mesh)
+    compiled = with_slopes(log_probs.token_log_probs, plan=log_probs.Plan(mesh=mesh))
     memory = compiled.lower(*arguments, temperature=abstract((), jnp.float32)).compile().memory_analysis()
     assert memory is not None
     return memory.temp_size_in_bytes / (4 * n * vocab / (mesh.size if mesh else 1))

@@ -203,12 +203,12 @@ def check_groups(config: Config, mesh: jax.sharding.Mesh) -> None:
     Raises:
         ValueError: the message names both fields.
     """
-    shares = logical_axes.size(mesh, logical_axes.ROWS)
-    if config.train.groups_per_microbatch % shares:
+    data_shards = logical_axes.size(mesh, logical_axes.ROWS)
+    if config.train.groups_per_microbatch % data_shards:
         raise ValueError(
             f"train.groups_per_microbatch={config.train.groups_per_microbatch} must be a multiple of mesh.data * "
-            f"mesh.fsdp = {shares}: each device trains on whole groups. Set train.groups_per_microbatch={shares}, or "
-            "move devices to mesh.tensor."
+            f"mesh.fsdp = {data_shards}: each device trains on whole groups. Set "
+            f"train.groups_per_microbatch={data_shards}, or move devices to mesh.tensor."
         )
 
 

@@ -6,6 +6,7 @@ its own part of each.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,15 +27,30 @@ _STATES, _HEAD, _TOKENS = P(logical_axes.ROWS, None), P(_VOCAB, _EMBED), P(logic
 _LEAST = -1e30
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the work is cut up; known at compile time.
+
+    Attributes:
+        token_block, vocab_block: Most tokens and words in a block. 2,048 of each take 16 MB: little enough for
+            a CPU, which is several times as slow when logits of 50 MB come and go, and large products for a GPU.
+        mesh: Where given, every device handles its own tokens and its own slice of the vocabulary, as
+            `logical_axes.STORED` splits the head; only sums over words cross the vocabulary's mesh axis. None: JAX
+            decides.
+    """
+
+    token_block: int = 2048
+    vocab_block: int = 2048
+    mesh: Mesh | None = None
+
+
 def token_log_probs(
     hidden: Float[Array, "N D"],
     head: Float[Array, "V D"],
     targets: Int[Array, " N"],
     *,
     temperature: Float[Array, "*_"] | float,
-    mesh: Mesh | None = None,
-    token_block: int = 2048,
-    vocab_block: int = 2048,
+    plan: Plan = Plan(),
 ) -> tuple[Float[jax.Array, " N"], Float[jax.Array, " N"]]:
     """Computes log softmax(head · hidden / temperature)[target] and the entropy of that distribution, in nats.
 
@@ -50,34 +66,29 @@ def token_log_probs(
         hidden: May be bfloat16, as `head` may; logits, sums and results are float32 (float64 if an input is).
         targets: In [0, V).
         temperature: Positive; one for all, or one per token.
-        mesh: Where given, every device handles its own tokens and its own slice of the vocabulary, as
-            `logical_axes.STORED` splits the head; only sums over words cross the vocabulary's mesh axis. None: JAX
-            decides.
-        token_block, vocab_block: Most tokens and words in a block. 2,048 of each take 16 MB: little enough for
-            a CPU, which is several times as slow when logits of 50 MB come and go, and large products for a GPU.
     """
     n = len(hidden)
     dtype = jnp.promote_types(jnp.float32, jnp.result_type(hidden, head))
     if n == 0:
         return jnp.zeros(0, dtype), jnp.zeros(0, dtype)
-    plan = _Plan(token_block, vocab_block, mesh)
-    padding = 0 if mesh is None else -n % logical_axes.size(mesh, logical_axes.ROWS)
-    log_probs, entropy = _log_probs(
-        plan,
+    padding = 0 if plan.mesh is None else -n % logical_axes.size(plan.mesh, logical_axes.ROWS)
+    inputs = _Inputs(
         jnp.pad(hidden, ((0, padding), (0, 0))),
         jnp.asarray(head),
         jnp.pad(targets, (0, padding)),
         jnp.pad(jnp.broadcast_to(jnp.asarray(temperature, dtype), (n,)), (0, padding), constant_values=1),
     )
+    log_probs, entropy = _log_probs(plan, inputs)
     return log_probs[:n], entropy[:n]
 
 
-class _Plan(NamedTuple):
-    """What is known at compile time."""
+class _Inputs(NamedTuple):
+    """What log-probabilities are computed from, on a mesh or of one device: [N D], [V D], [N] and [N]."""
 
-    token_block: int
-    vocab_block: int
-    mesh: Mesh | None
+    hidden: Array
+    head: Array
+    targets: Array
+    temperature: Array
 
 
 class _Logits(NamedTuple):
@@ -88,34 +99,31 @@ class _Logits(NamedTuple):
     entropy: Array
 
 
-def _values(plan: _Plan, hidden: Array, head: Array, targets: Array, temperature: Array) -> tuple[Any, Any]:
-    return _forward(plan, hidden, head, targets, temperature)[0]
+def _values(plan: Plan, inputs: _Inputs) -> tuple[Array, Array]:
+    return _forward(plan, inputs)[0]
 
 
-def _forward(
-    plan: _Plan, hidden: Array, head: Array, targets: Array, temperature: Array
-) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-    chosen, logits = _on_mesh(plan, _local_forward, (_TOKENS, _TOKENS))(hidden, head, targets, temperature)
-    return (chosen, logits.entropy), (hidden, head, targets, temperature, logits)
+def _forward(plan: Plan, inputs: _Inputs) -> tuple[tuple[Array, Array], tuple[_Inputs, _Logits]]:
+    chosen, logits = _on_mesh(plan, _local_forward, (_TOKENS, _TOKENS))(inputs)
+    return (chosen, logits.entropy), (inputs, logits)
 
 
-def _backward(plan: _Plan, kept: tuple[Any, ...], slopes: tuple[Array, Array]) -> tuple[Any, ...]:
-    hidden, head, targets, temperature, logits = kept
+def _backward(plan: Plan, kept: tuple[_Inputs, _Logits], slopes: tuple[Array, Array]) -> tuple[tuple[Any, ...]]:
     local = _on_mesh(plan, _local_backward, (_STATES, _HEAD, _TOKENS))
-    hidden_slope, head_slope, temperature_slope = local(hidden, head, targets, temperature, logits, slopes)
-    return hidden_slope, head_slope, None, temperature_slope
+    hidden_slope, head_slope, temperature_slope = local(*kept, slopes)
+    return (_Inputs._make((hidden_slope, head_slope, None, temperature_slope)),)
 
 
-def _on_mesh(plan: _Plan, local: Callable[..., Any], out_specs: tuple[P, ...]) -> Callable[..., Any]:
-    """Runs `local(plan, hidden, head, targets, temperature, ...)`, on every device with its own parts of them."""
+def _on_mesh(plan: Plan, local: Callable[..., Any], out_specs: tuple[P, ...]) -> Callable[..., Any]:
+    """Runs `local(plan, inputs, ...)`, on every device with its own parts; arrays after `inputs` are [N]."""
     local = functools.partial(local, plan)
     if plan.mesh is None:
         return local
 
-    def everywhere(*arrays: Any) -> Any:
-        in_specs = (_STATES, _HEAD, *(_TOKENS for _ in arrays[2:]))
+    def everywhere(*arguments: Any) -> Any:
+        in_specs = (_Inputs._make((_STATES, _HEAD, _TOKENS, _TOKENS)), *(_TOKENS for _ in arguments[1:]))
         # Unchecked: the loops' first values, zeros, would have to be declared as different on every device.
-        return jax.shard_map(local, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
+        return jax.shard_map(local, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
 
     return everywhere
 
@@ -124,16 +132,15 @@ _log_probs = jax.custom_vjp(_values, nondiff_argnums=(0,))
 _log_probs.defvjp(_forward, _backward)
 
 
-def _local_forward(
-    plan: _Plan, hidden: Array, head: Array, targets: Array, temperature: Array
-) -> tuple[Array, _Logits]:
+def _local_forward(plan: Plan, inputs: _Inputs) -> tuple[Array, _Logits]:
     """Log-probabilities of one device's tokens, and what the backward pass needs; sums over words cross the mesh."""
+    hidden, head, targets, temperature = inputs
     tokens, words = _Blocks.of(len(hidden), plan.token_block), _Blocks.of(len(head), plan.vocab_block)
     targets = _local_targets(plan, targets, len(head))
     dtype = temperature.dtype
 
     def add_words(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        weights = _weights(plan, words, i, head)
+        weights = _weights(plan, words, i, head=head)
 
         def add_tokens(j: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             # Relative to the largest logit so far: sum of exp, of exp × logit, and the target's logit itself.
@@ -172,13 +179,7 @@ def _local_forward(
 
 
 def _local_backward(
-    plan: _Plan,
-    hidden: Array,
-    head: Array,
-    targets: Array,
-    temperature: Array,
-    logits: _Logits,
-    slopes: tuple[Array, Array],
+    plan: Plan, inputs: _Inputs, logits: _Logits, slopes: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:
     """Gradients of one device's hidden states, head slice and temperatures.
 
@@ -186,6 +187,7 @@ def _local_backward(
     is added up in float32 without a float32 copy of the head. What is carried along, [N, D] for the hidden states, is
     smaller than the head wherever N < V.
     """
+    hidden, head, targets, temperature = inputs
     tokens, words = _Blocks.of(len(hidden), plan.token_block), _Blocks.of(len(head), plan.vocab_block)
     targets = _local_targets(plan, targets, len(head))
     dtype = temperature.dtype
@@ -193,7 +195,7 @@ def _local_backward(
 
     def add_words(i: Array, slopes_so_far: tuple[Array, Array]) -> tuple[Array, Array]:
         hidden_slope, head_slope = slopes_so_far
-        weights = _weights(plan, words, i, head)
+        weights = _weights(plan, words, i, head=head)
         # What an earlier block has done: these words' gradient is written again, but the states' must not grow again.
         new_weights = jnp.where(words.is_new(i)[:, None], weights, 0)
 
@@ -274,12 +276,12 @@ def _is_target(words: _Blocks, i: Array, targets: Array) -> Array:
     return targets[:, None] == words.start(i) + jnp.arange(words.size)[None]
 
 
-def _local_targets(plan: _Plan, targets: Array, size: int) -> Array:
+def _local_targets(plan: Plan, targets: Array, size: int) -> Array:
     """Targets as rows of this device's slice of the head; outside [0, size) where another device has the row."""
     return targets if plan.mesh is None else targets - lax.axis_index(_VOCAB) * size
 
 
-def _weights(plan: _Plan, words: _Blocks, i: Array, head: Array) -> Array:
+def _weights(plan: Plan, words: _Blocks, i: Array, *, head: Array) -> Array:
     """The head's rows of block i, in full width; gathered block by block, so that no device ever holds more."""
     weights = _read(words, i, head)
     return weights if plan.mesh is None else lax.all_gather(weights, _EMBED, axis=1, tiled=True)

@@ -128,7 +128,7 @@ def response_log_probs(
         head.astype(states.dtype),
         batch.response.reshape(-1),
         temperature=temperature,
-        mesh=options.compute.mesh,
+        plan=log_probs.Plan(mesh=options.compute.mesh),
     )
     return chosen.reshape(rows, width), entropy.reshape(rows, width)
 

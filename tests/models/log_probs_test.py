@@ -36,8 +36,10 @@ def random_case(n, width=D, vocab=V, seed=0):
 def with_slopes(function, **settings):
     """Both results, and the gradients of a random combination of them by hidden, head and temperature."""
 
+    more = {"plan": log_probs.Plan(**settings)} if settings else {}
+
     def combination(hidden, head, temperature, targets):
-        parts = function(hidden, head, targets, temperature=temperature, **settings)
+        parts = function(hidden, head, targets, temperature=temperature, **more)
         weights = np.random.default_rng(1).normal(size=(2, len(targets))).astype(np.float32)
         return sum((w * part).sum() for w, part in zip(weights, parts, strict=True)), parts
 
@@ -120,7 +122,7 @@ def test_no_tokens():
 def test_probabilities_sum_to_one():
     hidden, head, _ = random_case(1)
     got, entropy = log_probs.token_log_probs(
-        np.repeat(hidden, V, axis=0), head, np.arange(V), temperature=1.0, vocab_block=4
+        np.repeat(hidden, V, axis=0), head, np.arange(V), temperature=1.0, plan=log_probs.Plan(vocab_block=4)
     )
     np.testing.assert_allclose(np.exp(got).sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(entropy, -(np.exp(got) * got).sum(), rtol=1e-5)
@@ -155,7 +157,7 @@ def test_gradients_agree_with_differences_in_float64():
 
         def function(hidden, head, temperature):
             return log_probs.token_log_probs(
-                hidden, head, targets, temperature=temperature, token_block=2, vocab_block=4
+                hidden, head, targets, temperature=temperature, plan=log_probs.Plan(token_block=2, vocab_block=4)
             )
 
         assert function(hidden, head, temperature)[0].dtype == jnp.float64
@@ -178,7 +180,7 @@ def compiled(mesh, shape, dtype=jnp.float32, **settings):
 
     def combination(hidden, head, targets, temperature):
         chosen, entropy = log_probs.token_log_probs(
-            hidden, head, targets, temperature=temperature, mesh=mesh, **settings
+            hidden, head, targets, temperature=temperature, plan=log_probs.Plan(mesh=mesh, **settings)
         )
         return (jnp.cos(jnp.arange(n)) * chosen + entropy).sum()
 

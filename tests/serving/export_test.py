@@ -152,7 +152,7 @@ def test_a_base_that_is_nowhere_comes_along(merged, tmp_path):
 def test_a_failed_export_leaves_nothing(merged, monkeypatch):
     workdir, config, _, _ = merged
     changed = config_lib.changed(config, {"export.folder": str(workdir / "other" / "export")})
-    monkeypatch.setattr(model_card, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(model_card, "write", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.run(changed, workdir)
     assert list((workdir / "other").iterdir()) == []
