@@ -162,9 +162,9 @@ def test_uses_are_noted_in_the_end(tmp_path, monkeypatch):
 
 WRITER = """
 import pathlib, sys
-from finemem_jax.clients.reply_cache import Answers
+from finemem_jax.clients.reply_cache import ReplyCache
 path, name, count = pathlib.Path(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3])
-file = Answers(path, 10**9)
+file = ReplyCache(path, 10**9)
 for i in range(count):
     file.put({b"%s %d" % (name, i): f"{i}", b"shared %d" % i: f"{i}"})
     assert file.get(b"shared %d" % i) == f"{i}"

@@ -207,7 +207,7 @@ def test_what_was_asked_in_another_run_is_not_asked_again(tmp_path, on_servers):
 
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "answers.sqlite").write_text("text " * 1000)
-    with pytest.raises(ValueError, match="no file of answers"):
+    with pytest.raises(ValueError, match="cannot be used as a file of replies"):
         build.build(config(), tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_it_does_what_evaluation_does(smoke):
     question = Question("Which ship came with tea?", ("0",))
     stream = Stream("s", "test", tuple(map(Chunk, pieces)), (question,))
     (trajectory,) = evaluate.run([stream], options, parts.players, key=(0,))
-    with agent.MemoryAgent(parts, options) as made:
+    with agent.MemoryAgent(parts.players, options) as made:
         seen = [made.observe(piece) for piece in pieces]
         reply = made.ask(question.text)
         assert made.memory() == trajectory.steps[-1].memory.items
@@ -112,7 +112,7 @@ def test_who_else_calls_makes_no_difference(smoke):
             made.observe(f"On day {day} ship {i} came into the harbour with tea.", f"user {i}")
             made.ask("Which ship came?", f"user {i}")
 
-    with agent.MemoryAgent(parts, options) as alone, agent.MemoryAgent(parts, options) as crowded:
+    with agent.MemoryAgent(parts.players, options) as alone, agent.MemoryAgent(parts.players, options) as crowded:
         for i in range(6):
             life(alone, i)
         assert together(6, lambda i: life(crowded, i)) == [None] * 6
@@ -293,12 +293,12 @@ def test_a_question_does_not_wait_for_another_s_text():
             made.ask("Which ship came?", "b")
             done.append("question")
 
-        def decode_and_ask(*arguments):
+        def decode_and_ask(*arguments, **keywords):
             if not asking:
                 asking.append(threading.Thread(target=ask))
                 asking[0].start()
                 wait_until(made._calls.is_wanted)
-            return decode(*arguments)
+            return decode(*arguments, **keywords)
 
         engine.decode = decode_and_ask
         made.observe("Ship 1 came into the harbour with tea.", "a")

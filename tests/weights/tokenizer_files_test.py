@@ -199,7 +199,7 @@ def _write(folder, name, fields):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", "{", r"tokenizer\.json is not JSON .*fetch it again"),
+        ("tokenizer.json", "{", r"tokenizer\.json cannot be read as JSON .*fetch it again"),
         (
             "tokenizer.json",
             {"model": {"type": "Unigram"}},
