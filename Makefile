@@ -1,5 +1,6 @@
 # make run    set up, and train SmolLM2-135M on synthetic streams: about 10 minutes on 2 cores
 # make test   set up, and run the tests
+# make test-all   the same, and those that take minutes each (an hour or more)
 # make lint   ruff and pyright
 # Another Python: make test PYTHON=python3.12
 
@@ -11,13 +12,16 @@ BIN := $(VENV)/bin
 # glibc keeps memory that is freed, instead of asking the kernel for fresh pages at every step; others ignore these.
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
 
-.PHONY: run test lint setup clean
+.PHONY: run test test-all lint setup clean
 
 run: setup
 	$(KEEP_MEMORY) $(BIN)/python -m finemem_jax.main --config=experiments/smollm2_135m.py --workdir=$(WORKDIR)
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+
+test-all: setup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow' tests
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
