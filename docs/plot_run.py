@@ -1,4 +1,4 @@
-"""Draws the curves of a run, as BUILD_NOTES.md shows them: PYTHONPATH=. python docs/plot_run.py WORKDIR OUT.png"""
+"""Draws the curves of a run, as the training notes show them: PYTHONPATH=. python docs/plot_run.py WORKDIR OUT.png"""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Lays a sweep of credit rules out as the Markdown table of BUILD_NOTES.md, from its trajectories and metrics alone.
+"""Lays a sweep of credit rules out as the table of the notes on rules, from its trajectories and metrics alone.
 
 python -m finemem_jax.main --config=experiments/ablations.py:smoke,steps=30 --workdir=DIR --mode=sweep
 python docs/rules_table.py DIR

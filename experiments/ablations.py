@@ -7,7 +7,7 @@ of evaluation and start-up, for each of the fourteen members; rules that ask the
 "step_gain", "cited", "mem_alpha") take longer. Ctrl-C saves, and the same command goes on.
 Expected: members agree exactly before training, for they start from the same weights, but for type_weight and mem_alpha
 (another memory layout) and cited (its reader is asked to cite). What they differ by after ten steps has not been
-measured yet; the table's standard errors say what it is worth. BUILD_NOTES.md has the smoke table.
+measured yet; the table's standard errors say what it is worth. docs/notes/rules.md has the smoke table.
 
     --config=experiments/ablations.py:smoke                     the smoke test's model and sizes: minutes for all
     --config=experiments/ablations.py:steps=100                 all members, longer

@@ -3,7 +3,7 @@
     python -m finemem_jax.main --config=experiments/llama32_3b.py --mode=plan --topology=v5e:4x4
     python -m finemem_jax.main --config=experiments/llama32_3b.py --workdir=runs/llama32_3b
 
-Hardware: 16 chips of TPU v5e (4x4), planned by ahead-of-time compilation (BUILD_NOTES.md has the table); the run itself
+Hardware: 16 chips of TPU v5e (4x4), planned by compiling ahead of time (table in docs/notes/plans.md); the run itself
 has not been made.
 Time: not measured.
 Expected: the paper reports gains for this backbone too; its figures are not known to us.

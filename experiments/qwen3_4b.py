@@ -12,7 +12,7 @@ servers make them); without them, leave out "streams", and chunks earn nothing o
 beside the published rows. All fetch Memalpha from the Hub; --config.data.source_dir names a folder instead.
 
 Hardware: 16 chips of TPU v5e (4x4), or 8 of v5p (2x2x2, with --config.mesh.tensor=1 and
---config.train.groups_per_microbatch=8). Both are planned, by ahead-of-time compilation (BUILD_NOTES.md has the tables);
+--config.train.groups_per_microbatch=8). Both are planned, by compiling ahead of time (tables in docs/notes/plans.md);
 the run itself has not been made.
 Time: not measured. By the plan's roofline a training step takes at least 183 s for the update and 440 s for responses
 of full length on v5e:4x4; the reader comes on top.

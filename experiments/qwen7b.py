@@ -3,7 +3,7 @@
     python -m finemem_jax.main --config=experiments/qwen7b.py --mode=plan --topology=v5e:8x8
     python -m finemem_jax.main --config=experiments/qwen7b.py --workdir=runs/qwen7b
 
-Hardware: 64 chips of TPU v5e (8x8), planned by ahead-of-time compilation (BUILD_NOTES.md has the table); the run itself
+Hardware: 64 chips of TPU v5e (8x8), planned by compiling ahead of time (table in docs/notes/plans.md); the run itself
 has not been made.
 Time: not measured.
 Expected: nothing published to compare with.

@@ -6,7 +6,7 @@ Hardware: 2 CPU cores, 8 GB of memory; no GPU. This is what `make run` runs.
 Time: about 8 minutes after set-up, and less than 12 on slower machines: `train.stop_after_seconds` ends the training
 early (on two such cores after five or six of the ten steps).
 Expected: valid operations rise far beyond their standard error; in so few steps the scores move within theirs
-(BUILD_NOTES.md has the figures).
+(docs/notes/training_runs.md has the figures).
 
     --config=experiments/smollm2_135m.py:long     an hour or two on the same machine, with up to 10 GB of memory
     --config=experiments/smollm2_135m.py:smoke    the smoke test's model and sizes: seconds

@@ -8,7 +8,7 @@ that holds a trained run of SmolLM2, add ",checkpoint" to evaluate.methods, and 
 
 Hardware: 2 CPU cores, 8 GB of memory; no GPU.
 Time: about three quarters of an hour there; it can be stopped, and goes on where it was.
-Expected: at this size all scores are low; BUILD_NOTES.md has the table, and what it says.
+Expected: at this size all scores are low; docs/notes/training_runs.md has the table, and what it says.
 
     --config=experiments/smollm2_benchmarks.py:books    whole stories (SQuALITY) in place of these
     --config=experiments/smollm2_benchmarks.py:smoke    the smoke test's model and sizes: seconds

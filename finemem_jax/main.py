@@ -160,9 +160,9 @@ def _evaluate(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack
     checkpoint.check(workdir, config)
     benchmark.check(config, workdir)
     benchmarks = benchmark.load(config)
-    parts = _build(config, workdir, stack)
+    components = _build(config, workdir, stack)
     checkpoint.claim(workdir, config)
-    return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, parts, benchmarks=benchmarks))
+    return lambda: _stop_on_bad_input(lambda: benchmark.run(config, workdir, components, benchmarks=benchmarks))
 
 
 def _follow(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:
@@ -172,10 +172,10 @@ def _follow(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) 
 
     checkpoint.check(workdir, config)
     follow.check(config)
-    parts = _build(config, workdir, stack)
-    step = build.use_checkpoint(parts, workdir) if checkpoint.newest(workdir) is not None else 0
+    components = _build(config, workdir, stack)
+    step = build.use_checkpoint(components, workdir) if checkpoint.newest(workdir) is not None else 0
     checkpoint.claim(workdir, config)
-    return lambda: _stop_on_bad_input(lambda: follow.run(config, workdir, parts, step=step))
+    return lambda: _stop_on_bad_input(lambda: follow.run(config, workdir, components, step=step))
 
 
 def _questions(config: Config, workdir: pathlib.Path, stack: contextlib.ExitStack) -> Work:

@@ -107,7 +107,7 @@ class StreamSpec:
         style: "plain" (texts as they are) or "memalpha" (gathered and framed as Mem-alpha's streams are); builders that
             know one style only take no notice.
         chunking: How running text is cut into chunks: "fixed", "sentence" or "adaptive" (see data/_chunking.py).
-        rules: How published data sets are scored, "ours", "published" or "published_training" (see `source_rules`).
+        rules: How published data sets are scored: "ours", "published", "published_training" (see `dataset_metrics`).
     """
 
     split: str

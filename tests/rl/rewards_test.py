@@ -81,7 +81,7 @@ def test_types_and_actions_are_numbered():
     core, fact, event = (item(memory_type=name, item_id=i) for i, name in enumerate(("core", "semantic", "episodic")))
     outcomes = [inserted(memory_type="episodic"), deleted(fact), MALFORMED, small.updated(core, "x")]
     got = rewards.to_arrays([[trajectory([step(outcomes, [answer(1.0, [event, core])])])]], len)
-    # Types: flat, core, semantic, episodic. Actions as `episode.Action` lists them: INSERT, UPDATE, DELETE, SKIP.
+    # Types: flat, core, semantic, episodic. Actions as `types.Action` lists them: INSERT, UPDATE, DELETE, SKIP.
     np.testing.assert_array_equal(got.operation_type[0, 0, 0], [3, 2, 0, 1])
     np.testing.assert_array_equal(got.operation_action[0, 0, 0], [0, 2, 0, 1])
     np.testing.assert_array_equal(got.chunk_type[0, 0, 0], [[3, 1]])
