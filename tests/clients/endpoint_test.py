@@ -212,7 +212,10 @@ def test_one_that_cannot_be_answered_leaves_the_others():
         server.refuses = "question 3"
         request_ids = {client.submit(chat(f"question {i}")): i for i in range(6)}
         replies, errors = {}, 0
-        while len(replies) < 5:
+        # The refusal may come last; with nothing left to come, `collect` returns at once.
+        for _ in range(100):
+            if len(replies) + errors == 6:
+                break
             try:
                 replies |= {request_ids[request_id]: reply for request_id, reply in client.collect()}
             except EndpointError:
